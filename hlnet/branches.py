@@ -1,0 +1,219 @@
+"""One level of branches on stacked weights, and the leaves' logits.
+
+Notable here: every parameter carries the node as its first dimension, in tree order, so that an expert is a choice of
+rows. A level runs one *family* (the children of one parent) at a time: what siblings share is one dense convolution on
+their common input, what each has alone is one grouped convolution. There is no loop over nodes.
+
+Each stacked tensor is split into families once per forward pass. (Slicing it family by family would make autograd fill
+one full-size gradient for each slice.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Block = Literal["bottleneck", "convnext"]
+Family = dict[str, Tensor]  # the rows of one parent's children, of every stacked tensor of a level
+
+
+class BranchLevel(nn.Module):
+    """The blocks of all nodes of one level; subclasses define the block.
+
+    Args:
+        sibling_counts: how many children each parent has, in tree order.
+        in_channels: channels of a parent's output.
+        width: the block's width (paper, Table 1).
+        stride: of the block.
+    """
+
+    out_channels: int
+
+    def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.sibling_counts = sibling_counts
+        self.in_channels, self.width, self.stride = in_channels, width, stride
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes of this level."""
+        return sum(self.sibling_counts)
+
+    def families(self) -> list[Family]:
+        """The rows of each parent's children, one split per stacked tensor."""
+        tensors = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
+        parts = {name: tensor.split(self.sibling_counts) for name, tensor in tensors.items()}
+        return [{name: rows[parent] for name, rows in parts.items()} for parent in range(len(self.sibling_counts))]
+
+    def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
+        """All children of one parent.
+
+        Args:
+            x: the parent's output, ``[B, in_channels, H, W]``.
+            family: the children's rows.
+            gain: ``[B, m]``, one factor per image and child on the input of the block's last convolution.
+
+        Returns:
+            ``[B, m, out_channels, H', W']`` for ``m`` children.
+        """
+        raise NotImplementedError
+
+    def stack(self, name: str, *shape: int, init: float | None = None) -> None:
+        """Add a parameter ``[nodes, *shape]``, constant where ``init`` is given."""
+        values = torch.empty(self.nodes, *shape)
+        self.register_parameter(name, nn.Parameter(values if init is None else values.fill_(init)))
+
+
+class BottleneckLevel(BranchLevel):
+    """ResNet bottlenecks: 1x1 to ``width``, 3x3 with the stride, 1x1 to ``4 * width``, and a projected shortcut.
+
+    The block of the paper's PHL and N3HL (Table 1), as in timm's ``Bottleneck``.
+
+    Example:
+        >>> level = BottleneckLevel((2, 1), in_channels=8, width=4, stride=2)
+        >>> level(torch.zeros(1, 8, 14, 14), level.families()[0], None).shape
+        torch.Size([1, 2, 16, 7, 7])
+    """
+
+    expansion = 4
+    eps, momentum = 1e-5, 0.1
+
+    def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
+        super().__init__(sibling_counts, in_channels, width, stride)
+        self.out_channels = self.expansion * width
+        convs = {
+            "conv1": (width, in_channels, 1, 1),
+            "conv2": (width, width, 3, 3),
+            "conv3": (self.out_channels, width, 1, 1),
+            "shortcut": (self.out_channels, in_channels, 1, 1),
+        }
+        for name, shape in convs.items():
+            self.stack(f"{name}_weight", *shape)
+            fan_out = shape[0] * shape[2] * shape[3]
+            nn.init.normal_(getattr(self, f"{name}_weight"), std=math.sqrt(2 / fan_out))  # as timm's ResNet
+            # Zero for the last one: each block starts as its shortcut (timm's zero_init_last).
+            self.stack(f"{name}_bn_weight", shape[0], init=0.0 if name == "conv3" else 1.0)
+            self.stack(f"{name}_bn_bias", shape[0], init=0.0)
+            self.register_buffer(f"{name}_bn_mean", torch.zeros(self.nodes, shape[0]))
+            self.register_buffer(f"{name}_bn_var", torch.ones(self.nodes, shape[0]))
+
+    def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
+        children = family["conv1_weight"].shape[0]
+        h = F.relu(self._conv_bn("conv1", x, family))
+        h = F.relu(self._conv_bn("conv2", h, family, self.stride, padding=1, groups=children))
+        if gain is not None:
+            h = h * gain.repeat_interleave(self.width, dim=1)[:, :, None, None]
+        h = self._conv_bn("conv3", h, family, groups=children)
+        h = F.relu(h + self._conv_bn("shortcut", x, family, self.stride))
+        return h.unflatten(1, (children, self.out_channels))
+
+    def _conv_bn(
+        self, name: str, x: Tensor, family: Family, stride: int = 1, padding: int = 0, groups: int = 1
+    ) -> Tensor:
+        x = F.conv2d(x, family[f"{name}_weight"].flatten(0, 1), None, stride, padding, groups=groups)
+        mean, var, weight, bias = (family[f"{name}_bn_{part}"].flatten() for part in ("mean", "var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+
+
+class ConvNeXtLevel(BranchLevel):
+    """ConvNeXt V2 stages of depth 1: LayerNorm and a convolution to ``width``, then one block with GRN.
+
+    The block of the paper's N3HLCNXV2, as in timm's ``ConvNeXtStage(depth=1, use_grn=True, ls_init_value=1.0)``. The
+    gain acts on the input of the second pointwise convolution, the block's last.
+
+    Example:
+        >>> level = ConvNeXtLevel((2, 1), in_channels=8, width=4, stride=2)
+        >>> level(torch.zeros(1, 8, 14, 14), level.families()[0], None).shape
+        torch.Size([1, 2, 4, 7, 7])
+    """
+
+    eps = 1e-6
+
+    def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
+        super().__init__(sibling_counts, in_channels, width, stride)
+        self.out_channels = width
+        kernel = 1 if stride == 1 else 2
+        self.stack("norm_in_weight", in_channels, init=1.0)
+        self.stack("norm_in_bias", in_channels, init=0.0)
+        self.stack("conv_in_weight", width, in_channels, kernel, kernel)
+        self.stack("conv_in_bias", width, init=0.0)
+        self.stack("conv_dw_weight", width, 1, 7, 7)
+        self.stack("conv_dw_bias", width, init=0.0)
+        self.stack("norm_weight", width, init=1.0)
+        self.stack("norm_bias", width, init=0.0)
+        self.stack("fc1_weight", 4 * width, width, 1, 1)
+        self.stack("fc1_bias", 4 * width, init=0.0)
+        self.stack("grn_weight", 4 * width, init=0.0)
+        self.stack("grn_bias", 4 * width, init=0.0)
+        self.stack("fc2_weight", width, 4 * width, 1, 1)
+        self.stack("fc2_bias", width, init=0.0)
+        self.stack("scale", width, init=1.0)
+        for name in ("conv_in", "conv_dw", "fc1", "fc2"):
+            nn.init.trunc_normal_(getattr(self, f"{name}_weight"), std=0.02)  # as timm's ConvNeXt
+
+    def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
+        children = family["scale"].shape[0]
+        # Siblings share one normalised input: each one's scale and shift go into its own convolution, which is linear.
+        kernels = family["conv_in_weight"] * family["norm_in_weight"][:, None, :, None, None]
+        shift = torch.einsum("noikl,ni->no", family["conv_in_weight"], family["norm_in_bias"])
+        normal = F.layer_norm(x.permute(0, 2, 3, 1), (self.in_channels,), eps=self.eps).permute(0, 3, 1, 2)
+        x = F.conv2d(normal, kernels.flatten(0, 1), (shift + family["conv_in_bias"]).flatten(), self.stride)
+
+        h = self._grouped("conv_dw", x, family, padding=3, groups=children * self.width)
+        h = h.unflatten(1, (children, self.width)).movedim(2, -1)  # [B, m, H, W, width]
+        h = F.layer_norm(h, (self.width,), eps=self.eps)
+        h = h * family["norm_weight"][:, None, None, :] + family["norm_bias"][:, None, None, :]
+        h = F.gelu(self._grouped("fc1", h.movedim(-1, 2).flatten(1, 2), family, groups=children))
+        h = self._response_norm(h.unflatten(1, (children, -1)), family)
+        if gain is not None:
+            h = h * gain[:, :, None, None, None]
+        h = self._grouped("fc2", h.flatten(1, 2), family, groups=children)
+        h = x + h * family["scale"].flatten()[:, None, None]
+        return h.unflatten(1, (children, self.width))
+
+    def _grouped(self, name: str, x: Tensor, family: Family, padding: int = 0, groups: int = 1) -> Tensor:
+        weight, bias = family[f"{name}_weight"].flatten(0, 1), family[f"{name}_bias"].flatten()
+        return F.conv2d(x, weight, bias, padding=padding, groups=groups)
+
+    def _response_norm(self, h: Tensor, family: Family) -> Tensor:
+        """Global response normalisation (ConvNeXt V2) of ``[B, m, C, H, W]``, over the pixels of each channel."""
+        norm = h.norm(p=2, dim=(3, 4), keepdim=True)
+        relative = norm / (norm.mean(dim=2, keepdim=True) + self.eps)
+        weight, bias = family["grn_weight"][:, :, None, None], family["grn_bias"][:, :, None, None]
+        return h + weight * (h * relative) + bias
+
+
+class Leaves(nn.Module):
+    """One logit per class from its leaf's pooled features: ``Linear(channels, 1)`` for each, stacked.
+
+    Args:
+        classes: number of classes, k.
+        channels: of a leaf's output, C.
+        norm: normalise the pooled features first, as ConvNeXt's head does.
+
+    Shape:
+        ``[B, k, C]`` to ``[B, k]``.
+    """
+
+    def __init__(self, classes: int, channels: int, norm: bool) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(channels)
+        self.weight = nn.Parameter(torch.empty(classes, channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.norm_weight = nn.Parameter(torch.ones(classes, channels)) if norm else None
+        self.norm_bias = nn.Parameter(torch.zeros(classes, channels)) if norm else None
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        if self.norm_weight is not None and self.norm_bias is not None:
+            normal = F.layer_norm(pooled, pooled.shape[-1:], eps=ConvNeXtLevel.eps)
+            pooled = normal * self.norm_weight + self.norm_bias
+        # A batched product with one column a class, rather than multiply and sum: counters of operations see it.
+        logits = torch.bmm(pooled.transpose(0, 1), self.weight.unsqueeze(-1))
+        return logits.squeeze(-1).t() + self.bias
+
+
+LEVELS: dict[Block, type[BranchLevel]] = {"bottleneck": BottleneckLevel, "convnext": ConvNeXtLevel}

@@ -1,0 +1,67 @@
+"""Every error that hlnet raises on purpose.
+
+    HlnetError (a ValueError)
+    ├── UsageError            what was asked for cannot be meant        exit code 2
+    │   ├── SelectionError    a class or node that the tree does not have
+    │   └── BackboneError     a backbone that timm lacks or that cannot be split
+    └── RunError              the request was fine, the material was not  exit code 1
+        ├── TreeError         a class tree that is not one
+        ├── CheckpointError   a file that is damaged, foreign or too new
+        └── DataError         images or labels that do not fit
+
+A message is one line: the thing, the value, what was expected, and the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HlnetError(ValueError):
+    """Base of all errors meant for the user; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(HlnetError):
+    """The request itself is wrong: an option, a name, a combination."""
+
+    exit_code = 2
+
+
+class SelectionError(UsageError):
+    """A selection names classes or nodes that the tree does not have."""
+
+
+class BackboneError(UsageError):
+    """timm has no such backbone, or it gives no spatial map to branch from."""
+
+
+class RunError(HlnetError):
+    """The run failed although the request made sense."""
+
+
+class TreeError(RunError):
+    """The class tree is not a tree, or breaks a rule of class trees."""
+
+
+class CheckpointError(RunError):
+    """The model file is damaged, not ours, or written by a newer version."""
+
+
+class DataError(RunError):
+    """The images or labels cannot be read, or do not fit the tree."""
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """``" Did you mean 'tabby' or 'tiger'?"``, or nothing when no known name comes near.
+
+    >>> did_you_mean("taby", ["tabby", "siamese"])
+    " Did you mean 'tabby'?"
+    """
+    by_lowercase = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(name.lower(), by_lowercase, n=limit, cutoff=0.6)
+    if not near:
+        return ""
+    return " Did you mean " + " or ".join(f"'{by_lowercase[word]}'" for word in near) + "?"

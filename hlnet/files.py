@@ -1,0 +1,45 @@
+"""Writing files so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hlnet.errors import RunError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes ``path``'s place in one step.
+
+    On any error the temporary file is removed and whatever stood at ``path`` stays as it was.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with replacing(target) as draft:
+    ...     _ = draft.write_text("whole")
+    >>> target.read_text()
+    'whole'
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise RunError(f"cannot write '{target}': it is a folder; give a file name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    except OSError as error:
+        raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+        # mkstemp makes the file private; give it the mode that open() would have.
+        umask = os.umask(0)
+        os.umask(umask)
+        draft.chmod(0o666 & ~umask)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""The network: a trunk, and a tree of branches that ends in one logit per class.
+
+Notable here: there is one network class. PHL is the tree in which every class has a private chain, N3HL the tree whose
+classes share, an expert the tree cut down to some classes; the weights are the matching rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from hlnet.branches import LEVELS, Block, Family, Leaves
+from hlnet.errors import UsageError
+from hlnet.tree import ClassTree
+from hlnet.trunk import InputTransform, Trunk
+
+
+class NetworkConfig(BaseModel):
+    """Everything that defines a network's shape besides its tree.
+
+    Attributes:
+        backbone: the timm model whose early stages are the trunk.
+        split_point: the trunk's last stage (see :class:`Trunk`); ``None`` drops the backbone's last stage.
+        block: ``"bottleneck"`` (ResNet) or ``"convnext"``.
+        widths: of the blocks, level by level (paper, Table 1).
+        strides: of the blocks, level by level.
+        backbone_args: further arguments of ``timm.create_model``.
+
+    Raises:
+        pydantic.ValidationError: a ValueError, if widths and strides do not match or are not positive.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    split_point: int | None = None
+    block: Block = "bottleneck"
+    widths: tuple[PositiveInt, ...] = (128, 64, 32)
+    strides: tuple[PositiveInt, ...] = (1, 1, 2)
+    backbone_args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _levels_match(self) -> Self:
+        if len(self.widths) != len(self.strides):
+            raise ValueError(f"widths {self.widths} and strides {self.strides} must have one entry per level each")
+        return self
+
+
+class Provenance(BaseModel):
+    """Where a network's weights came from; travels inside the checkpoint.
+
+    Attributes:
+        recipe: the settings it was trained with.
+        metrics: what was measured of it when it was written.
+        parent_sha256: of the checkpoint that an expert was cut from.
+        attention_signal: the gain found to serve best, where one was sought.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    parent_sha256: str | None = None
+    attention_signal: float | None = None
+
+
+class BranchTree(nn.Module):
+    """All branches of a tree: features of the trunk in, one logit per class out.
+
+    Args:
+        tree: the class tree.
+        in_channels: channels of the trunk's output.
+        block, widths, strides: see :class:`NetworkConfig`.
+
+    Raises:
+        UsageError: if the tree has another number of levels than ``widths``.
+    """
+
+    def __init__(
+        self, tree: ClassTree, in_channels: int, block: Block, widths: tuple[int, ...], strides: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        if tree.num_levels != len(widths):
+            raise UsageError(
+                f"the tree has {tree.num_levels} level(s) but widths {widths} are for {len(widths)}: "
+                f"read the tree with levels={len(widths)} (hlnet build-tree --levels {len(widths)}), or give "
+                f"{tree.num_levels} widths and strides"
+            )
+        self.tree = tree
+        self.levels = nn.ModuleList()
+        for siblings, width, stride in zip(tree.sibling_counts, widths, strides, strict=True):
+            level = LEVELS[block](siblings, in_channels, width, stride)
+            self.levels.append(level)
+            in_channels = level.out_channels
+        self.leaves = Leaves(len(tree.classes), in_channels, norm=block == "convnext")
+        # Position of each parent's first child in the level below, for the walk in forward().
+        self._first_child = [list(accumulate(siblings, initial=0)) for siblings in tree.sibling_counts]
+
+    def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
+        """Logits of all classes, walking the tree depth first, one step per parent.
+
+        Args:
+            features: ``[B, C, H, W]`` from the trunk.
+            gains: see :meth:`HierarchicalNet.forward`.
+
+        Returns:
+            ``[B, classes]``, in the order of ``tree.classes``.
+        """
+        families = [level.families() for level in self.levels]
+        family_gains = self._split_gains(gains, len(features))
+        pooled = torch.cat(list(self._grow(features, 0, 0, families, family_gains)), dim=1)
+        logits: Tensor = self.leaves(pooled)
+        return logits
+
+    def _grow(
+        self, x: Tensor, depth: int, parent: int, families: list[list[Family]], gains: list[list[Tensor | None]]
+    ) -> Iterator[Tensor]:
+        """Pooled leaf features ``[B, m, C]`` below one parent, family by family."""
+        children: Tensor = self.levels[depth](x, families[depth][parent], gains[depth][parent])
+        if depth == len(self.levels) - 1:
+            yield F.adaptive_avg_pool2d(children.flatten(0, 1), 1).view(children.shape[:3])
+            return
+        for position, child in enumerate(children.unbind(1), start=self._first_child[depth][parent]):
+            yield from self._grow(child, depth + 1, position, families, gains)
+
+    def _split_gains(self, gains: Tensor | None, batch: int) -> list[list[Tensor | None]]:
+        siblings = self.tree.sibling_counts
+        if gains is None:
+            return [[None] * len(counts) for counts in siblings]
+        if gains.shape[-1:] != (self.tree.num_nodes,) or gains.dim() > 2 or (gains.dim() == 2 and len(gains) != batch):
+            raise UsageError(
+                f"gains must have shape [{self.tree.num_nodes}] or [{batch}, {self.tree.num_nodes}] "
+                f"(one per node, all levels), got {list(gains.shape)}"
+            )
+        by_level = gains.expand(batch, -1).split(self.tree.counts, dim=1)
+        return [list(level.split(counts, dim=1)) for level, counts in zip(by_level, siblings, strict=True)]
+
+
+class HierarchicalNet(nn.Module):
+    """A trunk and a tree of branches (Kelm et al., Sec. 3).
+
+    Args:
+        config: the network's shape.
+        tree: its classes.
+        pretrained: fetch timm's pretrained weights for the trunk.
+
+    Raises:
+        BackboneError: if the backbone is unknown or cannot be split.
+        UsageError: if the tree does not fit the config.
+
+    Example:
+        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
+        >>> net = HierarchicalNet(NetworkConfig(backbone="resnet18", widths=(8, 4), strides=(1, 2)), tree)
+        >>> net(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, config: NetworkConfig, tree: ClassTree, pretrained: bool = False) -> None:
+        super().__init__()
+        self.trunk = Trunk(config.backbone, config.split_point, pretrained, config.backbone_args)
+        self.head = BranchTree(tree, self.trunk.channels, config.block, config.widths, config.strides)
+        self.config = config.model_copy(update={"split_point": self.trunk.split_point})
+        self.transform: InputTransform = self.trunk.transform
+        self.provenance = Provenance()
+
+    @property
+    def tree(self) -> ClassTree:
+        """The class tree; ``tree.classes`` is the order of the logits."""
+        return self.head.tree
+
+    def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
+        """Logits, one per class; softmax over the classes present gives probabilities (Eq. 3, its sign mended).
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised as ``self.transform`` says.
+            gains: ``[B, tree.num_nodes]``, or ``[tree.num_nodes]`` for the whole batch: for each node, level by level,
+                the factor on the input of its block's last convolution (Sec. 4.4). 1 is neutral, more enhances, less
+                inhibits. Default: no cue.
+
+        Returns:
+            ``[B, classes]``, in the order of ``tree.classes``.
+
+        Raises:
+            UsageError: if ``gains`` has another shape.
+        """
+        logits: Tensor = self.head(self.trunk(images), gains)
+        return logits

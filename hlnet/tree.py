@@ -1,0 +1,342 @@
+"""The class tree: named nodes in levels below the trunk, whose leaves are the classes.
+
+Notable here: siblings always lie next to each other within their level, so that the weights of one family are one
+slice; all leaves lie on the last level, a class that ends early being *continued* by single-child nodes; and pruning
+is a choice of rows per level, which is all that cutting an expert needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hlnet.errors import SelectionError, TreeError
+
+MAX_LEVELS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of a class tree.
+
+    Attributes:
+        name: the last part of the path, ``"tabby"``.
+        path: all names from level 1 down, ``"animal/cat/tabby"``.
+        parent: position of the parent within the level above (0 for level 1, whose parent is the trunk).
+        continued: True where a class that ended at a level above only goes on to reach the last level; such a node
+            repeats the path of its class and counts in no hierarchical measure.
+        index: for a leaf, the class's original index (in the data set, or in the network that an expert is cut from).
+        id: an outside identifier, such as a WordNet id or a folder name.
+    """
+
+    name: str
+    path: str
+    parent: int
+    continued: bool = False
+    index: int | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassTree:
+    """An immutable, validated class tree. Build it with :meth:`from_nested`, :meth:`parallel` or ``read_tree``.
+
+    Attributes:
+        levels: the nodes of levels 1..L, level 1 nearest to the trunk; ``levels[-1]`` are the classes in the order of
+            the network's logits.
+
+    Raises:
+        TreeError: if the nodes break a rule (an unknown parent, siblings apart, a node without children, a name twice).
+
+    Example:
+        >>> tree = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "tool": ["saw"]})
+        >>> tree.counts, tree.classes
+        ((2, 3, 4), ('tabby', 'siamese', 'beagle', 'saw'))
+        >>> [node.path for node in tree.levels[1]]
+        ['animal/cat', 'animal/dog', 'tool/saw']
+        >>> tree.prune([0, 3]).counts
+        (2, 2, 2)
+    """
+
+    levels: tuple[tuple[Node, ...], ...]
+
+    # ------------------------------------------------------------------ building
+
+    @classmethod
+    def from_nested(cls, nested: Mapping[Any, Any] | Sequence[Any], levels: int | None = None) -> ClassTree:
+        """Build a tree from nested mappings.
+
+        A key is a node's name, its value what lies below: a mapping, or a list of class names. A class is a name in a
+        list, or a key whose value is empty (``{}`` or ``None``), a whole number (its original index) or a string (its
+        id, such as the name of its image folder). A plain list of class names is a tree of one level.
+
+        Args:
+            nested: the mapping or list.
+            levels: the number of levels, at least the depth of the mapping (the default). Classes that end early are
+                continued to the last level.
+
+        Raises:
+            TreeError: for an empty node, a doubled class or index, a cycle, a name that holds ``/``, or a value that is
+                none of the above.
+
+        Example:
+            >>> ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "chain saw": 491}, levels=3).counts
+            (2, 3, 3)
+        """
+        found = _flatten(nested)
+        depth = max(path.count("/") + 1 for path, *_ in found)
+        if levels is not None and levels < depth:
+            raise TreeError(f"the tree is {depth} levels deep, which does not fit levels={levels}; ask for {depth} or more")
+        indices = _indices([(path, index) for path, is_leaf, index, _ in found if is_leaf])
+        rows: list[list[Node]] = [[] for _ in range(levels or depth)]
+        for path, is_leaf, _, identifier in found:
+            *above, name = path.split("/")
+            parent = len(rows[len(above) - 1]) - 1 if above else 0
+            for level in range(len(above), len(rows) if is_leaf else len(above) + 1):
+                index = indices[path] if is_leaf and level == len(rows) - 1 else None
+                rows[level].append(Node(name, path, parent, level > len(above), index, identifier))
+                parent = len(rows[level]) - 1
+        return cls(tuple(map(tuple, rows)))
+
+    @classmethod
+    def parallel(cls, classes: Sequence[str], levels: int = 3) -> ClassTree:
+        """The tree of the paper's PHL (Sec. 3.1): every class has a private chain of ``levels`` blocks.
+
+        Example:
+            >>> ClassTree.parallel(["cat", "dog"], levels=3).counts
+            (2, 2, 2)
+        """
+        return cls.from_nested(list(classes), levels=levels)
+
+    @classmethod
+    def balanced(cls, counts: Sequence[int], classes: Sequence[str] | None = None) -> ClassTree:
+        """A tree with the given number of nodes at each level, children spread as evenly as they go.
+
+        Costs depend on the counts alone, so this stands in for a tree that is not at hand.
+
+        Args:
+            counts: nodes per level, for instance ``(6, 26, 100)``; must not decrease.
+            classes: names of the last level's nodes; default ``"class 0"``, ``"class 1"``, …
+
+        Example:
+            >>> ClassTree.balanced((1, 2, 5)).sibling_counts
+            ((1,), (2,), (3, 2))
+        """
+        counts = tuple(counts)
+        if not counts or counts[0] < 1 or any(a > b for a, b in zip(counts, counts[1:], strict=False)):
+            raise TreeError(f"node counts {counts} must be positive and not decrease from level to level, as in (6, 26, 100)")
+        if classes is not None and len(classes) != counts[-1]:
+            raise TreeError(f"{len(classes)} class names for {counts[-1]} classes; give one name a class")
+        rows: list[tuple[Node, ...]] = []
+        for level, count in enumerate(counts):
+            above = rows[-1] if rows else (Node("", "", 0),)
+            last = level == len(counts) - 1
+            row = []
+            for i in range(count):
+                # Parents in proportion: floor division hands each parent its fair, contiguous share.
+                parent = i * len(above) // count
+                name = (classes[i] if classes else f"class {i}") if last else f"group {level + 1}.{i}"
+                path = f"{above[parent].path}/{name}".lstrip("/")
+                row.append(Node(name, path, parent, index=i if last else None))
+            rows.append(tuple(row))
+        return cls(tuple(rows))
+
+    def __post_init__(self) -> None:
+        if not self.levels or not all(self.levels):
+            raise TreeError("a class tree needs at least one class")
+        above = 1
+        for number, row in enumerate(self.levels, start=1):
+            parents = [node.parent for node in row]
+            if parents != sorted(parents) or sorted(set(parents)) != list(range(above)):
+                raise TreeError(
+                    f"level {number}: siblings must lie next to each other and each of the {above} nodes above needs a child"
+                )
+            above = len(row)
+        _refuse_doubles("class", self.classes)
+        _refuse_doubles("original index", self.indices)
+        for row in self.levels:
+            _refuse_doubles("path", [node.path for node in row])
+        if any(node.index is None for node in self.levels[-1]):
+            raise TreeError("every class needs its original index")
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels, L."""
+        return len(self.levels)
+
+    @property
+    def leaves(self) -> tuple[Node, ...]:
+        """The nodes of the last level, in the order of the logits."""
+        return self.levels[-1]
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Nodes at each level, such as ``(6, 26, 100)``."""
+        return tuple(len(row) for row in self.levels)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Position of each level's first node when all nodes are numbered level by level; then the number of nodes."""
+        return tuple(sum(self.counts[:level]) for level in range(self.num_levels + 1))
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes at all levels together: the length of a vector of gains."""
+        return self.offsets[-1]
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return tuple(node.name for node in self.leaves)
+
+    @cached_property
+    def indices(self) -> tuple[int | None, ...]:
+        """Original index of each class, in the order of the logits."""
+        return tuple(node.index for node in self.leaves)
+
+    @cached_property
+    def sibling_counts(self) -> tuple[tuple[int, ...], ...]:
+        """For each level, how many children each node of the level above has (level 1: all belong to the trunk)."""
+        result = []
+        above = 1
+        for row in self.levels:
+            children = Counter(node.parent for node in row)
+            result.append(tuple(children[parent] for parent in range(above)))
+            above = len(row)
+        return tuple(result)
+
+    def leaves_under(self, path: str) -> tuple[int, ...]:
+        """Positions of the classes at or under the node with this path.
+
+        Raises:
+            SelectionError: if no node has this path.
+        """
+        inside = tuple(i for i, leaf in enumerate(self.leaves) if leaf.path == path or leaf.path.startswith(path + "/"))
+        if not inside:
+            raise SelectionError(f"the tree has no node '{path}'")
+        return inside
+
+    # ------------------------------------------------------------------ cutting
+
+    def rows(self, leaves: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+        """The nodes, as positions per level, that lie on the paths from the trunk to the given classes.
+
+        Args:
+            leaves: positions of classes in the order of the logits; order and repeats do not matter.
+
+        Raises:
+            SelectionError: if there are none, or one is out of range.
+        """
+        kept = sorted(set(leaves))
+        if not kept:
+            raise SelectionError("no class was selected; an expert needs at least one")
+        if kept[0] < 0 or kept[-1] >= len(self.leaves):
+            raise SelectionError(f"class positions must lie in 0..{len(self.leaves) - 1}, got {kept[0]}..{kept[-1]}")
+        result = [tuple(kept)]
+        for row in reversed(self.levels[1:]):
+            kept = sorted({row[i].parent for i in kept})
+            result.append(tuple(kept))
+        return tuple(reversed(result))
+
+    def prune(self, leaves: Iterable[int]) -> ClassTree:
+        """The tree of only these classes: their order, names, ids and original indices are kept.
+
+        Example:
+            >>> tree = ClassTree.parallel(["cat", "dog", "saw"])
+            >>> expert = tree.prune([2, 0])
+            >>> expert.classes, expert.indices
+            (('cat', 'saw'), (0, 2))
+        """
+        levels: list[tuple[Node, ...]] = []
+        renumbered = {0: 0}
+        for row, kept in zip(self.levels, self.rows(leaves), strict=True):
+            nodes = (row[i] for i in kept)
+            levels.append(tuple(Node(n.name, n.path, renumbered[n.parent], n.continued, n.index, n.id) for n in nodes))
+            renumbered = {old: new for new, old in enumerate(kept)}
+        return ClassTree(tuple(levels))
+
+    def to_nested(self) -> dict[str, Any]:
+        """The tree as nested mappings whose leaves are original indices; ``from_nested`` reads it back (without ids)."""
+        root: dict[str, Any] = {}
+        for leaf in self.leaves:
+            *above, name = leaf.path.split("/")
+            place = root
+            for part in above:
+                place = place.setdefault(part, {})
+            place[name] = leaf.index
+        return root
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _flatten(nested: Mapping[Any, Any] | Sequence[Any]) -> list[tuple[str, bool, int | None, str | None]]:
+    """All nodes depth first as ``(path, is a leaf, index or None, id or None)``."""
+    found: list[tuple[str, bool, int | None, str | None]] = []
+    open_containers: set[int] = set()  # a container met again inside itself is a cycle
+
+    def visit(value: Any, path: str) -> None:
+        where = f"node '{path}'" if path else "the tree"
+        if path.count("/") >= MAX_LEVELS:
+            raise TreeError(f"{where} lies deeper than {MAX_LEVELS} levels; is the tree nested as it should be?")
+        if id(value) in open_containers:
+            raise TreeError(f"{where} contains itself: a tree has no cycles")
+        if not value:
+            raise TreeError(f"{where} is empty: an inner node needs at least one class below it")
+        open_containers.add(id(value))
+        items = value.items() if isinstance(value, Mapping) else [(name, None) for name in value]
+        for key, below in items:
+            child = f"{path}/{_name(key, where)}".lstrip("/")
+            if below is None or below == {}:
+                found.append((child, True, None, None))
+            elif isinstance(below, int) and not isinstance(below, bool):
+                found.append((child, True, below, None))
+            elif isinstance(below, str):
+                found.append((child, True, None, below))
+            elif isinstance(below, Mapping | list | tuple):
+                found.append((child, False, None, None))
+                visit(below, child)
+            else:
+                raise TreeError(
+                    f"node '{child}': expected a mapping, a list of class names, an index or an id, got {below!r}"
+                )
+        open_containers.discard(id(value))
+
+    if not isinstance(nested, Mapping | list | tuple):
+        raise TreeError(f"a tree is a mapping or a list of class names, got {type(nested).__name__}")
+    visit(nested, "")
+    _refuse_doubles("path", [path for path, *_ in found])
+    return found
+
+
+def _name(key: Any, where: str) -> str:
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise TreeError(f"{where}: a name must be text, got {key!r}; put it in quotes")
+    name = str(key).strip()
+    if not name or "/" in name or not name.isprintable():
+        raise TreeError(f"{where}: '{key}' is no name for a node: it must be printable, not empty, and without '/'")
+    return name
+
+
+def _indices(leaves: list[tuple[str, int | None]]) -> dict[str, int]:
+    """Original indices by path: as given, or by order of appearance where none is given."""
+    given = [index for _, index in leaves if index is not None]
+    if not given:
+        return {path: position for position, (path, _) in enumerate(leaves)}
+    if len(given) < len(leaves):
+        missing = next(path for path, index in leaves if index is None)
+        raise TreeError(f"class '{missing}' has no original index but others have; give all of them one, or none")
+    if min(given) < 0:
+        raise TreeError(f"original index {min(given)} is negative; indices start at 0")
+    return {path: index for path, index in leaves if index is not None}
+
+
+def _refuse_doubles(what: str, values: Sequence[Any]) -> None:
+    doubled = [repr(value) for value, count in Counter(values).items() if count > 1]
+    if doubled:
+        raise TreeError(f"{what} {', '.join(doubled[:5])} appears more than once; each must be unique in the tree")

@@ -1,0 +1,146 @@
+"""Reading class trees from files and folders, and writing the canonical ``*.tree.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hlnet.errors import TreeError, UsageError
+from hlnet.files import replacing
+from hlnet.tree import ClassTree
+
+FORMAT, VERSION = "hlnet.tree", 1
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+
+
+def read_tree(source: str | Path, levels: int | None = None) -> ClassTree:
+    """Read a class tree from a file or a folder.
+
+    Args:
+        source: a canonical ``*.tree.json``; nested JSON or YAML (see :meth:`ClassTree.from_nested`); a ``.txt`` list of
+            class names, one a line; or a folder of nested image folders (its ``train`` folder, if it has one), whose
+            classes are numbered in alphabetical order.
+        levels: continue classes that end early to this many levels; default: the depth of the deepest.
+
+    Raises:
+        UsageError: if there is no such file or folder, or its kind is not known.
+        TreeError: if what it holds is not a class tree.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pets.yaml"
+        >>> _ = path.write_text("cat: [tabby, siamese]\\ndog: {beagle: , boxer: }\\n")
+        >>> read_tree(path).counts
+        (2, 4)
+    """
+    path = Path(source)
+    if path.is_dir():
+        return ClassTree.from_nested(_nested_folders(path), levels)
+    if not path.exists():
+        raise UsageError(f"there is no file or folder '{path}' to read a class tree from")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            nested = json.loads(text, object_pairs_hook=_mapping_without_doubles)
+        elif path.suffix in {".yaml", ".yml"}:
+            nested = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+        elif path.suffix == ".txt":
+            nested = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            raise UsageError(f"'{path}': a class tree is read from .json, .yaml, .yml, .txt or a folder, not '{path.suffix}'")
+        if isinstance(nested, dict) and nested.get("format") == FORMAT:
+            tree = tree_from_json(nested)
+            return tree if levels in {None, tree.num_levels} else ClassTree.from_nested(tree.to_nested(), levels)
+        return ClassTree.from_nested(nested, levels)
+    except TreeError as error:
+        raise TreeError(f"'{path}': {error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise TreeError(f"'{path}' is not readable as {path.suffix[1:].upper()}: {reason}") from error
+
+
+def write_tree(tree: ClassTree, path: str | Path) -> None:
+    """Write the canonical ``*.tree.json``: one versioned object, indented, keys in tree order.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pets.tree.json"
+        >>> write_tree(ClassTree.parallel(["cat", "dog"]), path)
+        >>> read_tree(path) == ClassTree.parallel(["cat", "dog"])
+        True
+    """
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(tree_to_json(tree), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def tree_to_json(tree: ClassTree) -> dict[str, Any]:
+    """The tree as the object that ``*.tree.json`` files and checkpoints hold."""
+    ids = {node.path: node.id for row in tree.levels for node in row if node.id is not None}
+    return {"format": FORMAT, "version": VERSION, "levels": tree.num_levels, "tree": tree.to_nested(), "ids": ids}
+
+
+def tree_from_json(data: dict[str, Any]) -> ClassTree:
+    """The inverse of :func:`tree_to_json`.
+
+    Raises:
+        TreeError: if a key is missing or wrong, or the version is newer than this program knows.
+    """
+    if data.get("version") != VERSION:
+        raise TreeError(f"tree format version {data.get('version')!r} is not known here (this hlnet reads {VERSION}); update hlnet")
+    levels, nested, ids = data.get("levels"), data.get("tree"), data.get("ids", {})
+    if not isinstance(levels, int) or not isinstance(nested, dict) or not isinstance(ids, dict):
+        raise TreeError("a tree file needs 'levels' (a number), 'tree' (a mapping) and 'ids' (a mapping)")
+    tree = ClassTree.from_nested(nested, levels)
+    if not all(isinstance(identifier, str) for identifier in ids.values()):
+        raise TreeError("'ids' must map paths to text")
+    if unknown := set(ids) - {node.path for row in tree.levels for node in row}:
+        raise TreeError(f"'ids' names nodes that the tree does not have: {', '.join(sorted(unknown)[:5])}")
+    return ClassTree(tuple(tuple(replace(node, id=ids.get(node.path)) for node in row) for row in tree.levels))
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _nested_folders(root: Path) -> dict[str, Any]:
+    train = root / "train"
+    nested = _folder(train if train.is_dir() else root, ())
+    if not nested:
+        raise TreeError(f"folder '{root}' has no folders in it; expected one folder a class, nested or flat")
+    return nested
+
+
+def _folder(folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    real = folder.resolve()
+    if real in above:
+        raise TreeError(f"folder '{folder}' contains itself through a link: a tree has no cycles")
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    folders = [entry for entry in entries if entry.is_dir()]
+    if folders and above and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
+        raise TreeError(f"folder '{folder}' holds both images and folders; a class's images belong in a folder of their own")
+    return {entry.name: _folder(entry, (*above, real)) for entry in folders}
+
+
+def _mapping_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise TreeError(f"'{next(n for n in names if names.count(n) > 1)}' appears twice under one node")
+    return mapping
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as in SafeLoader, but a key given twice is an error instead of losing its first value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise TreeError(f"'{key.value}' appears twice under one node (line {key.start_mark.line + 1})")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,181 @@
+"""The trunk: the early stages of a timm backbone, up to the split point.
+
+Notable here: one mechanism for every family. timm's ``forward_intermediates`` gives any stage's output as
+``[B, C, H, W]``, for CNNs and transformers alike, and ``prune_intermediate_layers`` drops what lies behind it. The
+parameters keep timm's names, so that timm's weight files fit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict
+from timm.data import resolve_data_config
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from hlnet.errors import BackboneError, CheckpointError, UsageError, did_you_mean
+
+
+class InputTransform(BaseModel):
+    """How images must be prepared: timm's data config, stored with every network.
+
+    Attributes:
+        input_size: channels, height, width in pixels.
+        mean, std: per channel, for pixel values in 0..1.
+        interpolation, crop_pct, crop_mode: as in ``timm.data.create_transform``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    @classmethod
+    def of(cls, model: nn.Module, img_size: int | None = None) -> InputTransform:
+        """The transform that a timm model was trained with, optionally at another image size in pixels."""
+        found = resolve_data_config({"img_size": img_size} if img_size else {}, model=model)
+        return cls(**{name: found[name] for name in cls.model_fields})
+
+
+class Trunk(nn.Module):
+    """The stages of ``backbone`` up to and including the split point.
+
+    Args:
+        backbone: any timm model name.
+        split_point: which of the backbone's feature stages is the last one kept, negative from the end. Default: all
+            but the last, the paper's choice (Sec. 3.1); for backbones that do not shrink from stage to stage, such as
+            ViT, three quarters of the blocks.
+        pretrained: fetch timm's pretrained weights.
+        backbone_args: further arguments of ``timm.create_model``, such as ``{"img_size": 160}``.
+
+    Shape:
+        ``[B, 3, H, W]`` to ``[B, channels, H / reduction, W / reduction]``.
+
+    Raises:
+        BackboneError: if timm has no such model, it gives no spatial map, or the split point does not exist.
+
+    Example:
+        >>> trunk = Trunk("resnet18")
+        >>> trunk(torch.zeros(1, 3, 64, 64)).shape, trunk.stage
+        (torch.Size([1, 256, 4, 4]), 'layer3')
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        split_point: int | None = None,
+        pretrained: bool = False,
+        backbone_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        model = create_backbone(backbone, pretrained, **(backbone_args or {}))
+        if not (hasattr(model, "forward_intermediates") and hasattr(model, "prune_intermediate_layers")):
+            raise BackboneError(
+                f"backbone '{backbone}' cannot be split: timm gives no intermediate feature maps for it "
+                "(no forward_intermediates); choose one that has them, such as resnet50 or convnextv2_tiny"
+            )
+        stages = [dict(info) for info in model.feature_info]
+        self.split_point = _resolve(backbone, split_point, stages)
+        self.backbone = backbone
+        self.stage: str = stages[self.split_point]["module"]
+        self.channels: int = stages[self.split_point]["num_chs"]
+        self.reduction: int = stages[self.split_point]["reduction"]
+        self.transform = InputTransform.of(model)
+        model.prune_intermediate_layers([self.split_point], prune_norm=True, prune_head=True)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` images to ``[B, channels, h, w]`` features."""
+        features: Tensor = self.model.forward_intermediates(
+            images, indices=[self.split_point], output_fmt="NCHW", intermediates_only=True
+        )[-1]
+        return features
+
+
+def create_backbone(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """``timm.create_model`` with our errors.
+
+    Raises:
+        BackboneError: for an unknown name (with the nearest ones) or arguments that the backbone refuses.
+        UsageError: if pretrained weights cannot be had.
+    """
+    if not timm.is_model(name.removeprefix("timm/")) and ":" not in name:
+        near = did_you_mean(name.split(".")[0], timm.list_models())
+        raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all names")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except (TypeError, AssertionError) as error:
+        raise BackboneError(f"backbone '{name}' refuses the arguments {arguments}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"pretrained weights of '{name}' could not be had ({reason}); check the network, or give a local file of weights"
+        ) from error
+    return model
+
+
+def load_trunk_weights(trunk: nn.Module, path: str | Path, prefix: str = "") -> None:
+    """Fill a trunk from a file of timm weights: safetensors, or a ``.pth`` that loads with ``weights_only``.
+
+    What the file holds beyond the trunk, such as the last stage and the classifier, is ignored.
+
+    Args:
+        trunk: the timm module to fill, such as ``Trunk.model``.
+        path: the file.
+        prefix: only names that start with this are wanted (default: all that the module has).
+
+    Raises:
+        UsageError: if there is no such file.
+        CheckpointError: if it is unreadable, or lacks a tensor of the trunk, or has it in another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"there is no weight file '{path}'")
+    try:
+        weights = load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle each raise their own
+        raise CheckpointError(f"'{path}' is no file of weights that can be read safely: {_one_line(error)}") from error
+    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if name.startswith(prefix)}
+    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in weights and name not in optional]
+    if missing:
+        raise CheckpointError(
+            f"'{path}' lacks {len(missing)} of the trunk's {len(wanted)} tensors, the first being '{missing[0]}'; "
+            "is it from another backbone?"
+        )
+    for name, tensor in wanted.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"'{path}': tensor '{name}' has shape {tuple(weights[name].shape)}, the trunk needs {tuple(tensor.shape)}"
+            )
+    trunk.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _resolve(backbone: str, split_point: int | None, stages: list[dict[str, Any]]) -> int:
+    """The split point as an index from the front."""
+    if len(stages) < 2:
+        raise BackboneError(f"backbone '{backbone}' cannot be split: it has a single stage")
+    if split_point is None:
+        shrinks = stages[-1]["reduction"] > stages[0]["reduction"]
+        return len(stages) - 2 if shrinks else len(stages) * 3 // 4 - 1
+    if not -len(stages) <= split_point < len(stages):
+        names = ", ".join(f"{i}: {stage['module']}" for i, stage in enumerate(stages))
+        raise BackboneError(f"backbone '{backbone}' has no split point {split_point}; it has {names}")
+    return split_point % len(stages)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
