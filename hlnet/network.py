@@ -58,7 +58,8 @@ class Provenance(BaseModel):
     Attributes:
         recipe: the settings it was trained with.
         metrics: what was measured of it when it was written.
-        parent_sha256: of the checkpoint that an expert was cut from.
+        parent: for an expert, the full network's fingerprint (see ``hlnet.checkpoint``).
+        parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
         attention_signal: the gain found to serve best, where one was sought.
     """
 
@@ -66,7 +67,8 @@ class Provenance(BaseModel):
 
     recipe: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
-    parent_sha256: str | None = None
+    parent: str | None = None
+    parent_counts: tuple[int, ...] | None = None
     attention_signal: float | None = None
 
 
@@ -168,6 +170,7 @@ class HierarchicalNet(nn.Module):
         self.config = config.model_copy(update={"split_point": self.trunk.split_point})
         self.transform: InputTransform = self.trunk.transform
         self.provenance = Provenance()
+        self.frozen = False
 
     @property
     def tree(self) -> ClassTree:
@@ -191,3 +194,29 @@ class HierarchicalNet(nn.Module):
         """
         logits: Tensor = self.head(self.trunk(images), gains)
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """The trunk's output, ``[B, C, h, w]``; ``self.head`` takes it from there."""
+        result: Tensor = self.trunk(images)
+        return result
+
+    @property
+    def trunk_module(self) -> nn.Module:
+        """The timm module that trunk weights are loaded into."""
+        return self.trunk.model
+
+    @property
+    def trunk_names(self) -> set[str]:
+        """Names, within ``trunk_module``, of the tensors that belong to the trunk: all of them."""
+        return set(self.trunk.model.state_dict())
+
+    def freeze_trunk(self) -> None:
+        """Train only the branches; the trunk keeps its weights and its normalisation statistics."""
+        self.frozen = True
+        self.trunk.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self

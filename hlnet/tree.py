@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -255,10 +255,30 @@ class ClassTree:
         levels: list[tuple[Node, ...]] = []
         renumbered = {0: 0}
         for row, kept in zip(self.levels, self.rows(leaves), strict=True):
-            nodes = (row[i] for i in kept)
-            levels.append(tuple(Node(n.name, n.path, renumbered[n.parent], n.continued, n.index, n.id) for n in nodes))
+            levels.append(tuple(replace(row[i], parent=renumbered[row[i].parent]) for i in kept))
             renumbered = {old: new for new, old in enumerate(kept)}
         return ClassTree(tuple(levels))
+
+    def with_ids(self, ids: Mapping[str, str]) -> ClassTree:
+        """The same tree with these identifiers by node path or class name; others lose theirs.
+
+        Raises:
+            TreeError: if a key names no node.
+
+        Example:
+            >>> ClassTree.parallel(["tench"]).with_ids({"tench": "n01440764"}).leaves[0].id
+            'n01440764'
+        """
+        if unknown := set(ids) - {word for row in self.levels for node in row for word in (node.path, node.name)}:
+            raise TreeError(f"ids name nodes that the tree does not have: {', '.join(sorted(unknown)[:5])}")
+
+        def identifier(node: Node, is_class: bool) -> str | None:
+            return ids.get(node.path, ids.get(node.name) if is_class else None)
+
+        classes = {leaf.path for leaf in self.leaves}
+        return ClassTree(
+            tuple(tuple(replace(node, id=identifier(node, node.path in classes)) for node in row) for row in self.levels)
+        )
 
     def to_nested(self) -> dict[str, Any]:
         """The tree as nested mappings whose leaves are original indices; ``from_nested`` reads it back (without ids)."""

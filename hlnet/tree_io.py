@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +94,7 @@ def tree_from_json(data: dict[str, Any]) -> ClassTree:
     levels, nested, ids = data.get("levels"), data.get("tree"), data.get("ids", {})
     if not isinstance(levels, int) or not isinstance(nested, dict) or not isinstance(ids, dict):
         raise TreeError("a tree file needs 'levels' (a number), 'tree' (a mapping) and 'ids' (a mapping)")
-    tree = ClassTree.from_nested(nested, levels)
-    if not all(isinstance(identifier, str) for identifier in ids.values()):
-        raise TreeError("'ids' must map paths to text")
-    if unknown := set(ids) - {node.path for row in tree.levels for node in row}:
-        raise TreeError(f"'ids' names nodes that the tree does not have: {', '.join(sorted(unknown)[:5])}")
-    return ClassTree(tuple(tuple(replace(node, id=ids.get(node.path)) for node in row) for row in tree.levels))
+    return ClassTree.from_nested(nested, levels).with_ids(ids)
 
 
 # ---------------------------------------------------------------------- helpers

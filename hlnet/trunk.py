@@ -7,6 +7,7 @@ parameters keep timm's names, so that timm's weight files fit.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def create_backbone(name: str, pretrained: bool = False, **arguments: Any) -> nn
     return model
 
 
-def load_trunk_weights(trunk: nn.Module, path: str | Path, prefix: str = "") -> None:
+def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str] | None = None) -> None:
     """Fill a trunk from a file of timm weights: safetensors, or a ``.pth`` that loads with ``weights_only``.
 
     What the file holds beyond the trunk, such as the last stage and the classifier, is ignored.
@@ -132,7 +133,7 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path, prefix: str = "") -> 
     Args:
         trunk: the timm module to fill, such as ``Trunk.model``.
         path: the file.
-        prefix: only names that start with this are wanted (default: all that the module has).
+        names: the module's tensors that are wanted; default: all.
 
     Raises:
         UsageError: if there is no such file.
@@ -145,7 +146,7 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path, prefix: str = "") -> 
         weights = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each raise their own
         raise CheckpointError(f"'{path}' is no file of weights that can be read safely: {_one_line(error)}") from error
-    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if name.startswith(prefix)}
+    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if names is None or name in names}
     optional = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in weights and name not in optional]
     if missing:

@@ -1,0 +1,199 @@
+"""One safetensors file that carries a whole network: weights, config, tree, input transform, provenance.
+
+Notable here: the file's metadata is ``{"format": "pt", "hlnet": <one versioned JSON string>}``, so that opening it needs
+no pickle, no network and no other file; and reading the header alone is enough to know which rows an expert wants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import init_empty_weights
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hlnet.errors import CheckpointError, HlnetError, UsageError
+from hlnet.files import replacing
+from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
+from hlnet.plain import PlainConfig, PlainNet
+from hlnet.tree import ClassTree
+from hlnet.tree_io import tree_from_json, tree_to_json
+from hlnet.trunk import InputTransform
+
+KEY, VERSION = "hlnet", 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself, before any weight is read.
+
+    Attributes:
+        kind: ``"hierarchical"`` or ``"plain"``.
+        config, tree, transform, provenance: as on the network.
+        fingerprint: SHA-256 over the weights, taken when the file was written.
+    """
+
+    kind: Literal["hierarchical", "plain"]
+    config: NetworkConfig | PlainConfig
+    tree: ClassTree
+    transform: InputTransform
+    provenance: Provenance
+    fingerprint: str
+
+
+def save_checkpoint(
+    model: HierarchicalNet | PlainNet, path: str | Path, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write the network to one ``.safetensors`` file, in one step.
+
+    Args:
+        model: the network.
+        path: the file; an existing one is replaced.
+        weights: what to write instead of the network's own, such as a moving average of them.
+
+    Raises:
+        UsageError: if the name does not end in ``.safetensors``.
+        RunError: if the file cannot be written.
+
+    Example:
+        >>> import tempfile, hlnet
+        >>> path = Path(tempfile.mkdtemp()) / "pets.safetensors"
+        >>> save_checkpoint(hlnet.create_model("resnet18", tree=["cat", "dog"]), path)
+        >>> load_checkpoint(path).tree.classes
+        ('cat', 'dog')
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"'{path}': a checkpoint's name ends in .safetensors")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in (weights or model.state_dict()).items()}
+    header = {
+        "version": VERSION,
+        "kind": "plain" if isinstance(model, PlainNet) else "hierarchical",
+        "config": model.config.model_dump(mode="json"),
+        "tree": tree_to_json(model.tree),
+        "transform": model.transform.model_dump(mode="json"),
+        "provenance": model.provenance.model_dump(mode="json"),
+        "fingerprint": _fingerprint(weights),
+    }
+    with replacing(path) as draft:
+        save_file(weights, draft, metadata={"format": "pt", KEY: json.dumps(header, ensure_ascii=False)})
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> HierarchicalNet | PlainNet:
+    """Read a network back, in evaluation mode.
+
+    Args:
+        path: a file written by :func:`save_checkpoint`.
+        device: where to put the weights.
+
+    Raises:
+        UsageError: if there is no such file.
+        CheckpointError: if it is damaged, truncated, not ours, or written by a newer version.
+    """
+    header = read_header(path)
+    model = empty_network(header)
+    with opened(path) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    fill(model, weights, path)
+    return model.to(device)
+
+
+def read_header(path: str | Path) -> Header:
+    """What the file says of itself; reads no weights.
+
+    Raises:
+        UsageError, CheckpointError: as :func:`load_checkpoint`.
+    """
+    with opened(path) as file:
+        text = (file.metadata() or {}).get(KEY)
+    if text is None:
+        raise CheckpointError(
+            f"'{path}' is a safetensors file, but not one of hlnet's; give a file written by hlnet train or make-expert"
+        )
+    try:
+        data = json.loads(text)
+        version = data["version"]
+        if version != VERSION:
+            raise CheckpointError(f"'{path}' has format version {version}, this hlnet reads version {VERSION}; update hlnet")
+        config = (PlainConfig if data["kind"] == "plain" else NetworkConfig).model_validate(data["config"])
+        return Header(
+            kind=data["kind"],
+            config=config,
+            tree=tree_from_json(data["tree"]),
+            transform=InputTransform.model_validate(data["transform"]),
+            provenance=Provenance.model_validate(data["provenance"]),
+            fingerprint=data["fingerprint"],
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, ValidationError, HlnetError) as error:
+        raise CheckpointError(f"'{path}' has a damaged header: {_one_line(error)}") from error
+
+
+def opened(path: str | Path) -> Any:
+    """``safetensors.safe_open`` on a file, with our errors.
+
+    Raises:
+        UsageError: if there is no such file.
+        CheckpointError: if it is no intact safetensors file.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"there is no model file '{path}'")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is not an intact safetensors file: {_one_line(error)}") from error
+
+
+def empty_network(header: Header) -> HierarchicalNet | PlainNet:
+    """The network that a header describes, its parameters without storage; :func:`fill` gives them values."""
+    model: HierarchicalNet | PlainNet
+    # Parameters only: some backbones compute buffers that no file holds.
+    with init_empty_weights(include_buffers=False):
+        if isinstance(header.config, PlainConfig):
+            model = PlainNet(header.config, header.tree)
+        else:
+            model = HierarchicalNet(header.config, header.tree)
+    model.transform, model.provenance = header.transform, header.provenance
+    return model.eval()
+
+
+def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Put the weights into an empty network.
+
+    Raises:
+        CheckpointError: if a tensor is missing, unknown or of another shape; ``path`` is named.
+    """
+    wanted = model.state_dict()
+    problems = [f"lacks '{name}'" for name in wanted.keys() - weights.keys()]
+    problems += [f"has an unknown '{name}'" for name in weights.keys() - wanted.keys()]
+    problems += [
+        f"has '{name}' of shape {list(weights[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(f"'{path}' does not fit its own header: it {sorted(problems)[0]} ({len(problems)} in all)")
+    model.load_state_dict(weights, assign=True)
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _fingerprint(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

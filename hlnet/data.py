@@ -1,0 +1,272 @@
+"""Labelled images, from timm's sources, with labels matched to a class tree by name.
+
+Notable here: a data set's own numbering of classes is never used. Folder readers number by sort order, and sort orders
+differ; so a label is a class *name* until the tree says which logit that is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_dataset, create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hlnet.errors import DataError, UsageError
+from hlnet.tree import ClassTree
+from hlnet.tree_io import IMAGE_SUFFIXES
+from hlnet.trunk import InputTransform
+
+Split = Literal["train", "val", "test"]
+_SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
+_TIMM_SOURCES = ("hfds/", "hfids/", "torch/", "wds/", "tfds/")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with labels in the data set's own numbering.
+
+    Attributes:
+        name: what it was loaded from, for messages.
+        classes: names of the classes, in that numbering.
+        labels: of each image.
+        load: gives the image at a position.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    load: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class TreeData(Dataset[tuple[Tensor, int]]):
+    """Images whose labels are positions in a tree's classes.
+
+    Args:
+        images: the labelled images.
+        tree: the classes.
+        transform: from a PIL image to ``[3, H, W]``.
+        subset: leave out images of classes that the tree lacks (an expert's evaluation), instead of refusing them.
+
+    Attributes:
+        left_out: how many images were left out.
+        labels: position in ``tree.classes`` of each kept image.
+
+    Raises:
+        DataError: if classes are missing on either side, or no image is left.
+    """
+
+    def __init__(
+        self, images: LabelledImages, tree: ClassTree, transform: Callable[[Image.Image], Tensor], subset: bool = False
+    ) -> None:
+        position = {leaf.id: i for i, leaf in enumerate(tree.leaves) if leaf.id is not None}
+        position |= {name: i for i, name in enumerate(tree.classes)}  # a name goes before an id
+        known = [position.get(name) for name in images.classes]
+        unknown = [name for name, found in zip(images.classes, known, strict=True) if found is None]
+        absent = [tree.classes[i] for i in sorted(set(range(len(tree.classes))) - set(known))]
+        if (unknown or absent) and not subset:
+            raise DataError(
+                f"the classes of {images.name} and of the tree differ. Only in the data: {_some(unknown)}. "
+                f"Only in the tree: {_some(absent)}. Rename folders or tree nodes so that they match by name or id"
+            )
+        kept = [(i, known[label]) for i, label in enumerate(images.labels)]
+        self.samples = [(i, label) for i, label in kept if label is not None]
+        if not self.samples:
+            raise DataError(
+                f"{images.name} holds no image of the tree's classes ({_some(tree.classes)}); its own are {_some(images.classes)}"
+            )
+        self.left_out = len(images) - len(self.samples)
+        self.labels = [label for _, label in self.samples]
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        source, label = self.samples[position]
+        return self.transform(self.images.load(source)), label
+
+
+def load_data(data: str | Path, split: Split = "train", root: str | Path | None = None) -> LabelledImages:
+    """Open a data set.
+
+    Args:
+        data: a folder with ``train`` and ``val`` folders (``test`` too, if it has one) that hold one folder a class,
+            nested or flat; ``digits``, scikit-learn's embedded 8x8 handwriting, four fifths of it for training; or one
+            of timm's sources, such as ``torch/cifar10`` or ``hfds/cifar100``.
+        split: ``train``, ``val`` or ``test``.
+        root: where timm's sources keep their files.
+
+    Raises:
+        UsageError: if there is no such folder, split or source.
+        DataError: if it holds no images, or two folders of images share a name.
+
+    Example:
+        >>> digits = load_data("digits", "val")
+        >>> len(digits), digits.classes[:3], digits.load(0).size
+        (360, ('0', '1', '2'), (8, 8))
+    """
+    data = str(data)
+    if data == "digits":
+        return _digits(split)
+    if data.startswith(_TIMM_SOURCES):
+        return _from_timm(data, split, root)
+    return _folder(Path(data), split)
+
+
+def eval_transform(transform: InputTransform) -> Callable[[Image.Image], Tensor]:
+    """Resize, crop and normalise, as ``transform`` says; no randomness."""
+    return _to_rgb(create_transform(**transform.model_dump(), is_training=False))
+
+
+def train_transform(transform: InputTransform, **augmentation: Any) -> Callable[[Image.Image], Tensor]:
+    """timm's training transform. ``augmentation`` goes to ``timm.data.create_transform`` (scale, hflip, auto_augment…)."""
+    settings = transform.model_dump(exclude={"crop_pct", "crop_mode"})
+    return _to_rgb(create_transform(**settings, is_training=True, **augmentation))
+
+
+def loader(
+    data: Dataset[Any], batch_size: int, workers: int = 0, shuffle: bool = False, seed: int = 0
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A ``DataLoader``, in an order that ``seed`` fixes. Shuffled, it drops a last batch of a single image: batch
+    normalisation cannot use it."""
+    size = len(data)  # type: ignore[arg-type]
+    return DataLoader(
+        data,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        drop_last=shuffle and size > batch_size and size % batch_size == 1,
+        generator=torch.Generator().manual_seed(seed),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read one image file completely.
+
+    Raises:
+        DataError: if it is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"cannot read image '{path}': {reason}") from error
+
+
+# ---------------------------------------------------------------------- sources
+
+
+def _folder(root: Path, split: Split) -> LabelledImages:
+    if not root.is_dir():
+        raise UsageError(f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(_TIMM_SOURCES)}…)")
+    folder = next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
+    if folder is None:
+        found = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:6]) or "no folders"
+        raise UsageError(f"'{root}' has no '{split}' folder; expected train/ and val/ with one folder a class, found {found}")
+    files: dict[str, list[Path]] = {}
+    homes: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        here = Path(place)
+        images = sorted(here / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        if images and here == folder:
+            raise DataError(f"'{folder}' holds images outside any class folder, such as '{images[0].name}'")
+        if images and here.name in files:
+            raise DataError(
+                f"two folders of images are called '{here.name}' ('{homes[here.name]}' and '{here}'); class names must be unique"
+            )
+        if images:
+            files[here.name], homes[here.name] = images, here
+    if not files:
+        raise DataError(f"'{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    samples = [(path, label) for label, paths in enumerate(files.values()) for path in paths]
+    return LabelledImages(
+        f"'{folder}'", tuple(files), tuple(label for _, label in samples), lambda i: open_image(samples[i][0])
+    )
+
+
+def _digits(split: Split) -> LabelledImages:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, rest = train_test_split(
+        np.arange(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target
+    )
+    kept = train if split == "train" else rest
+    pixels = (digits.images[kept] * (255 / 16)).astype(np.uint8)
+    return LabelledImages(
+        "digits",
+        tuple(str(name) for name in digits.target_names),
+        tuple(int(label) for label in digits.target[kept]),
+        lambda i: Image.fromarray(pixels[i]),
+    )
+
+
+def _from_timm(name: str, split: Split, root: str | Path | None) -> LabelledImages:
+    try:
+        dataset = create_dataset(name, root=str(root) if root else None, split="validation" if split == "val" else split)
+    except Exception as error:  # each source has its own ways to fail: no package, no network, no such set
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"data source '{name}' could not be opened ({split}): {type(error).__name__}: {reason}") from error
+    classes = getattr(dataset, "classes", None) or list(_class_to_idx(dataset))
+    labels = _labels(dataset)
+    if not classes or labels is None:
+        raise UsageError(f"data source '{name}' does not tell its class names and labels, which a class tree needs")
+    return LabelledImages(f"'{name}'", tuple(map(str, classes)), tuple(labels), lambda i: dataset[i][0])
+
+
+def _class_to_idx(dataset: Any) -> Sequence[str]:
+    reader = getattr(dataset, "reader", None)
+    mapping = getattr(reader, "class_to_idx", None) or {}
+    if mapping:
+        return sorted(mapping, key=mapping.__getitem__)
+    features = getattr(getattr(reader, "dataset", None), "features", {})
+    return next((list(feature.names) for feature in features.values() if hasattr(feature, "names")), [])
+
+
+def _labels(dataset: Any) -> list[int] | None:
+    if hasattr(dataset, "targets"):
+        return [int(label) for label in dataset.targets]
+    reader = getattr(dataset, "reader", None)
+    if hasattr(reader, "samples"):
+        return [label for _, label in reader.samples]
+    if hasattr(reader, "label_key"):
+        return [int(label) for label in reader.dataset[reader.label_key]]
+    return None
+
+
+def _to_rgb(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
+    return _RgbThen(transform)
+
+
+class _RgbThen:
+    """Convert to RGB, then transform. A class, so that worker processes can receive it."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(image.convert("RGB"))
+
+
+def _some(names: Sequence[str], limit: int = 6) -> str:
+    if not names:
+        return "none"
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

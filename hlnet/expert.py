@@ -1,0 +1,136 @@
+"""Cutting an expert: the paths of some classes, out of a trained network (paper, Sec. 3.3).
+
+Notable here: a cut is a choice of rows in every stacked tensor. From a file only those rows are read; no image, no
+forward pass and no training is involved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hlnet.checkpoint import Header, empty_network, fill, opened, read_header
+from hlnet.errors import RunError, UsageError
+from hlnet.network import HierarchicalNet, Provenance
+from hlnet.selection import select_classes
+
+
+def cut_expert(source: HierarchicalNet | str | Path, classes: str | int | Iterable[str | int]) -> HierarchicalNet:
+    """The expert for the selected classes, in evaluation mode.
+
+    Args:
+        source: a network, or a checkpoint, of which only the kept rows are read.
+        classes: a selection, as :func:`hlnet.select_classes` takes it.
+
+    Returns:
+        A network of its own, whose logits are those of the full network for the kept classes.
+
+    Raises:
+        SelectionError: if the selection names something that the tree does not have.
+        UsageError: if the source is a plain network, which has no branches.
+        CheckpointError: if the file is not intact.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]}).eval()
+        >>> expert = cut_expert(net, "cat")
+        >>> images = torch.rand(1, 3, 64, 64)
+        >>> expert.tree.counts, torch.allclose(expert(images), net(images)[:, :2], atol=1e-5)
+        ((1, 2), True)
+    """
+    if isinstance(source, HierarchicalNet):
+        weights = source.state_dict()
+        header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")
+        return _cut(header, classes, weights.keys(), lambda name, rows: _rows_of(weights[name], rows), "the network")
+    header = read_header(source)
+    if header.kind == "plain":
+        raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
+    with opened(source) as file:
+
+        def read(name: str, rows: Sequence[int] | None) -> Tensor:
+            if rows is None:
+                whole: Tensor = file.get_tensor(name)
+                return whole
+            stored = file.get_slice(name)
+            return torch.cat([stored[start:end] for start, end in _runs(rows)])
+
+        return _cut(header, classes, file.keys(), read, source)
+
+
+def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor | None = None) -> float:
+    """The largest difference between the expert's logits and the full network's for the same classes.
+
+    Both run in float64, where a wrong row shows and rounding does not.
+
+    Args:
+        expert: cut from ``full``.
+        full: the full network.
+        images: ``[B, 3, H, W]``, normalised; default: two of random noise.
+
+    Returns:
+        max |difference|, in units of a logit. Rounding alone leaves it below 1e-9.
+
+    Raises:
+        RunError: if it is larger: the expert is not a cut of this network.
+    """
+    if images is None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, *full.transform.input_size, generator=generator)
+    kept = [full.tree.indices.index(index) for index in expert.tree.indices]
+    expert, full = (copy.deepcopy(net).eval().double() for net in (expert, full))
+    with torch.no_grad():
+        difference = float((expert(images.double()) - full(images.double())[:, kept]).abs().max())
+    if not difference < 1e-9:
+        raise RunError(f"the expert's logits differ from the full network's by {difference:.3g}: it is not a cut of it")
+    return difference
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _cut(
+    header: Header,
+    classes: str | int | Iterable[str | int],
+    names: Iterable[str],
+    read: Callable[[str, Sequence[int] | None], Tensor],
+    source: object,
+) -> HierarchicalNet:
+    leaves = select_classes(header.tree, classes)
+    rows = header.tree.rows(leaves)
+    provenance = Provenance(
+        recipe=header.provenance.recipe,
+        # An expert of an expert names the full network.
+        parent=header.provenance.parent or header.fingerprint or None,
+        parent_counts=header.provenance.parent_counts or header.tree.counts,
+    )
+    pruned = Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, "")
+    expert = empty_network(pruned)
+    assert isinstance(expert, HierarchicalNet)
+    fill(expert, {name: read(name, _rows_for(name, rows)) for name in names}, str(source))
+    return expert
+
+
+def _rows_for(name: str, rows: Sequence[Sequence[int]]) -> Sequence[int] | None:
+    """Which rows of a tensor an expert keeps; None for the trunk's, which it keeps whole."""
+    parts = name.split(".")
+    if parts[:2] == ["head", "levels"]:
+        return rows[int(parts[2])]
+    return rows[-1] if parts[:2] == ["head", "leaves"] else None
+
+
+def _rows_of(tensor: Tensor, rows: Sequence[int] | None) -> Tensor:
+    if rows is None:
+        return tensor.detach().clone()
+    return tensor.detach().index_select(0, torch.tensor(rows, device=tensor.device))
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending rows as half-open runs: ``[3, 4, 5, 9]`` is ``[(3, 6), (9, 10)]``."""
+    starts = [0] + [i + 1 for i, (a, b) in enumerate(pairwise(rows)) if b != a + 1]
+    ends = [*starts[1:], len(rows)]
+    return [(rows[start], rows[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]

@@ -1,0 +1,364 @@
+"""Training: cross-entropy over all leaves at once (paper, Sec. 3.1), its loop on Hugging Face accelerate.
+
+Notable here: networks with a frozen trunk may train on cached features. The trunk then sees every image a few times
+before the first epoch (once for each augmented *view*) instead of once an epoch, and only the branches run after that.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from hlnet.checkpoint import save_checkpoint
+from hlnet.data import TreeData, loader, train_transform
+from hlnet.errors import RunError, UsageError
+from hlnet.files import replacing
+from hlnet.network import HierarchicalNet
+from hlnet.plain import PlainNet
+
+
+class TrainConfig(BaseModel):
+    """Settings of a run; names and defaults follow timm where it has them.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        opt: any timm optimizer.
+        lr: peak learning rate; it falls to ``min_lr`` along a cosine.
+        weight_decay: not applied to biases and normalisation.
+        warmup_epochs: rise of the learning rate from ``min_lr``.
+        smoothing: label smoothing.
+        clip_grad: largest norm of the gradient; ``None`` leaves it.
+        ema_decay: keep an exponential moving average of the weights, evaluate and save that; ``None`` does not.
+        mixed_precision: ``auto`` takes bfloat16 or float16 where the device has it.
+        aa: timm's auto-augment policy (``rand-…`` is RandAugment, as in the paper); ``None`` for none.
+        scale: share of the image's area that a random crop keeps, low and high.
+        hflip: probability of a horizontal flip.
+        frozen_trunk: train only what lies behind the split point.
+        cache_views: with a frozen trunk, how many augmented views of each image to pass through the trunk once and
+            keep in memory (float16); 0 runs the trunk at every step.
+        workers: processes that load images.
+        seed: of weights, order and augmentation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: PositiveInt = 30
+    batch_size: PositiveInt = 32
+    opt: str = "adamw"
+    lr: PositiveFloat = 1e-3
+    min_lr: NonNegativeFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_epochs: NonNegativeInt = 2
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    clip_grad: PositiveFloat | None = None
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    aa: str | None = "rand-m9-mstd0.5"
+    scale: tuple[float, float] = (0.35, 1.0)
+    hflip: float = Field(default=0.5, ge=0, le=1)
+    frozen_trunk: bool = False
+    cache_views: NonNegativeInt = 0
+    workers: NonNegativeInt = 2
+    seed: int = 0
+
+
+class Epoch(BaseModel):
+    """One line of ``metrics.csv``: losses are mean cross-entropies, accuracies shares in 0..1, times in seconds."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    seconds: float
+
+
+def train(
+    net: HierarchicalNet | PlainNet,
+    train_data: TreeData,
+    val_data: TreeData,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    on_batch: Callable[[str, int, int], None] | None = None,
+) -> list[Epoch]:
+    """Train the network in place.
+
+    Args:
+        net: what to train; afterwards it holds the weights of the best epoch by validation accuracy.
+        train_data, val_data: images with labels in the order of ``net.tree.classes``. ``train_data``'s transform is
+            replaced by the augmentation that ``config`` describes.
+        config: the settings.
+        out: run folder; gets ``config.toml``, ``metrics.csv``, ``curves.png``, ``best.safetensors`` and
+            ``last.safetensors``.
+        device: ``cpu``, ``cuda``, …; default: what accelerate finds.
+        on_epoch: called after each epoch.
+        on_batch: called after each batch with the phase, its step and its number of steps.
+
+    Returns:
+        the epochs, in order.
+
+    Raises:
+        UsageError: for an optimizer or augmentation that timm does not have, or settings that do not go together.
+        RunError: if the loss stops being a number.
+    """
+    config = config or TrainConfig()
+    if config.cache_views and not config.frozen_trunk:
+        raise UsageError("cached features need a frozen trunk: give --frozen-trunk with --cache-views")
+    set_seed(config.seed)
+    accelerator = _accelerator(config.mixed_precision, device)
+    tell = on_batch or (lambda phase, step, steps: None)
+    _augment(train_data, net, config)
+    if config.frozen_trunk:
+        net.freeze_trunk()
+    run = _Run(net, config, accelerator, tell)
+    history: list[Epoch] = []
+    best: dict[str, Tensor] = {}
+    net.provenance.recipe = config.model_dump(mode="json")
+    if out and accelerator.is_main_process:
+        _write_config(net, config, Path(out))
+    run.prepare(train_data, val_data)
+    for number in range(1, config.epochs + 1):
+        epoch = run.epoch(number)
+        history.append(epoch)
+        if on_epoch:
+            on_epoch(epoch)
+        net.provenance.metrics = {"epoch": number, "val_top1": epoch.val_top1, "val_loss": epoch.val_loss}
+        improved = epoch.val_top1 > max((past.val_top1 for past in history[:-1]), default=-1.0)
+        weights = run.weights()
+        if improved:
+            best = {name: tensor.clone() for name, tensor in weights.items()}
+            best_metrics = net.provenance.metrics
+        if out and accelerator.is_main_process:
+            _write_progress(net, weights, history, Path(out), improved)
+    net.load_state_dict(best)
+    net.provenance.metrics = best_metrics
+    net.to(accelerator.device).eval()
+    return history
+
+
+class _Run:
+    """The moving parts of one training run."""
+
+    def __init__(
+        self,
+        net: HierarchicalNet | PlainNet,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        tell: Callable[[str, int, int], None],
+    ) -> None:
+        self.net, self.config, self.accelerator, self.tell = net, config, accelerator, tell
+        self.updates = 0
+
+    def prepare(self, train_data: TreeData, val_data: TreeData) -> None:
+        config, net = self.config, self.net
+        trained: nn.Module = net
+        train_set: Dataset[Any] = train_data
+        val_set: Dataset[Any] = val_data
+        workers = config.workers
+        if config.cache_views:
+            trained = net.head
+            net.to(self.accelerator.device)
+            train_set = self._cached(train_data, config.cache_views, "features")
+            val_set = self._cached(val_data, 1, "features (val)")
+            workers = 0
+        batches = loader(train_set, config.batch_size, workers, shuffle=True, seed=config.seed)
+        try:
+            optimizer = create_optimizer_v2(trained, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
+        except (ValueError, AssertionError, KeyError) as error:
+            raise UsageError(f"timm has no optimizer '{config.opt}': {error}") from error
+        val_batches = loader(val_set, 2 * config.batch_size, workers)
+        prepared = self.accelerator.prepare(trained, optimizer, batches, val_batches)
+        self.module, self.optimizer, self.batches, self.val_batches = prepared
+        self.schedule, _ = create_scheduler_v2(
+            self.optimizer.optimizer,
+            sched="cosine",
+            num_epochs=config.epochs,
+            warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+            warmup_lr=config.min_lr,
+            min_lr=config.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=len(self.batches),
+        )
+        self.schedule.step_update(0)
+        self.average = ModelEmaV3(trained, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+
+    def epoch(self, number: int) -> Epoch:
+        started = time.perf_counter()
+        lr = self.optimizer.param_groups[0]["lr"]
+        loss, top1 = self._train(number)
+        val_loss, val_top1 = self._validate()
+        return Epoch(
+            epoch=number,
+            lr=lr,
+            train_loss=loss,
+            train_top1=top1,
+            val_loss=val_loss,
+            val_top1=val_top1,
+            seconds=time.perf_counter() - started,
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's weights as they are to be kept: the moving average, where there is one."""
+        weights = self.net.state_dict()
+        if self.average is not None:
+            trained = self.accelerator.unwrap_model(self.module)
+            place = {id(tensor): name for name, tensor in self._tensors(self.net)}
+            averaged = dict(self._tensors(self.average.module))
+            for name, tensor in self._tensors(trained):
+                weights[place[id(tensor)]] = averaged[name]
+        return weights
+
+    @staticmethod
+    def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+        return [*module.named_parameters(), *module.named_buffers()]
+
+    def _train(self, number: int) -> tuple[float, float]:
+        self.net.train()
+        self.module.train()
+        totals = torch.zeros(3, device=self.accelerator.device)
+        for step, (inputs, labels) in enumerate(self.batches, start=1):
+            logits = self.module(inputs)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
+            if not torch.isfinite(loss):
+                raise RunError(f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower --lr or --clip-grad 1")
+            self.accelerator.backward(loss)
+            if self.config.clip_grad:
+                self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.updates += 1
+            self.schedule.step_update(self.updates)
+            if self.average is not None:
+                self.average.update(self.accelerator.unwrap_model(self.module), step=self.updates)
+            with torch.no_grad():
+                totals += torch.stack([loss * len(labels), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
+            self.tell(f"epoch {number}", step, len(self.batches))
+        return self._means(totals)
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        module = self.module if self.average is None else self.average.module
+        module.eval()
+        totals = torch.zeros(3, device=self.accelerator.device)
+        for step, (inputs, labels) in enumerate(self.val_batches, start=1):
+            logits, labels = self.accelerator.gather_for_metrics((module(inputs), labels))
+            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+            totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
+            self.tell("validation", step, len(self.val_batches))
+        loss_sum, right, count = totals.tolist()
+        return loss_sum / count, right / count
+
+    def _means(self, totals: Tensor) -> tuple[float, float]:
+        loss, right, count = self.accelerator.reduce(totals, "sum").tolist()
+        return loss / count, right / count
+
+    def _cached(self, data: TreeData, views: int, phase: str) -> CachedFeatures:
+        batches = loader(data, self.config.batch_size, self.config.workers, seed=self.config.seed)
+        steps = views * len(batches)
+        return CachedFeatures(self.net, batches, views, lambda step: self.tell(phase, step, steps))
+
+
+class CachedFeatures(Dataset[tuple[Tensor, int]]):
+    """A trunk's features of ``views`` augmented versions of each image, in memory as float16.
+
+    Args:
+        net: its ``features`` are taken, in evaluation mode.
+        batches: images and labels, unshuffled; iterated ``views`` times.
+        views: how many versions of each image; one of them is drawn whenever an item is asked for.
+        on_batch: called with the number of batches done.
+    """
+
+    def __init__(
+        self,
+        net: HierarchicalNet | PlainNet,
+        batches: DataLoader[tuple[Tensor, Tensor]],
+        views: int = 1,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        net.eval()
+        device = next(net.parameters()).device
+        features: list[Tensor] = []
+        done = 0
+        with torch.inference_mode():
+            for _ in range(views):
+                view, labels = [], []
+                for images, target in batches:
+                    view.append(net.features(images.to(device)).half().cpu())
+                    labels.append(target)
+                    done += 1
+                    if on_batch:
+                        on_batch(done)
+                features.append(torch.cat(view))
+                self.labels = torch.cat(labels)
+        self.features = torch.stack(features)  # [views, N, C, h, w]
+
+    def __len__(self) -> int:
+        return self.features.shape[1]
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        views = len(self.features)
+        view = int(torch.randint(views, ())) if views > 1 else 0
+        return self.features[view, position].float(), int(self.labels[position])
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
+    cpu = device == "cpu"
+    if mixed_precision == "auto":
+        on_gpu = torch.cuda.is_available() and not cpu
+        mixed_precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+
+
+def _augment(data: TreeData, net: HierarchicalNet | PlainNet, config: TrainConfig) -> None:
+    try:
+        data.transform = train_transform(
+            net.transform, auto_augment=config.aa, scale=config.scale, hflip=config.hflip, color_jitter=None
+        )
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise UsageError(f"timm has no augmentation '{config.aa}'; try 'rand-m9-mstd0.5' or none") from error
+
+
+def _write_config(net: HierarchicalNet | PlainNet, config: TrainConfig, out: Path) -> None:
+    settings = {
+        "network": {"plain": isinstance(net, PlainNet), **net.config.model_dump(mode="json", exclude_none=True)},
+        "train": config.model_dump(mode="json", exclude_none=True),
+    }
+    with replacing(out / "config.toml") as draft:
+        draft.write_text(tomli_w.dumps(settings), encoding="utf-8")
+
+
+def _write_progress(
+    net: HierarchicalNet | PlainNet, weights: dict[str, Tensor], history: list[Epoch], out: Path, improved: bool
+) -> None:
+    from hlnet.plots import plot_curves
+
+    save_checkpoint(net, out / "last.safetensors", weights)
+    if improved:
+        save_checkpoint(net, out / "best.safetensors", weights)
+    with replacing(out / "metrics.csv") as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(Epoch.model_fields))
+        writer.writeheader()
+        writer.writerows(epoch.model_dump() for epoch in history)
+    plot_curves(history, out / "curves.png")

@@ -1,0 +1,93 @@
+"""`replacing`: the whole new file, or the old one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hlnet.errors import RunError
+from hlnet.files import replacing
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_success_replaces_in_one_step(tmp_path, old):
+    target = tmp_path / "note.txt"
+    if old:
+        target.write_text(old)
+    with replacing(str(target)) as draft:
+        draft.write_text("new")
+        assert draft.parent == tmp_path and draft.suffix == ".txt" and draft != target
+        assert (target.read_text() if target.exists() else None) == old
+    assert target.read_text() == "new" and names_in(tmp_path) == ["note.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_error_leaves_the_old_file(tmp_path, error, old):
+    target = tmp_path / "note.txt"
+    if old:
+        target.write_text(old)
+    with pytest.raises(error), replacing(target) as draft:
+        draft.write_text("half")
+        raise error
+    assert names_in(tmp_path) == (["note.txt"] if old else [])
+    assert not old or target.read_text() == old
+
+
+def test_failed_replacement_leaves_no_draft(tmp_path, monkeypatch):
+    (tmp_path / "note.txt").write_text("old")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises((PermissionError, RunError)), replacing(tmp_path / "note.txt") as draft:
+        draft.write_text("new")
+    assert names_in(tmp_path) == ["note.txt"] and (tmp_path / "note.txt").read_text() == "old"
+
+
+def test_draft_taken_away_leaves_the_old_file(tmp_path):
+    (tmp_path / "note.txt").write_text("old")
+    with pytest.raises((OSError, RunError)), replacing(tmp_path / "note.txt") as draft:
+        draft.unlink()
+    assert names_in(tmp_path) == ["note.txt"] and (tmp_path / "note.txt").read_text() == "old"
+
+
+def test_makes_missing_folders(tmp_path):
+    with replacing(tmp_path / "a" / "b" / "note") as draft:
+        draft.write_bytes(b"\0\1")
+    assert (tmp_path / "a" / "b" / "note").read_bytes() == b"\0\1" and names_in(tmp_path / "a" / "b") == ["note"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_mode_follows_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "note") as draft:
+            draft.write_text("x")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "note").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("target", ["folder", "file/note", "file/deeper/note"])
+def test_refuses_what_cannot_be_written(tmp_path, target):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(RunError, match="cannot write"), replacing(tmp_path / target):
+        pytest.fail("nothing may be written")
+    assert names_in(tmp_path) == ["file", "folder"] and Path(tmp_path / "file").read_text() == "kept"
+    assert names_in(tmp_path / "folder") == []
+
+
+def test_longest_file_name(tmp_path):
+    name = "n" * 250 + ".json"
+    (tmp_path / name).touch()
+    with replacing(tmp_path / name) as draft:
+        draft.write_text("new")
+    assert (tmp_path / name).read_text() == "new"

@@ -1,0 +1,221 @@
+"""Selections: what each kind of term picks, and in which order of precedence."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlnet.errors import SelectionError
+from hlnet.selection import select_classes
+from hlnet.tree import ClassTree
+from hlnet.tree_io import tree_from_json
+
+SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
+NESTED = {
+    "animal": {
+        "cat": {"tabby": 281, "tiger": 282, "siamese": 284},
+        "dog": {"Yorkshire terrier": 187, "bull terrier": 181},
+        "tench, Tinca tinca": 0,
+    },
+    "tool": {"cat": {"D9": 5}, "3": 7, "saw": 3},
+    "wels": {"cat fish": 12, "wels": 13},
+}
+IDS = {"animal": "n1", "animal/cat": "n12", "animal/cat/tabby": "n123", "tool/saw": "siamese", "tool/cat": "n2 c"}
+TREE = tree_from_json({"format": "hlnet.tree", "version": 1, "levels": 4, "tree": NESTED, "ids": IDS})
+# positions: 0 tabby, 1 tiger, 2 siamese, 3 Yorkshire, 4 bull, 5 tench, 6 D9, 7 "3", 8 saw, 9 cat fish, 10 wels
+
+
+@st.composite
+def trees_and_terms(draw):
+    """A random tree with terms for it, each with the positions that it means by plain prefix and range arithmetic."""
+    names, indices = (f"n{i}" for i in itertools.count()), iter(draw(st.permutations(range(5, 65, 5))))
+
+    def mapping(shape):
+        return {next(names): mapping(below) if below else next(indices) for below in shape}
+
+    nested, leaves = mapping(draw(SHAPES)), []
+
+    def collect(below, above):
+        for name, value in below.items():
+            if isinstance(value, dict):
+                collect(value, (*above, name))
+            else:
+                leaves.append(((*above, name), value))
+
+    collect(nested, ())
+    known = {}
+    for parts, _ in leaves:
+        for end in range(1, len(parts) + 1):
+            under = {i for i, (other, _) in enumerate(leaves) if other[:end] == parts[:end]}
+            known["/".join(parts[:end])] = known[parts[end - 1]] = known["/".join(parts[:end])[:-1] + "[" + parts[end - 1][-1] + "]"] = under
+    for first, last in draw(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 70)), max_size=4)):
+        if inside := {i for i, (_, index) in enumerate(leaves) if first <= index <= last}:
+            known[f"{first}-{last}"] = inside
+    known |= {index: {i} for i, (_, index) in enumerate(leaves)} | {"*": set(range(len(leaves)))}
+    terms = draw(st.lists(st.sampled_from(list(known)), min_size=1, max_size=5))
+    return ClassTree.from_nested(nested, 4 if len(max(leaves)[0]) < 3 else None) if False else ClassTree.from_nested(nested), terms, known
+
+
+@settings(max_examples=80, deadline=None)
+@given(trees_and_terms())
+def test_union_of_terms(case):
+    tree, terms, known = case
+    for term in terms:
+        assert set(select_classes(tree, term)) == known[term]
+    union = tuple(sorted(set().union(*(known[term] for term in terms))))
+    assert select_classes(tree, terms) == select_classes(tree, iter(terms)) == union
+    assert select_classes(tree, ", ".join(map(str, terms))) == union
+
+
+PICKS = {
+    "class": ("tabby", {0}),
+    "class id": ("n123", {0}),
+    "inner id": ("n12", {0, 1, 2}),
+    "id with a blank": ("n2 c", {6}),
+    "class before id": ("siamese", {2}),
+    "path of a class": ("animal/cat/tabby", {0}),
+    "path": ("animal/cat", {0, 1, 2}),
+    "path over uneven depth": ("animal", {0, 1, 2, 3, 4, 5}),
+    "inner name": ("dog", {3, 4}),
+    "class before inner node": ("wels", {10}),
+    "comma in a name": ("tench, Tinca tinca", {5}),
+    "blanks around": ("  tabby ", {0}),
+    "class before index": ("3", {7}),
+    "index": ("281", {0}),
+    "index as a number": (281, {0}),
+    "index zero": (0, {5}),
+    "range": ("181-187", {3, 4}),
+    "range with gaps": ("4-12", {6, 7, 9}),
+    "range of one": ("282-282", {1}),
+    "range over all": ("0-99999", set(range(11))),
+    "range starting at a class's name": ("3-5", {6, 8}),
+    "several": ("tabby, dog,13,,", {0, 3, 4, 10}),
+    "repeats": ("tabby,281,animal/cat/tabby,n123", {0}),
+    "list": (["tench, Tinca tinca", "D9", 12], {5, 6, 9}),
+    "tuple of lists of terms": (("tabby,tiger", "saw"), {0, 1, 8}),
+    "glob on names": ("*terrier", {3, 4}),
+    "glob on one letter": ("t?ger", {1}),
+    "glob on paths": ("animal/*", {0, 1, 2, 3, 4, 5}),
+    "glob on inner paths": ("*/cat", {0, 1, 2, 6}),
+    "glob on ids": ("n12*", {0, 1, 2}),
+    "glob on a class and a node": ("wel*", {9, 10}),
+    "glob on a set": ("t[ai]*r", {1}),
+    "glob on a negated set": ("D[!0-8]", {6}),
+    "glob on all": ("*", set(range(11))),
+}
+
+
+@pytest.mark.parametrize("selection, positions", PICKS.values(), ids=PICKS.keys())
+def test_picks(selection, positions):
+    assert select_classes(TREE, selection) == tuple(sorted(positions))
+
+
+REFUSED = {
+    "unknown": ("taby", "'taby'.*Did you mean 'tabby'"),
+    "wrong case": ("TABBY", "Did you mean 'tabby'"),
+    "misspelt inner node": ("anmal", "'animal'"),
+    "unknown among others": ("tabby,quux", "'quux'"),
+    "ambiguous": ("cat", "animal/cat.*tool/cat.*path"),
+    "path in part": ("cat/tabby", "'cat/tabby'.*animal/cat/tabby"),
+    "path with a slash too much": ("animal/", "animal"),
+    "absent index": ("4", "'4'.*0-284"),
+    "negative index": (-1, "-1"),
+    "backwards": ("285-281", "backwards.*281-285"),
+    "barren range": ("14-180", "'14-180'"),
+    "barren glob": ("zebra*", r"zebra\*"),
+    "glob in the wrong case": ("TABB*", r"TABB\*"),
+    "endless number": ("1" * 5000, "111"),
+    "no terms": ([], "empty"),
+    "nothing": ("", "empty"),
+    "blank": ("  ", "empty"),
+    "commas": (" , ,", "empty"),
+    "blank terms": (["", ","], "empty"),
+}
+
+
+@pytest.mark.parametrize("selection, words", REFUSED.values(), ids=REFUSED.keys())
+def test_refuses(selection, words):
+    with pytest.raises(SelectionError, match=words) as caught:
+        select_classes(TREE, selection)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text, positions",
+    [
+        ("tabby\n", (0,)),
+        ("# mine\n\n  dog  \n\t# more, of them\n13\n", (3, 4, 10)),
+        ("tench, Tinca tinca\r\n*terrier\r\n", (3, 4, 5)),
+        ("tabby,D9\n281-284", (0, 1, 2, 6)),
+        ("\ufefftabby\n", (0,)),
+        ("tabby\n\ufeff# note"[:6], (0,)),
+    ],
+)
+def test_file(tmp_path, text, positions):
+    (tmp_path / "mine.txt").write_bytes(text.encode())
+    assert select_classes(TREE, f"@{tmp_path / 'mine.txt'}") == positions
+    assert select_classes(TREE, ["saw", f"@{tmp_path / 'mine.txt'}"]) == tuple(sorted({8, *positions}))
+
+
+@pytest.mark.parametrize("selection", ["saw,@{}", "@{},saw", "saw, @{} ,3"])
+def test_file_among_commas(tmp_path, selection):
+    (tmp_path / "mine.txt").write_text("tabby\n")
+    extra = {7} if selection.endswith("3") else set()
+    assert select_classes(TREE, selection.format(tmp_path / "mine.txt")) == tuple(sorted({0, 8} | extra))
+
+
+@pytest.mark.parametrize("line", ["@{}", "tabby,@{}", "@other.txt", "tabby\n  @{}"])
+def test_file_cannot_name_a_file(tmp_path, line):
+    path = tmp_path / "mine.txt"
+    path.write_text(line.format(path))
+    with pytest.raises(SelectionError, match="cannot name another"):
+        select_classes(TREE, f"@{path}")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n# only a note\n", "été".encode("latin-1"), b"quux\n"])
+def test_file_refused(tmp_path, content):
+    path = tmp_path / "mine.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SelectionError, match="quux" if content == b"quux\n" else r"mine\.txt"):
+        select_classes(TREE, f"@{path}")
+
+
+@pytest.mark.parametrize("name", ["", ".", "no/such", "a\0b", "n" * 300])
+def test_file_that_is_none(name):
+    with pytest.raises(SelectionError, match="cannot read"):
+        select_classes(TREE, f"@{name}")
+
+
+def test_class_with_an_at_sign(tmp_path):
+    tree = ClassTree.from_nested(["@home", "work"])
+    (tmp_path / "mine.txt").write_text("@home\n")
+    assert select_classes(tree, "@home") == select_classes(tree, f"@{tmp_path / 'mine.txt'}") == (0,)
+
+
+def test_empty_id_is_no_name():
+    with pytest.raises(SelectionError):
+        select_classes(ClassTree.from_nested({"a": "", "b": "n1"}), "")
+
+
+def test_expert_keeps_original_indices():
+    expert = TREE.prune([1, 4, 8])
+    assert [select_classes(expert, term) for term in ("282", "181-281", "cat", "3")] == [(0,), (1,), (0,), (2,)]
+    with pytest.raises(SelectionError):
+        select_classes(expert, "tabby")
+
+
+def test_one_class():
+    tree = ClassTree.parallel(["cat"])
+    assert [select_classes(tree, term) for term in ("cat", "0", 0, "0-9", "c*", "[bc]at")] == [(0,)] * 6
+
+
+def test_ten_thousand_classes():
+    tree = ClassTree.from_nested({f"g{g}": {f"c{g}.{c}": 100 * g + c for c in range(100)} for g in range(100)}, 3)
+    assert select_classes(tree, "g7,5000-5009,c9.9*,c99.99,42") == tuple(
+        sorted({*range(700, 800), *range(5000, 5010), 909, *range(990, 1000), 9999, 42})
+    )
+    assert select_classes(tree, [leaf.name for leaf in tree.leaves]) == tuple(range(10000))
+    with pytest.raises(SelectionError, match="'c5.11'"):
+        select_classes(tree, "c5.1l")

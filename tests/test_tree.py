@@ -1,0 +1,289 @@
+"""Class trees: what is built, refused, cut and written out again."""
+
+import itertools
+from dataclasses import FrozenInstanceError, replace
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlnet.errors import SelectionError, TreeError
+from hlnet.tree import MAX_LEVELS, ClassTree, Node
+
+PETS = {"animal": {"cat": {"tabby": 281, "siamese": 284}, "dog": {"beagle": 162}}, "saw": 491}
+SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=14).filter(bool)
+NAMES = st.lists(st.sampled_from(["n", "", "tench, ", "été ", "no", "1-", "*"]), min_size=1, max_size=5)
+
+
+@st.composite
+def nested_mappings(draw):
+    """A nested mapping of uneven depth with unique names, whose leaves are all None, all indices, or all ids."""
+    prefixes = itertools.cycle(draw(NAMES))
+    names = (f"{prefix}{number}" for prefix, number in zip(prefixes, itertools.count(), strict=False))
+    numbers = draw(st.permutations(range(0, 60, 4)))
+    kind = draw(st.sampled_from(["plain", "indices", "ids"]))
+    values = iter({"plain": [None] * 15, "indices": numbers, "ids": [f"id{n}" for n in numbers]}[kind])
+
+    def mapping(shape):
+        return {next(names): mapping(below) if below else next(values) for below in shape}
+
+    return mapping(draw(SHAPES))
+
+
+@st.composite
+def trees_and_choices(draw):
+    nested = draw(nested_mappings())
+    count = len(list(leaves_of(nested)))
+    chosen = draw(st.lists(st.integers(0, count - 1), min_size=1))
+    depth = max(len(parts) for parts, _ in leaves_of(nested))
+    return nested, ClassTree.from_nested(nested, depth + draw(st.integers(0, 2))), chosen
+
+
+def leaves_of(nested, above=()):
+    for name, below in nested.items():
+        if isinstance(below, dict):
+            yield from leaves_of(below, (*above, name))
+        else:
+            yield (*above, name), below
+
+
+def prefixes_at(leaves, level):
+    """The distinct paths at a level, in order: the independent statement of what lies there."""
+    return list(dict.fromkeys("/".join(parts[:level]) for parts, _ in leaves))
+
+
+def chain(depth):
+    nested = None
+    for number in range(depth):
+        nested = {f"n{number}": nested}
+    return nested
+
+
+def with_itself():
+    mapping = {"b": {}}
+    mapping["b"]["c"] = mapping
+    return mapping
+
+
+@settings(max_examples=80, deadline=None)
+@given(trees_and_choices())
+def test_nodes_are_the_prefixes_of_the_leaf_paths(case):
+    nested, tree, _ = case
+    leaves = list(leaves_of(nested))
+    depth_of = {"/".join(parts): len(parts) for parts, _ in leaves}
+    above = [""]
+    for level, row in enumerate(tree.levels, start=1):
+        assert [node.path for node in row] == prefixes_at(leaves, level)
+        for node in row:
+            assert node.name == node.path.split("/")[-1]
+            assert node.continued == (level > depth_of.get(node.path, MAX_LEVELS))
+            if level > 1:
+                assert above[node.parent] == (node.path if node.continued else node.path.rpartition("/")[0])
+        above = [node.path for node in row]
+    values = [value for _, value in leaves]
+    assert tree.indices == tuple(values if isinstance(values[0], int) else range(len(leaves)))
+    assert [leaf.id for leaf in tree.leaves] == [value if isinstance(value, str) else None for value in values]
+    assert all(node.index is None for row in tree.levels[:-1] for node in row)
+
+
+@settings(max_examples=60, deadline=None)
+@given(trees_and_choices())
+def test_counts_add_up(case):
+    nested, tree, _ = case
+    leaves = list(leaves_of(nested))
+    assert tree.counts == tuple(len(prefixes_at(leaves, level)) for level in range(1, tree.num_levels + 1))
+    assert tree.offsets == tuple(itertools.accumulate(tree.counts, initial=0))
+    assert tree.num_nodes == sum(tree.counts)
+    assert [sum(children) for children in tree.sibling_counts] == list(tree.counts)
+    assert [len(children) for children in tree.sibling_counts] == [1, *tree.counts[:-1]]
+    spread = [p for children in tree.sibling_counts for p, count in enumerate(children) for _ in range(count)]
+    assert spread == [node.parent for row in tree.levels for node in row]
+
+
+@settings(max_examples=80, deadline=None)
+@given(trees_and_choices())
+def test_rows_are_exactly_the_ancestors(case):
+    nested, tree, chosen = case
+    kept = [leaf for i, leaf in enumerate(leaves_of(nested)) if i in set(chosen)]
+    for level, (row, found) in enumerate(zip(tree.levels, tree.rows(chosen), strict=True), start=1):
+        assert [row[i].path for i in found] == prefixes_at(kept, level)
+        assert list(found) == sorted(set(found))
+
+
+@settings(max_examples=80, deadline=None)
+@given(trees_and_choices(), st.data())
+def test_prune_keeps_nodes_and_composes(case, data):
+    _, tree, chosen = case
+    expert, kept = tree.prune(chosen), sorted(set(chosen))
+    assert expert.leaves == tuple(replace(tree.leaves[i], parent=leaf.parent) for i, leaf in zip(kept, expert.leaves, strict=True))
+    for level, rows in enumerate(tree.rows(chosen)):
+        known = [replace(tree.levels[level][i], parent=0) for i in rows]
+        assert [replace(node, parent=0) for node in expert.levels[level]] == known
+        if level:
+            ours, theirs = expert.levels[level - 1], tree.levels[level - 1]
+            parents = [theirs[tree.levels[level][i].parent].path for i in rows]
+            assert [ours[node.parent].path for node in expert.levels[level]] == parents
+    again = data.draw(st.lists(st.integers(0, len(kept) - 1), min_size=1))
+    assert expert.prune(again) == tree.prune([kept[i] for i in again])
+    assert expert.prune(range(len(kept))) == expert
+    assert tree.prune(range(len(tree.leaves))) == tree
+
+
+@settings(max_examples=60, deadline=None)
+@given(trees_and_choices())
+def test_to_nested_is_read_back(case):
+    _, tree, chosen = case
+    for one in (tree, tree.prune(chosen)):
+        without_ids = ClassTree(tuple(tuple(replace(node, id=None) for node in row) for row in one.levels))
+        assert ClassTree.from_nested(one.to_nested(), one.num_levels) == without_ids
+
+
+def test_uneven_depth_by_hand():
+    tree = ClassTree.from_nested(PETS)
+    assert [[node.path for node in row] for row in tree.levels] == [
+        ["animal", "saw"],
+        ["animal/cat", "animal/dog", "saw"],
+        ["animal/cat/tabby", "animal/cat/siamese", "animal/dog/beagle", "saw"],
+    ]
+    assert [[node.continued for node in row] for row in tree.levels] == [[False] * 2, [False] * 2 + [True], [False] * 3 + [True]]
+    assert tree.sibling_counts == ((2,), (2, 1), (2, 1, 1))
+    assert (tree.indices, tree.offsets, tree.to_nested()) == ((281, 284, 162, 491), (0, 2, 5, 9), PETS)
+
+
+@pytest.mark.parametrize("nested", [["a"], ("a",), {"a": None}, {"a": {}}, {" a ": 0}, MappingProxyType({"a": MappingProxyType({})})])
+def test_one_class(nested):
+    assert ClassTree.from_nested(nested) == ClassTree(((Node("a", "a", 0, index=0),),))
+
+
+def test_whole_numbers_are_names_too():
+    assert ClassTree.from_nested({7: [1, 0]}).to_nested() == {"7": {"1": 0, "0": 1}}
+
+
+@pytest.mark.parametrize("levels", [1, 3, 5])
+def test_parallel_gives_every_class_its_own_chain(levels):
+    tree = ClassTree.parallel(["cat", "dog", "saw"], levels)
+    assert tree.counts == (3,) * levels and tree.sibling_counts == ((3,), *[(1, 1, 1)] * (levels - 1))
+    assert [[node.continued for node in row] for row in tree.levels] == [[level > 0] * 3 for level in range(levels)]
+
+
+REFUSED = {
+    "empty mapping": ({}, "empty"),
+    "empty list": ([], "empty"),
+    "empty node": ({"a": {"b": []}, "c": None}, "'a/b' is empty"),
+    "doubled class": ({"a": ["x"], "b": ["x", "y"]}, "'x'"),
+    "doubled class in a list": (["x", "y", "x"], "'x'"),
+    "doubled after stripping": ({"x": None, " x": None}, "'x'"),
+    "number and text": ({1: None, "1": None}, "'1'"),
+    "doubled index": ({"x": 3, "y": 3}, "index 3"),
+    "some indices": ({"x": 3, "y": None}, "'y'"),
+    "negative index": ({"x": -1}, "-1"),
+    "cycle": (with_itself(), "itself"),
+    "slash": ({"x/y": None}, "x/y"),
+    "empty name": ({" ": None}, "name"),
+    "line break": (["x\ny"], "name"),
+    "boolean name": ({False: 1}, "False"),
+    "no name": ([None], "None"),
+    "boolean value": ({"x": True}, "True"),
+    "fraction": ({"x": 0.5}, "0.5"),
+    "set": ({"x": {"y"}}, "'x'"),
+    "text": ("abc", "str"),
+    "nothing": (None, "NoneType"),
+    "deep mapping": (chain(5000), "64"),
+    "deep list": ([chain(3), eval("[" * 90 + "]" * 90)], "name"),
+}
+
+
+@pytest.mark.parametrize("nested, words", REFUSED.values(), ids=REFUSED.keys())
+def test_refuses(nested, words):
+    with pytest.raises(TreeError, match=words) as caught:
+        ClassTree.from_nested(nested)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_bottomless_lists():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(TreeError):
+        ClassTree.from_nested({"a": deep})
+
+
+def test_depth_limit_is_exact():
+    assert ClassTree.from_nested(chain(MAX_LEVELS)).num_levels == MAX_LEVELS
+    with pytest.raises(TreeError, match=str(MAX_LEVELS)):
+        ClassTree.from_nested(chain(MAX_LEVELS + 1))
+
+
+@pytest.mark.parametrize("levels", [-1, 0, 1, 2])
+def test_too_few_levels(levels):
+    with pytest.raises(TreeError, match="3 levels deep"):
+        ClassTree.from_nested(PETS, levels)
+
+
+@pytest.mark.parametrize("counts", [(1,), (6, 26, 100), (3, 3, 7), (2, 9, 10, 64)])
+def test_balanced_spreads_evenly(counts):
+    tree = ClassTree.balanced(counts)
+    assert tree.counts == counts and tree.sibling_counts[0] == counts[:1]
+    for above, count, children in zip(counts, counts[1:], tree.sibling_counts[1:], strict=False):
+        assert sorted(children) == [count // above] * (above - count % above) + [count // above + 1] * (count % above)
+    assert tree.classes == tuple(f"class {i}" for i in range(counts[-1])) and tree.indices == tuple(range(counts[-1]))
+    assert ClassTree.from_nested(tree.to_nested()) == tree
+
+
+def test_balanced_takes_class_names():
+    assert ClassTree.balanced((1, 2), ["cat", "dog"]).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("counts, classes", [((), None), ((0,), None), ((3, 2), None), ((1, 2), ["a"]), ((2,), ["a", "a"]), ((2,), ["a/b", "c"])])
+def test_balanced_refuses(counts, classes):
+    with pytest.raises(TreeError):
+        ClassTree.balanced(counts, classes)
+
+
+A, B = Node("a", "a", 0, index=0), Node("b", "b", 0, index=1)
+BROKEN = {
+    "no level": ((), "at least one"),
+    "empty level": (((A,), ()), "at least one"),
+    "unknown parent": (((A,), (replace(B, parent=1),)), "level 2"),
+    "childless": (((A, B), (replace(A, path="a/a"),)), "level 2"),
+    "siblings apart": (((A, B), (A, replace(B, parent=1), Node("c", "c", 0, index=2))), "level 2"),
+    "doubled path": (((A, replace(A, name="c", index=1)),), "path 'a'"),
+    "no index": (((replace(A, index=None), replace(B, index=None)),), "needs its original index"),
+}
+
+
+@pytest.mark.parametrize("levels, words", BROKEN.values(), ids=BROKEN.keys())
+def test_validates_levels(levels, words):
+    with pytest.raises(TreeError, match=words):
+        ClassTree(levels)
+
+
+def test_immutable_and_hashable():
+    tree, twin = ClassTree.from_nested(PETS), ClassTree.from_nested(PETS)
+    assert tree.counts and tree == twin and len({tree, twin, tree.prune([0])}) == 2
+    for thing, field in ((tree, "levels"), (tree.leaves[0], "name")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, field, None)
+
+
+def test_leaves_under():
+    tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "catfish": ["wels"]})
+    assert [tree.leaves_under(path) for path in ("cat", "catfish", "cat/siamese")] == [(0, 1), (2,), (1,)]
+    for path in ("", "ca", "tabby", "cat/"):
+        with pytest.raises(SelectionError):
+            tree.leaves_under(path)
+
+
+@pytest.mark.parametrize("leaves", [[], [-1], [4], [0, 9]])
+def test_rows_refuses(leaves):
+    with pytest.raises(SelectionError):
+        ClassTree.from_nested(PETS).prune(leaves)
+
+
+def test_ten_thousand_classes():
+    tree = ClassTree.from_nested({f"g{g}": {f"c{100 * g + c}": 20000 - 100 * g - c for c in range(100)} for g in range(100)})
+    assert tree.counts == (100, 10000) and tree.indices == tuple(range(20000, 10000, -1))
+    expert = tree.prune(range(50, 10000, 1000))
+    assert expert.classes == tuple(f"c{n}" for n in range(50, 10000, 1000))
+    assert [node.name for node in expert.levels[0]] == [f"g{g}" for g in range(0, 100, 10)]
