@@ -129,10 +129,28 @@ def eval_transform(transform: InputTransform) -> Callable[[Image.Image], Tensor]
     return _to_rgb(create_transform(**transform.model_dump(), is_training=False))
 
 
-def train_transform(transform: InputTransform, **augmentation: Any) -> Callable[[Image.Image], Tensor]:
-    """timm's training transform. ``augmentation`` goes to ``timm.data.create_transform`` (scale, hflip, auto_augment…)."""
+def train_transform(
+    transform: InputTransform, aa: str | None = None, scale: tuple[float, float] = (0.35, 1.0), hflip: float = 0.5
+) -> Callable[[Image.Image], Tensor]:
+    """A random crop, a flip and timm's auto-augment policy, then normalisation.
+
+    Args:
+        transform: size, mean, std and interpolation.
+        aa: timm's name of the policy, such as ``rand-m9-mstd0.5`` (RandAugment); ``None`` for none.
+        scale: share of the area that a crop keeps, low and high.
+        hflip: probability of a horizontal flip.
+
+    Raises:
+        UsageError: for a policy that timm does not have.
+    """
     settings = transform.model_dump(exclude={"crop_pct", "crop_mode"})
-    return _to_rgb(create_transform(**settings, is_training=True, **augmentation))
+    try:
+        augment = create_transform(
+            **settings, is_training=True, auto_augment=aa, scale=scale, hflip=hflip, color_jitter=None
+        )
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise UsageError(f"timm has no augmentation policy '{aa}'; try rand-m9-mstd0.5, or none") from error
+    return _to_rgb(augment)
 
 
 def loader(

@@ -1,7 +1,7 @@
 """Training: cross-entropy over all leaves at once (paper, Sec. 3.1), its loop on Hugging Face accelerate.
 
-Notable here: networks with a frozen trunk may train on cached features. The trunk then sees every image a few times
-before the first epoch (once for each augmented *view*) instead of once an epoch, and only the branches run after that.
+Notable here: a network with a frozen trunk may train on cached features (``hlnet.features``); then only what lies behind
+the trunk runs and is handed to the optimizer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hlnet.checkpoint import save_checkpoint
-from hlnet.data import TreeData, loader, train_transform
+from hlnet.data import TreeData, loader
 from hlnet.errors import RunError, UsageError
+from hlnet.features import CachedFeatures
 from hlnet.files import replacing
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
@@ -50,8 +51,7 @@ class TrainConfig(BaseModel):
         scale: share of the image's area that a random crop keeps, low and high.
         hflip: probability of a horizontal flip.
         frozen_trunk: train only what lies behind the split point.
-        cache_views: with a frozen trunk, how many augmented views of each image to pass through the trunk once and
-            keep in memory (float16); 0 runs the trunk at every step.
+        cache_views: with a frozen trunk, how many augmented views of each image are cached as features; 0 for none.
         workers: processes that load images.
         seed: of weights, order and augmentation.
     """
@@ -92,8 +92,8 @@ class Epoch(BaseModel):
 
 def train(
     net: HierarchicalNet | PlainNet,
-    train_data: TreeData,
-    val_data: TreeData,
+    train_data: TreeData | CachedFeatures,
+    val_data: TreeData | CachedFeatures,
     config: TrainConfig | None = None,
     out: str | Path | None = None,
     device: str | None = None,
@@ -104,8 +104,8 @@ def train(
 
     Args:
         net: what to train; afterwards it holds the weights of the best epoch by validation accuracy.
-        train_data, val_data: images with labels in the order of ``net.tree.classes``. ``train_data``'s transform is
-            replaced by the augmentation that ``config`` describes.
+        train_data, val_data: images with labels in the order of ``net.tree.classes``, both as they come or both as
+            cached features of this network's trunk.
         config: the settings.
         out: run folder; gets ``config.toml``, ``metrics.csv``, ``curves.png``, ``best.safetensors`` and
             ``last.safetensors``.
@@ -121,21 +121,20 @@ def train(
         RunError: if the loss stops being a number.
     """
     config = config or TrainConfig()
-    if config.cache_views and not config.frozen_trunk:
-        raise UsageError("cached features need a frozen trunk: give --frozen-trunk with --cache-views")
+    cached = isinstance(train_data, CachedFeatures)
+    if cached and not config.frozen_trunk:
+        raise UsageError("training on cached features needs a frozen trunk: set frozen_trunk (--frozen-trunk)")
     set_seed(config.seed)
     accelerator = _accelerator(config.mixed_precision, device)
     tell = on_batch or (lambda phase, step, steps: None)
-    _augment(train_data, net, config)
     if config.frozen_trunk:
         net.freeze_trunk()
-    run = _Run(net, config, accelerator, tell)
+    run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell)
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
     net.provenance.recipe = config.model_dump(mode="json")
     if out and accelerator.is_main_process:
         _write_config(net, config, Path(out))
-    run.prepare(train_data, val_data)
     for number in range(1, config.epochs + 1):
         epoch = run.epoch(number)
         history.append(epoch)
@@ -161,31 +160,22 @@ class _Run:
     def __init__(
         self,
         net: HierarchicalNet | PlainNet,
+        trained: nn.Module,
+        train_data: Dataset[Any],
+        val_data: Dataset[Any],
         config: TrainConfig,
         accelerator: Accelerator,
         tell: Callable[[str, int, int], None],
     ) -> None:
         self.net, self.config, self.accelerator, self.tell = net, config, accelerator, tell
         self.updates = 0
-
-    def prepare(self, train_data: TreeData, val_data: TreeData) -> None:
-        config, net = self.config, self.net
-        trained: nn.Module = net
-        train_set: Dataset[Any] = train_data
-        val_set: Dataset[Any] = val_data
-        workers = config.workers
-        if config.cache_views:
-            trained = net.head
-            net.to(self.accelerator.device)
-            train_set = self._cached(train_data, config.cache_views, "features")
-            val_set = self._cached(val_data, 1, "features (val)")
-            workers = 0
-        batches = loader(train_set, config.batch_size, workers, shuffle=True, seed=config.seed)
+        workers = 0 if isinstance(train_data, CachedFeatures) else config.workers
+        batches = loader(train_data, config.batch_size, workers, shuffle=True, seed=config.seed)
         try:
             optimizer = create_optimizer_v2(trained, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
         except (ValueError, AssertionError, KeyError) as error:
             raise UsageError(f"timm has no optimizer '{config.opt}': {error}") from error
-        val_batches = loader(val_set, 2 * config.batch_size, workers)
+        val_batches = loader(val_data, 2 * config.batch_size, workers)
         prepared = self.accelerator.prepare(trained, optimizer, batches, val_batches)
         self.module, self.optimizer, self.batches, self.val_batches = prepared
         self.schedule, _ = create_scheduler_v2(
@@ -271,54 +261,6 @@ class _Run:
         loss, right, count = self.accelerator.reduce(totals, "sum").tolist()
         return loss / count, right / count
 
-    def _cached(self, data: TreeData, views: int, phase: str) -> CachedFeatures:
-        batches = loader(data, self.config.batch_size, self.config.workers, seed=self.config.seed)
-        steps = views * len(batches)
-        return CachedFeatures(self.net, batches, views, lambda step: self.tell(phase, step, steps))
-
-
-class CachedFeatures(Dataset[tuple[Tensor, int]]):
-    """A trunk's features of ``views`` augmented versions of each image, in memory as float16.
-
-    Args:
-        net: its ``features`` are taken, in evaluation mode.
-        batches: images and labels, unshuffled; iterated ``views`` times.
-        views: how many versions of each image; one of them is drawn whenever an item is asked for.
-        on_batch: called with the number of batches done.
-    """
-
-    def __init__(
-        self,
-        net: HierarchicalNet | PlainNet,
-        batches: DataLoader[tuple[Tensor, Tensor]],
-        views: int = 1,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> None:
-        net.eval()
-        device = next(net.parameters()).device
-        features: list[Tensor] = []
-        done = 0
-        with torch.inference_mode():
-            for _ in range(views):
-                view, labels = [], []
-                for images, target in batches:
-                    view.append(net.features(images.to(device)).half().cpu())
-                    labels.append(target)
-                    done += 1
-                    if on_batch:
-                        on_batch(done)
-                features.append(torch.cat(view))
-                self.labels = torch.cat(labels)
-        self.features = torch.stack(features)  # [views, N, C, h, w]
-
-    def __len__(self) -> int:
-        return self.features.shape[1]
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        views = len(self.features)
-        view = int(torch.randint(views, ())) if views > 1 else 0
-        return self.features[view, position].float(), int(self.labels[position])
-
 
 # ---------------------------------------------------------------------- helpers
 
@@ -329,15 +271,6 @@ def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
         on_gpu = torch.cuda.is_available() and not cpu
         mixed_precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
     return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
-
-
-def _augment(data: TreeData, net: HierarchicalNet | PlainNet, config: TrainConfig) -> None:
-    try:
-        data.transform = train_transform(
-            net.transform, auto_augment=config.aa, scale=config.scale, hflip=config.hflip, color_jitter=None
-        )
-    except (AssertionError, ValueError, KeyError, IndexError) as error:
-        raise UsageError(f"timm has no augmentation '{config.aa}'; try 'rand-m9-mstd0.5' or none") from error
 
 
 def _write_config(net: HierarchicalNet | PlainNet, config: TrainConfig, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import FrozenInstanceError, replace
+from functools import reduce
 from types import MappingProxyType
 
 import pytest
@@ -34,10 +35,9 @@ def nested_mappings(draw):
 @st.composite
 def trees_and_choices(draw):
     nested = draw(nested_mappings())
-    count = len(list(leaves_of(nested)))
-    chosen = draw(st.lists(st.integers(0, count - 1), min_size=1))
-    depth = max(len(parts) for parts, _ in leaves_of(nested))
-    return nested, ClassTree.from_nested(nested, depth + draw(st.integers(0, 2))), chosen
+    depths = [len(parts) for parts, _ in leaves_of(nested)]
+    chosen = draw(st.lists(st.integers(0, len(depths) - 1), min_size=1))
+    return nested, ClassTree.from_nested(nested, max(depths) + draw(st.integers(0, 2))), chosen
 
 
 def leaves_of(nested, above=()):
@@ -54,16 +54,7 @@ def prefixes_at(leaves, level):
 
 
 def chain(depth):
-    nested = None
-    for number in range(depth):
-        nested = {f"n{number}": nested}
-    return nested
-
-
-def with_itself():
-    mapping = {"b": {}}
-    mapping["b"]["c"] = mapping
-    return mapping
+    return reduce(lambda below, number: {f"n{number}": below}, range(depth), None)
 
 
 @settings(max_examples=80, deadline=None)
@@ -97,44 +88,28 @@ def test_counts_add_up(case):
     assert tree.num_nodes == sum(tree.counts)
     assert [sum(children) for children in tree.sibling_counts] == list(tree.counts)
     assert [len(children) for children in tree.sibling_counts] == [1, *tree.counts[:-1]]
-    spread = [p for children in tree.sibling_counts for p, count in enumerate(children) for _ in range(count)]
-    assert spread == [node.parent for row in tree.levels for node in row]
+    parents = [p for children in tree.sibling_counts for p, count in enumerate(children) for _ in range(count)]
+    assert parents == [node.parent for row in tree.levels for node in row]
 
 
-@settings(max_examples=80, deadline=None)
-@given(trees_and_choices())
-def test_rows_are_exactly_the_ancestors(case):
-    nested, tree, chosen = case
-    kept = [leaf for i, leaf in enumerate(leaves_of(nested)) if i in set(chosen)]
-    for level, (row, found) in enumerate(zip(tree.levels, tree.rows(chosen), strict=True), start=1):
-        assert [row[i].path for i in found] == prefixes_at(kept, level)
-        assert list(found) == sorted(set(found))
-
-
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(trees_and_choices(), st.data())
-def test_prune_keeps_nodes_and_composes(case, data):
-    _, tree, chosen = case
-    expert, kept = tree.prune(chosen), sorted(set(chosen))
-    assert expert.leaves == tuple(replace(tree.leaves[i], parent=leaf.parent) for i, leaf in zip(kept, expert.leaves, strict=True))
-    for level, rows in enumerate(tree.rows(chosen)):
-        known = [replace(tree.levels[level][i], parent=0) for i in rows]
-        assert [replace(node, parent=0) for node in expert.levels[level]] == known
+def test_prune_keeps_the_ancestors_composes_and_is_read_back(case, data):
+    nested, tree, chosen = case
+    expert, kept, rows = tree.prune(chosen), sorted(set(chosen)), tree.rows(chosen)
+    leaves = [leaf for i, leaf in enumerate(leaves_of(nested)) if i in kept]
+    for level in range(tree.num_levels):
+        ours, theirs = expert.levels[level], [tree.levels[level][i] for i in rows[level]]
+        assert rows[level] == tuple(sorted(set(rows[level])))
+        assert [node.path for node in ours] == prefixes_at(leaves, level + 1)
+        assert [replace(node, parent=0) for node in ours] == [replace(node, parent=0) for node in theirs]
         if level:
-            ours, theirs = expert.levels[level - 1], tree.levels[level - 1]
-            parents = [theirs[tree.levels[level][i].parent].path for i in rows]
-            assert [ours[node.parent].path for node in expert.levels[level]] == parents
+            parents = [tree.levels[level - 1][node.parent] for node in theirs]
+            assert [expert.levels[level - 1][node.parent].path for node in ours] == [node.path for node in parents]
     again = data.draw(st.lists(st.integers(0, len(kept) - 1), min_size=1))
     assert expert.prune(again) == tree.prune([kept[i] for i in again])
-    assert expert.prune(range(len(kept))) == expert
-    assert tree.prune(range(len(tree.leaves))) == tree
-
-
-@settings(max_examples=60, deadline=None)
-@given(trees_and_choices())
-def test_to_nested_is_read_back(case):
-    _, tree, chosen = case
-    for one in (tree, tree.prune(chosen)):
+    assert expert.prune(range(len(kept))) == expert and tree.prune(range(len(tree.leaves))) == tree
+    for one in (tree, expert):
         without_ids = ClassTree(tuple(tuple(replace(node, id=None) for node in row) for row in one.levels))
         assert ClassTree.from_nested(one.to_nested(), one.num_levels) == without_ids
 
@@ -146,18 +121,16 @@ def test_uneven_depth_by_hand():
         ["animal/cat", "animal/dog", "saw"],
         ["animal/cat/tabby", "animal/cat/siamese", "animal/dog/beagle", "saw"],
     ]
-    assert [[node.continued for node in row] for row in tree.levels] == [[False] * 2, [False] * 2 + [True], [False] * 3 + [True]]
+    continued = {(level, node.path) for level, row in enumerate(tree.levels, 1) for node in row if node.continued}
+    assert continued == {(2, "saw"), (3, "saw")}
     assert tree.sibling_counts == ((2,), (2, 1), (2, 1, 1))
     assert (tree.indices, tree.offsets, tree.to_nested()) == ((281, 284, 162, 491), (0, 2, 5, 9), PETS)
 
 
-@pytest.mark.parametrize("nested", [["a"], ("a",), {"a": None}, {"a": {}}, {" a ": 0}, MappingProxyType({"a": MappingProxyType({})})])
-def test_one_class(nested):
-    assert ClassTree.from_nested(nested) == ClassTree(((Node("a", "a", 0, index=0),),))
-
-
-def test_whole_numbers_are_names_too():
-    assert ClassTree.from_nested({7: [1, 0]}).to_nested() == {"7": {"1": 0, "0": 1}}
+def test_one_class():
+    for nested in (["a"], ("a",), {"a": None}, {"a": {}}, {" a ": 0}, MappingProxyType({"a": MappingProxyType({})})):
+        assert ClassTree.from_nested(nested) == ClassTree(((Node("a", "a", 0, index=0),),))
+    assert ClassTree.from_nested({7: [1]}).to_nested() == {"7": {"1": 0}}
 
 
 @pytest.mark.parametrize("levels", [1, 3, 5])
@@ -167,18 +140,19 @@ def test_parallel_gives_every_class_its_own_chain(levels):
     assert [[node.continued for node in row] for row in tree.levels] == [[level > 0] * 3 for level in range(levels)]
 
 
+LOOP = {"b": {}}
+LOOP["b"]["c"] = LOOP
 REFUSED = {
     "empty mapping": ({}, "empty"),
     "empty list": ([], "empty"),
     "empty node": ({"a": {"b": []}, "c": None}, "'a/b' is empty"),
     "doubled class": ({"a": ["x"], "b": ["x", "y"]}, "'x'"),
-    "doubled class in a list": (["x", "y", "x"], "'x'"),
     "doubled after stripping": ({"x": None, " x": None}, "'x'"),
     "number and text": ({1: None, "1": None}, "'1'"),
     "doubled index": ({"x": 3, "y": 3}, "index 3"),
     "some indices": ({"x": 3, "y": None}, "'y'"),
     "negative index": ({"x": -1}, "-1"),
-    "cycle": (with_itself(), "itself"),
+    "cycle": (LOOP, "itself"),
     "slash": ({"x/y": None}, "x/y"),
     "empty name": ({" ": None}, "name"),
     "line break": (["x\ny"], "name"),
@@ -186,11 +160,9 @@ REFUSED = {
     "no name": ([None], "None"),
     "boolean value": ({"x": True}, "True"),
     "fraction": ({"x": 0.5}, "0.5"),
-    "set": ({"x": {"y"}}, "'x'"),
-    "text": ("abc", "str"),
     "nothing": (None, "NoneType"),
     "deep mapping": (chain(5000), "64"),
-    "deep list": ([chain(3), eval("[" * 90 + "]" * 90)], "name"),
+    "deep list": ({"a": reduce(lambda below, _: [below], range(5000), [])}, "'a'"),
 }
 
 
@@ -201,24 +173,13 @@ def test_refuses(nested, words):
     assert "\n" not in str(caught.value)
 
 
-def test_refuses_bottomless_lists():
-    deep = []
-    for _ in range(5000):
-        deep = [deep]
-    with pytest.raises(TreeError):
-        ClassTree.from_nested({"a": deep})
-
-
-def test_depth_limit_is_exact():
+def test_depth_limits():
+    for levels in (-1, 0, 1, 2):
+        with pytest.raises(TreeError, match="3 levels deep"):
+            ClassTree.from_nested(PETS, levels)
     assert ClassTree.from_nested(chain(MAX_LEVELS)).num_levels == MAX_LEVELS
     with pytest.raises(TreeError, match=str(MAX_LEVELS)):
         ClassTree.from_nested(chain(MAX_LEVELS + 1))
-
-
-@pytest.mark.parametrize("levels", [-1, 0, 1, 2])
-def test_too_few_levels(levels):
-    with pytest.raises(TreeError, match="3 levels deep"):
-        ClassTree.from_nested(PETS, levels)
 
 
 @pytest.mark.parametrize("counts", [(1,), (6, 26, 100), (3, 3, 7), (2, 9, 10, 64)])
@@ -228,14 +189,14 @@ def test_balanced_spreads_evenly(counts):
     for above, count, children in zip(counts, counts[1:], tree.sibling_counts[1:], strict=False):
         assert sorted(children) == [count // above] * (above - count % above) + [count // above + 1] * (count % above)
     assert tree.classes == tuple(f"class {i}" for i in range(counts[-1])) and tree.indices == tuple(range(counts[-1]))
-    assert ClassTree.from_nested(tree.to_nested()) == tree
+    names = tuple(f"n{i}" for i in range(counts[-1]))
+    assert ClassTree.balanced(counts, names).classes == names and ClassTree.from_nested(tree.to_nested()) == tree
 
 
-def test_balanced_takes_class_names():
-    assert ClassTree.balanced((1, 2), ["cat", "dog"]).classes == ("cat", "dog")
-
-
-@pytest.mark.parametrize("counts, classes", [((), None), ((0,), None), ((3, 2), None), ((1, 2), ["a"]), ((2,), ["a", "a"]), ((2,), ["a/b", "c"])])
+@pytest.mark.parametrize(
+    "counts, classes",
+    [((), None), ((0,), None), ((3, 2), None), ((1, 2), ["a"]), ((2,), ["a", "a"]), ((2,), ["a/b", "c"]), ((1,), [""])],
+)
 def test_balanced_refuses(counts, classes):
     with pytest.raises(TreeError):
         ClassTree.balanced(counts, classes)
@@ -267,22 +228,20 @@ def test_immutable_and_hashable():
             setattr(thing, field, None)
 
 
-def test_leaves_under():
+def test_positions():
     tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "catfish": ["wels"]})
     assert [tree.leaves_under(path) for path in ("cat", "catfish", "cat/siamese")] == [(0, 1), (2,), (1,)]
     for path in ("", "ca", "tabby", "cat/"):
         with pytest.raises(SelectionError):
             tree.leaves_under(path)
-
-
-@pytest.mark.parametrize("leaves", [[], [-1], [4], [0, 9]])
-def test_rows_refuses(leaves):
-    with pytest.raises(SelectionError):
-        ClassTree.from_nested(PETS).prune(leaves)
+    for leaves in ([], [-1], [3], [0, 9]):
+        with pytest.raises(SelectionError):
+            tree.prune(leaves)
 
 
 def test_ten_thousand_classes():
-    tree = ClassTree.from_nested({f"g{g}": {f"c{100 * g + c}": 20000 - 100 * g - c for c in range(100)} for g in range(100)})
+    names = [[f"c{100 * g + c}" for c in range(100)] for g in range(100)]
+    tree = ClassTree.from_nested({f"g{g}": {n: 20000 - int(n[1:]) for n in row} for g, row in enumerate(names)})
     assert tree.counts == (100, 10000) and tree.indices == tuple(range(20000, 10000, -1))
     expert = tree.prune(range(50, 10000, 1000))
     assert expert.classes == tuple(f"c{n}" for n in range(50, 10000, 1000))

@@ -1,0 +1,176 @@
+"""The paper's questions on real photographs: Tables 2, 3 and 4 at a scale that two CPU cores can carry.
+
+For each data set and seed, on one frozen pretrained trunk and the same cached features: a plain network, PHL and N3HL;
+the lower-5 and upper-5 experts beside the plain network restricted to the same classes and beside one trained on these
+classes alone; and cues, by gain and by a plain logit bias, right and wrong.
+
+    python benchmarks/photos.py --data PHOTOS --trunk-weights mobilenetv2_100.safetensors --out photos.json
+
+PHOTOS holds ``imagenette`` and ``imagewoof``, each with ``train``, ``val`` and ``test`` folders of one folder a class.
+The file is rewritten after every network; run the command again to go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hlnet
+from hlnet.attention import gains_for
+from hlnet.data import TreeData, eval_transform, loader, train_transform
+from hlnet.evaluation import accuracy
+from hlnet.features import CachedFeatures
+from hlnet.files import replacing
+from hlnet.trunk import load_trunk_weights
+
+TREES = Path(__file__).parent.parent / "examples" / "trees"
+BACKBONE, BACKBONE_ARGS = "mobilenetv2_100", {"pad_type": "same"}
+#: Half the paper's widths, with its strides.
+BRANCHES: dict[str, dict[str, Any]] = {
+    "PHL": {"widths": (64, 32, 16), "strides": (2, 2, 2)},
+    "N3HL": {"widths": (64, 32, 16), "strides": (1, 1, 2)},
+}
+GAINS = (1.1, 1.4, 1.8, 3.0, 10.0, 100.0)
+BIASES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+VIEWS = 4
+
+
+def network(kind: str, tree: hlnet.ClassTree, weights: Path) -> Any:
+    """A network with its trunk's weights and the transform that they were trained with, at 160 pixels."""
+    if kind == "plain":
+        net: Any = hlnet.PlainNet(hlnet.PlainConfig(backbone=BACKBONE, backbone_args=BACKBONE_ARGS), tree)
+    else:
+        shape = hlnet.ClassTree.parallel(tree.classes) if kind == "PHL" else tree
+        net = hlnet.create_model(BACKBONE, tree=shape, backbone_args=BACKBONE_ARGS, **BRANCHES[kind])
+    load_trunk_weights(net.trunk_module, weights, net.trunk_names)
+    half = (0.5, 0.5, 0.5)
+    net.transform = net.transform.model_copy(update={"input_size": (3, 160, 160), "mean": half, "std": half})
+    return net
+
+
+def features(root: Path, tree: hlnet.ClassTree, weights: Path) -> dict[str, CachedFeatures]:
+    """Augmented views for training; validation and test images as they are."""
+    net = network("N3HL", tree, weights)
+    torch.manual_seed(0)
+    found = {}
+    for split in ("train", "val", "test"):
+        training = split == "train"
+        transform = train_transform(net.transform, "rand-m9-mstd0.5") if training else eval_transform(net.transform)
+        data = TreeData(hlnet.load_data(root, split), tree, transform)  # type: ignore[arg-type]
+        found[split] = CachedFeatures.of(net, loader(data, 64), VIEWS if training else 1)
+    return found
+
+
+@torch.inference_mode()
+def logits(net: Any, data: CachedFeatures, cued: Tensor | None = None, signal: float = 1.0) -> Tensor:
+    """``[N, K]``; with ``cued`` (``[N]``), each image under a gain on that class."""
+    net.eval()
+    found = []
+    for start in range(0, len(data), 100):
+        part = data.features[0, start : start + 100].float()
+        gains = () if cued is None else (gains_for(net.tree, cued[start : start + 100], signal),)
+        found.append(net.head(part, *gains))
+    return torch.cat(found)
+
+
+def top1(scores: Tensor, labels: Tensor) -> float:
+    return accuracy(scores, labels, map(str, range(scores.shape[1]))).top1
+
+
+def wrong_classes(labels: Tensor, classes: int) -> Tensor:
+    """A random other class for each image; the same in every run."""
+    shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(0))
+    return (labels + shift) % classes
+
+
+def cue_accuracies(net: Any, kind: str, data: CachedFeatures) -> dict[str, dict[str, tuple[float, float]]]:
+    """For each mechanism and strength: top-1 under right cues and under wrong ones (a random other class)."""
+    neutral = logits(net, data)
+    labels, classes = data.labels, neutral.shape[1]
+    wrong = wrong_classes(labels, classes)
+    found: dict[str, dict[str, tuple[float, float]]] = {"bias": {}, "gain": {}}
+    for bias in BIASES:
+        shifted = (neutral + bias * torch.nn.functional.one_hot(cue, classes) for cue in (labels, wrong))
+        right, misled = (top1(scores, labels) for scores in shifted)
+        found["bias"][str(bias)] = (right, misled)
+    for gain in GAINS if kind != "plain" else ():
+        right, misled = (top1(logits(net, data, cue, gain), labels) for cue in (labels, wrong))
+        found["gain"][str(gain)] = (right, misled)
+    return found
+
+
+def measure(kind: str, seed: int, epochs: int, tree: hlnet.ClassTree, data: dict[str, CachedFeatures], weights: Path) -> Any:
+    """Train one network and take every figure of it."""
+    torch.manual_seed(seed)
+    net = network(kind, tree, weights)
+    started = time.perf_counter()
+    config = hlnet.TrainConfig(epochs=epochs, seed=seed, frozen_trunk=True, cache_views=VIEWS)
+    hlnet.train(net, data["train"], data["val"], config, device="cpu")
+    result: dict[str, Any] = {"seconds": time.perf_counter() - started}
+    halves = {name: half(tree, name) for name in ("lower 5", "upper 5")}
+    for split in ("val", "test"):
+        scores, labels = logits(net, data[split]), data[split].labels
+        result[split] = {"all 10": top1(scores, labels)}
+        for name, kept in halves.items():
+            part = data[split].restricted(kept)
+            restricted = top1(logits(net, part)[:, kept], part.labels)
+            result[split][name] = restricted
+            if kind != "plain":
+                expert = hlnet.cut_expert(net, [tree.classes[i] for i in kept])
+                result[split][f"{name}, expert"] = top1(logits(expert, part), part.labels)
+        result[split]["cues"] = cue_accuracies(net, kind, data[split])
+    return result
+
+
+def measure_alone(name: str, seed: int, epochs: int, tree: hlnet.ClassTree, data: dict[str, CachedFeatures], weights: Path) -> Any:
+    """A plain network that has only ever seen these five classes."""
+    kept = half(tree, name)
+    torch.manual_seed(seed)
+    net = network("plain", tree.prune(kept), weights)
+    config = hlnet.TrainConfig(epochs=epochs, seed=seed, frozen_trunk=True, cache_views=VIEWS)
+    part = {split: data[split].restricted(kept) for split in data}
+    hlnet.train(net, part["train"], part["val"], config, device="cpu")
+    return {split: {name: top1(logits(net, part[split]), part[split].labels)} for split in ("val", "test")}
+
+
+def half(tree: hlnet.ClassTree, name: str) -> list[int]:
+    """Positions of the classes with original indices 0-4 or 5-9."""
+    return [i for i, index in enumerate(tree.indices) if (index < 5) == (name == "lower 5")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--trunk-weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("photos.json"))
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for name in ("imagenette", "imagewoof"):
+        tree = hlnet.read_tree(TREES / f"{name}.tree.json")
+        data: dict[str, CachedFeatures] = {}
+        for seed in range(args.seeds):
+            for kind in ("plain", "N3HL", "PHL", "plain, lower 5 alone", "plain, upper 5 alone"):
+                key = f"{name}/{kind}/{seed}"
+                if key in results:
+                    continue
+                data = data or features(args.data / name, tree, args.trunk_weights)
+                if kind.endswith("alone"):
+                    half_name = kind.split(", ")[1].removesuffix(" alone")
+                    results[key] = measure_alone(half_name, seed, args.epochs, tree, data, args.trunk_weights)
+                else:
+                    results[key] = measure(kind, seed, args.epochs, tree, data, args.trunk_weights)
+                with replacing(args.out) as draft:
+                    draft.write_text(json.dumps(results, indent=1))
+                print(key, {k: v for k, v in results[key]["test"].items() if k != "cues"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
