@@ -29,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise RunError(f"cannot write '{target}': it is a folder; give a file name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".hlnet-", suffix=target.suffix)
     except OSError as error:
         raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
     os.close(handle)

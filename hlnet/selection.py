@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from fnmatch import translate
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from hlnet.errors import SelectionError, did_you_mean
 from hlnet.tree import ClassTree
 
-_RANGE = re.compile(r"(\d+)-(\d+)")
+_INDEX_OR_RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
 
 
 def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) -> tuple[int, ...]:
@@ -42,92 +43,83 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
 
 
 class _Selector:
+    """The tree's names, turned round: from what may be written to positions of classes."""
+
     def __init__(self, tree: ClassTree) -> None:
-        self.tree = tree
-        self.by_index = {leaf.index: position for position, leaf in enumerate(tree.leaves)}
-        self.by_class: dict[str, int] = {}
+        self.by_index = sorted((leaf.index or 0, position) for position, leaf in enumerate(tree.leaves))
+        self.by_class = {leaf.id: position for position, leaf in enumerate(tree.leaves) if leaf.id is not None}
+        self.by_class |= {name: position for position, name in enumerate(tree.classes)}
+        self.below: dict[str, list[int]] = {}  # path of a node -> its classes
         for position, leaf in enumerate(tree.leaves):
-            self.by_class[leaf.name] = position
-        for position, leaf in enumerate(tree.leaves):
-            if leaf.id is not None:
-                self.by_class.setdefault(leaf.id, position)
-        # Every way to write a node, with the paths it may stand for.
-        self.paths: dict[str, set[str]] = {}
+            parts = leaf.path.split("/")
+            for end in range(1, len(parts) + 1):
+                self.below.setdefault("/".join(parts[:end]), []).append(position)
+        self.paths: dict[str, set[str]] = {path: {path} for path in self.below}  # any word for a node -> its paths
         for row in tree.levels:
             for node in row:
-                for word in (node.path, node.name, node.id):
-                    if word is not None:
+                for word in (node.name, node.id):
+                    if word is not None and word not in self.below:
                         self.paths.setdefault(word, set()).add(node.path)
 
     def all(self, selection: str | int | Iterable[str | int]) -> tuple[int, ...]:
         terms = [selection] if isinstance(selection, str | int) else list(selection)
         found: set[int] = set()
         for term in terms:
-            found.update(self.one(str(term).strip()))
+            found.update(self.between(term, term, str(term)) if isinstance(term, int) else self.one(term.strip()))
         if not found:
             raise SelectionError("the selection is empty; name at least one class, as in 'tabby,animal/dog,281-285'")
         return tuple(sorted(found))
 
-    def one(self, term: str) -> Iterator[int]:
+    def one(self, term: str, file: str | None = None) -> Iterator[int]:
+        """Positions for one term, which may come from a file."""
         if term in self.by_class:
             yield self.by_class[term]
         elif term in self.paths:
             yield from self.under(term)
-        elif term.startswith("@"):
-            yield from self.from_file(term[1:])
         elif "," in term:  # after the names: a class may be called "tench, Tinca tinca"
             for part in term.split(","):
-                if part.strip():
-                    yield from self.one(part.strip())
-        elif term.isdecimal():
-            yield from self.between(int(term), int(term), term)
-        elif match := _RANGE.fullmatch(term):
-            yield from self.between(int(match[1]), int(match[2]), term)
+                yield from self.one(part.strip(), file)
+        elif term.startswith("@"):
+            if file:
+                raise SelectionError(f"'{file}': a selection file cannot name another one ('{term}')")
+            yield from self.from_file(term[1:])
+        elif match := _INDEX_OR_RANGE.fullmatch(term):
+            yield from self.between(int(match[1]), int(match[2] or match[1]), term)
         elif any(sign in term for sign in "*?["):
             yield from self.matching(term)
-        else:
+        elif term:
             raise SelectionError(f"the tree has no class or node '{term}'.{did_you_mean(term, self.paths)}")
 
-    def under(self, word: str) -> tuple[int, ...]:
+    def under(self, word: str) -> list[int]:
         paths = self.paths[word]
-        if word in paths:  # written out in full
-            return self.tree.leaves_under(word)
         if len(paths) > 1:
             raise SelectionError(f"'{word}' names several nodes ({', '.join(sorted(paths)[:4])}); write the path")
-        return self.tree.leaves_under(next(iter(paths)))
+        return self.below[next(iter(paths))]
 
     def between(self, first: int, last: int, term: str) -> list[int]:
         if last < first:
             raise SelectionError(f"range '{term}' runs backwards; write '{last}-{first}'")
-        found = [position for index, position in self.by_index.items() if index is not None and first <= index <= last]
-        if not found:
-            known = sorted(index for index in self.by_index if index is not None)
-            raise SelectionError(f"no class has an original index in '{term}'; this tree's lie in {known[0]}-{known[-1]}")
-        return found
+        start, end = bisect_left(self.by_index, (first, -1)), bisect_left(self.by_index, (last + 1, -1))
+        if start == end:
+            known = f"{self.by_index[0][0]}-{self.by_index[-1][0]}"
+            raise SelectionError(f"no class has an original index in '{term}'; this tree's lie in {known}")
+        return [position for _, position in self.by_index[start:end]]
 
-    def matching(self, pattern: str) -> list[int]:
+    def matching(self, pattern: str) -> set[int]:
         fits = re.compile(translate(pattern)).fullmatch
         paths = {path for word, paths in self.paths.items() if fits(word) for path in paths}
-        found = [i for i, leaf in enumerate(self.tree.leaves) if _prefixes(leaf.path) & paths]
-        if not found:
+        if not paths:
             raise SelectionError(f"no class or node matches '{pattern}'")
-        return found
+        return {position for path in paths for position in self.below[path]}
 
     def from_file(self, name: str) -> Iterator[int]:
         try:
-            lines = Path(name).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise SelectionError(f"cannot read the selection file '{name}': {reason}") from error
         terms = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not terms:
             raise SelectionError(f"the selection file '{name}' names no class")
-        for number, term in enumerate(terms, start=1):
-            if term.startswith("@"):
-                raise SelectionError(f"'{name}', term {number}: a selection file cannot name another one ('{term}')")
-            yield from self.one(term)
-
-
-def _prefixes(path: str) -> set[str]:
-    parts = path.split("/")
-    return {"/".join(parts[: end + 1]) for end in range(len(parts))}
+        for term in terms:
+            yield from self.one(term, name)

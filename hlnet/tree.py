@@ -88,8 +88,8 @@ class ClassTree:
         """
         found = _flatten(nested)
         depth = max(path.count("/") + 1 for path, *_ in found)
-        if levels is not None and levels < depth:
-            raise TreeError(f"the tree is {depth} levels deep, which does not fit levels={levels}; ask for {depth} or more")
+        if levels is not None and not depth <= levels <= MAX_LEVELS:
+            raise TreeError(f"the tree is {depth} levels deep: levels={levels} does not fit, ask for {depth} to {MAX_LEVELS}")
         indices = _indices([(path, index) for path, is_leaf, index, _ in found if is_leaf])
         rows: list[list[Node]] = [[] for _ in range(levels or depth)]
         for path, is_leaf, _, identifier in found:
@@ -109,6 +109,8 @@ class ClassTree:
             >>> ClassTree.parallel(["cat", "dog"], levels=3).counts
             (2, 2, 2)
         """
+        if isinstance(classes, str):
+            raise TreeError(f"expected a list of class names, got the text {classes!r}")
         return cls.from_nested(list(classes), levels=levels)
 
     @classmethod
@@ -130,19 +132,20 @@ class ClassTree:
             raise TreeError(f"node counts {counts} must be positive and not decrease from level to level, as in (6, 26, 100)")
         if classes is not None and len(classes) != counts[-1]:
             raise TreeError(f"{len(classes)} class names for {counts[-1]} classes; give one name a class")
-        rows: list[tuple[Node, ...]] = []
-        for level, count in enumerate(counts):
-            above = rows[-1] if rows else (Node("", "", 0),)
-            last = level == len(counts) - 1
+        _refuse_doubles("class", classes or ())
+        root: dict[str, Any] = {}
+        above = [root]
+        for level, count in enumerate(counts, start=1):
             row = []
             for i in range(count):
                 # Parents in proportion: floor division hands each parent its fair, contiguous share.
-                parent = i * len(above) // count
-                name = (classes[i] if classes else f"class {i}") if last else f"group {level + 1}.{i}"
-                path = f"{above[parent].path}/{name}".lstrip("/")
-                row.append(Node(name, path, parent, index=i if last else None))
-            rows.append(tuple(row))
-        return cls(tuple(rows))
+                parent = above[i * len(above) // count]
+                if level < len(counts):
+                    row.append(parent.setdefault(f"group {level}.{i}", {}))
+                else:
+                    parent[classes[i] if classes else f"class {i}"] = i
+            above = row
+        return cls.from_nested(root)
 
     def __post_init__(self) -> None:
         if not self.levels or not all(self.levels):
@@ -155,12 +158,13 @@ class ClassTree:
                     f"level {number}: siblings must lie next to each other and each of the {above} nodes above needs a child"
                 )
             above = len(row)
-        _refuse_doubles("class", self.classes)
-        _refuse_doubles("original index", self.indices)
-        for row in self.levels:
-            _refuse_doubles("path", [node.path for node in row])
         if any(node.index is None for node in self.levels[-1]):
             raise TreeError("every class needs its original index")
+        _refuse_doubles("class", self.classes)
+        _refuse_doubles("original index", self.indices)
+        _refuse_doubles("id", [leaf.id for leaf in self.leaves if leaf.id is not None])
+        for row in self.levels:
+            _refuse_doubles("path", [node.path for node in row])
 
     # ------------------------------------------------------------------ reading
 
@@ -198,6 +202,11 @@ class ClassTree:
     def indices(self) -> tuple[int | None, ...]:
         """Original index of each class, in the order of the logits."""
         return tuple(node.index for node in self.leaves)
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The identifiers of all nodes that have one, by path."""
+        return {node.path: node.id for row in self.levels for node in row if node.id is not None}
 
     @cached_property
     def sibling_counts(self) -> tuple[tuple[int, ...], ...]:
@@ -269,16 +278,12 @@ class ClassTree:
             >>> ClassTree.parallel(["tench"]).with_ids({"tench": "n01440764"}).leaves[0].id
             'n01440764'
         """
-        if unknown := set(ids) - {word for row in self.levels for node in row for word in (node.path, node.name)}:
+        paths = {node.path for row in self.levels for node in row}
+        by_path = {leaf.path: ids[leaf.name] for leaf in self.leaves if leaf.name in ids and leaf.name not in paths}
+        by_path |= {path: ids[path] for path in paths & ids.keys()}
+        if unknown := ids.keys() - paths - set(self.classes):
             raise TreeError(f"ids name nodes that the tree does not have: {', '.join(sorted(unknown)[:5])}")
-
-        def identifier(node: Node, is_class: bool) -> str | None:
-            return ids.get(node.path, ids.get(node.name) if is_class else None)
-
-        classes = {leaf.path for leaf in self.leaves}
-        return ClassTree(
-            tuple(tuple(replace(node, id=identifier(node, node.path in classes)) for node in row) for row in self.levels)
-        )
+        return ClassTree(tuple(tuple(replace(node, id=by_path.get(node.path)) for node in row) for row in self.levels))
 
     def to_nested(self) -> dict[str, Any]:
         """The tree as nested mappings whose leaves are original indices; ``from_nested`` reads it back (without ids)."""
@@ -298,17 +303,17 @@ class ClassTree:
 def _flatten(nested: Mapping[Any, Any] | Sequence[Any]) -> list[tuple[str, bool, int | None, str | None]]:
     """All nodes depth first as ``(path, is a leaf, index or None, id or None)``."""
     found: list[tuple[str, bool, int | None, str | None]] = []
-    open_containers: set[int] = set()  # a container met again inside itself is a cycle
+    seen: set[int] = set()  # a container met twice is a cycle, or doubles its classes
 
-    def visit(value: Any, path: str) -> None:
+    def visit(value: Any, path: str, depth: int) -> None:
         where = f"node '{path}'" if path else "the tree"
-        if path.count("/") >= MAX_LEVELS:
-            raise TreeError(f"{where} lies deeper than {MAX_LEVELS} levels; is the tree nested as it should be?")
-        if id(value) in open_containers:
-            raise TreeError(f"{where} contains itself: a tree has no cycles")
+        if depth >= MAX_LEVELS:
+            raise TreeError(f"the tree is deeper than {MAX_LEVELS} levels; is it nested as it should be?")
+        if id(value) in seen:
+            raise TreeError(f"{where} contains itself, or stands in two places: a tree has no cycles")
         if not value:
             raise TreeError(f"{where} is empty: an inner node needs at least one class below it")
-        open_containers.add(id(value))
+        seen.add(id(value))
         items = value.items() if isinstance(value, Mapping) else [(name, None) for name in value]
         for key, below in items:
             child = f"{path}/{_name(key, where)}".lstrip("/")
@@ -316,30 +321,31 @@ def _flatten(nested: Mapping[Any, Any] | Sequence[Any]) -> list[tuple[str, bool,
                 found.append((child, True, None, None))
             elif isinstance(below, int) and not isinstance(below, bool):
                 found.append((child, True, below, None))
-            elif isinstance(below, str):
-                found.append((child, True, None, below))
+            elif isinstance(below, str) and below.strip():
+                found.append((child, True, None, below.strip()))
             elif isinstance(below, Mapping | list | tuple):
                 found.append((child, False, None, None))
-                visit(below, child)
+                visit(below, child, depth + 1)
             else:
-                raise TreeError(
-                    f"node '{child}': expected a mapping, a list of class names, an index or an id, got {below!r}"
-                )
-        open_containers.discard(id(value))
+                raise TreeError(f"node '{child}': expected a mapping, a list of class names, an index or an id, got {below!r}")
 
     if not isinstance(nested, Mapping | list | tuple):
         raise TreeError(f"a tree is a mapping or a list of class names, got {type(nested).__name__}")
-    visit(nested, "")
+    visit(nested, "", 0)
     _refuse_doubles("path", [path for path, *_ in found])
     return found
 
 
 def _name(key: Any, where: str) -> str:
+    if isinstance(key, Mapping | list | tuple):
+        raise TreeError(f"{where}: a list holds class names only; write inner nodes as 'name: …' in a mapping")
     if isinstance(key, bool) or not isinstance(key, str | int):
         raise TreeError(f"{where}: a name must be text, got {key!r}; put it in quotes")
-    name = str(key).strip()
-    if not name or "/" in name or not name.isprintable():
-        raise TreeError(f"{where}: '{key}' is no name for a node: it must be printable, not empty, and without '/'")
+    name = str(key)
+    if not name or "/" in name or not name.isprintable() or name != name.strip():
+        raise TreeError(
+            f"{where}: {name!r} is no name for a node: it must be printable, without '/', and not start or end with a blank"
+        )
     return name
 
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hlnet.network import BranchTree
 from hlnet.tree import ClassTree
 
+# Tiny tensors: threads gain nothing here, and on a busy machine they wait for each other most of the time.
+torch.set_num_threads(1)
+
 #: Stacked tensor of a level -> tensor of timm's block (of one node).
 NAMES = {
     "bottleneck": {

@@ -200,11 +200,6 @@ def test_path_before_inner_name():
     assert select_classes(ClassTree.from_nested({"wild": {"cat": ["lion"]}, "cat": ["tabby"]}), "cat") == (1,)
 
 
-def test_empty_id_is_no_name():
-    with pytest.raises(SelectionError):
-        select_classes(ClassTree.from_nested({"a": "", "b": "n1"}), "")
-
-
 def test_id_of_two_classes_is_refused():
     with pytest.raises(HlnetError, match="n1"):
         select_classes(ClassTree.from_nested({"a": "n1", "b": "n1"}), "n1")

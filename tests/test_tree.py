@@ -128,7 +128,7 @@ def test_uneven_depth_by_hand():
 
 
 def test_one_class():
-    for nested in (["a"], ("a",), {"a": None}, {"a": {}}, {" a ": 0}, MappingProxyType({"a": MappingProxyType({})})):
+    for nested in (["a"], ("a",), {"a": None}, {"a": {}}, {"a": 0}, MappingProxyType({"a": MappingProxyType({})})):
         assert ClassTree.from_nested(nested) == ClassTree(((Node("a", "a", 0, index=0),),))
     assert ClassTree.from_nested({7: [1]}).to_nested() == {"7": {"1": 0}}
 
@@ -147,7 +147,7 @@ REFUSED = {
     "empty list": ([], "empty"),
     "empty node": ({"a": {"b": []}, "c": None}, "'a/b' is empty"),
     "doubled class": ({"a": ["x"], "b": ["x", "y"]}, "'x'"),
-    "doubled after stripping": ({"x": None, " x": None}, "'x'"),
+    "outer blank": ({"x": None, " x": None}, "' x'"),
     "number and text": ({1: None, "1": None}, "'1'"),
     "doubled index": ({"x": 3, "y": 3}, "index 3"),
     "some indices": ({"x": 3, "y": None}, "'y'"),

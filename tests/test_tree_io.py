@@ -128,28 +128,21 @@ def test_yaml_strings_and_numbers(tmp_path):
     assert [(leaf.name, leaf.id) for leaf in tree.leaves] == [("no", "n01"), ("7", "n07"), ("a: b", "n1")]
 
 
-@pytest.mark.parametrize("text", ["- 010\n", "- 12:30\n", "- 1_000\n", "- 0x1F\n", "{01: , 1: , b: }\n"])
-def test_yaml_numbers_never_change_a_name_in_silence(tmp_path, text):
-    written = text.removeprefix("- ").strip()
-    try:
-        tree = read_tree(put(tmp_path, "t.yaml", text))
-    except TreeError:
-        return
-    assert tree.classes == ((written,) if text.startswith("-") else ("01", "1", "b"))
+@pytest.mark.parametrize("name", ["010", "12:30", "1_000", "0x1F", "no", "yes", "1.0", "2024-01-01", "7", "null island"])
+def test_yaml_names_stay_as_written(tmp_path, name):
+    assert read_tree(put(tmp_path, "t.yaml", f"- {name}\n")).classes == (name,)
+    assert read_tree(put(tmp_path, "t.yaml", f"{name}: 3\n")).to_nested() == {name: 3}
 
 
 DAMAGED = {
     "cycle": ("t.yaml", "a: &x {b: *x}\n", "itself"),
     "list cycle": ("t.yaml", "a: &x [*x]\n", "node 'a'"),
-    "boolean key": ("t.yaml", "no: 3\n", "False.*quotes"),
-    "boolean in a list": ("t.yaml", "a: [b, yes]\n", "True.*quotes"),
     "list as key": ("t.yaml", "? [a, b]\n: c\n", "t.yaml"),
     "mapping as key": ("t.yaml", "a: {{x}}\n", "t.yaml"),
-    "no date": ("t.yaml", "a: [2024-13-01]\n", "t.yaml"),
     "no number": ("t.yaml", "a: !!int b\n", "t.yaml"),
     "list tagged as mapping": ("t.yaml", "!!map [a]\n", "t.yaml"),
     "foreign tag": ("t.yaml", "!!python/object/apply:os.getcwd []\n", "t.yaml"),
-    "shared node": ("t.yaml", "a: &x [p]\nb: *x\n", "'p'"),
+    "shared node": ("t.yaml", "a: &x [p]\nb: *x\n", "node 'b'"),
     "doubled yaml key": ("t.yaml", "a:\n  b: 1\n  c: 2\n  b: 3\n", "'b' appears twice.*line 4"),
     "doubled json key": ("t.json", '{"a": {"b": 1, "c": 2, "b": 3}}', "'b' appears twice"),
     "empty yaml": ("t.yaml", "", "t.yaml"),
@@ -245,5 +238,6 @@ def test_failed_write_leaves_the_old_tree(tmp_path):
     with pytest.raises((HlnetError, UnicodeError)):
         write_tree(ClassTree.balanced((1,), ["\ud800"]), path)
     assert read_tree(path) == tree and [entry.name for entry in tmp_path.iterdir()] == ["t.tree.json"]
+    (tmp_path / "folder.json").mkdir()
     with pytest.raises(RunError, match="folder"):
-        write_tree(tree, tmp_path)
+        write_tree(tree, tmp_path / "folder.json")

@@ -1,0 +1,373 @@
+"""What a network costs: parameters, multiply-accumulates, bytes, latency; plain, full and expert side by side.
+
+Notable here: the nodes of one level cost the same, so a network's cost is counted from its trunk and one node of each
+level, whatever the size of the tree. The counter is fvcore's; it counts one fused multiply-add as one, normalisation at
+2 (batch) or 5 (layer) an element, and neither activations nor additions.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn import FlopCountAnalysis
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from hlnet.branches import LEVELS, BranchLevel, Leaves
+from hlnet.checkpoint import Header, empty_network
+from hlnet.errors import UsageError
+from hlnet.expert import cut_expert
+from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
+from hlnet.plain import PlainConfig
+from hlnet.selection import select_classes
+from hlnet.tree import ClassTree
+from hlnet.trunk import InputTransform, Trunk, create_backbone
+
+
+class Part(BaseModel):
+    """The cost of one part of a network: the trunk, or one level with all its nodes.
+
+    Attributes:
+        name: ``trunk``, ``level 1``, …
+        nodes: how many blocks it has (1 for the trunk).
+        params: number of parameters.
+        macs: multiply-accumulates for one image, by fvcore.
+        bytes: of its weights and statistics as stored.
+    """
+
+    name: str
+    nodes: int
+    params: int
+    macs: int
+    bytes: int
+
+
+class Latency(BaseModel):
+    """Time for one batch, in milliseconds: median and quartiles over the rounds."""
+
+    batch_size: int
+    threads: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+class Cost(BaseModel):
+    """The cost of one network.
+
+    Attributes:
+        classes: number of logits.
+        nodes: of its tree, level by level; empty for a plain network.
+        params, gmacs, bytes: totals; ``gmacs`` in 1e9 multiply-accumulates an image.
+        parts: trunk and levels; empty for a plain network.
+        latency: where it was measured.
+    """
+
+    classes: int
+    nodes: tuple[int, ...] = ()
+    params: int
+    gmacs: float
+    bytes: int
+    parts: list[Part] = []
+    latency: list[Latency] = []
+
+
+class Profile(BaseModel):
+    """Plain, full and expert side by side.
+
+    Attributes:
+        input_size: channels, height, width of the image that is counted.
+        plain: the timm model that the trunk comes from, with the full network's number of classes.
+        full: the full network.
+        expert: the cut, if one was asked for or is what was given.
+        reductions: relative change, such as ``{"expert vs full": {"params": -0.89, "gmacs": -0.73}}``.
+    """
+
+    input_size: tuple[int, int, int]
+    plain: Cost
+    full: Cost
+    expert: Cost | None = None
+    reductions: dict[str, dict[str, float]] = {}
+
+
+def profile(
+    config: NetworkConfig,
+    tree: ClassTree,
+    transform: InputTransform | None = None,
+    classes: str | Iterable[str | int] | None = None,
+    parent_counts: Sequence[int] | None = None,
+) -> Profile:
+    """Count a network without building it: parameters, multiply-accumulates and bytes.
+
+    Args:
+        config, tree: the network.
+        transform: gives the image size; default: the backbone's own.
+        classes: a selection of an expert's classes.
+        parent_counts: says that ``tree`` is an expert's, cut from a network with these nodes at each level.
+
+    Raises:
+        SelectionError, BackboneError, UsageError: if one of them does not fit.
+
+    Example:
+        >>> from hlnet.presets import network_config
+        >>> tree = ClassTree.balanced((1, 9, 10))
+        >>> found = profile(network_config("n3hl_resnet50", levels=3), tree, classes="0-4")
+        >>> found.full.params, round(found.full.gmacs, 3), round(found.plain.gmacs, 2)
+        (11929930, 3.894, 4.11)
+    """
+    trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
+    size = (transform or trunk.transform).input_size
+    parts = _unit_costs(config, trunk, size)
+    full_counts = tuple(parent_counts or tree.counts)
+    expert = None
+    if classes is not None:
+        expert = _cost(parts, tree.prune(select_classes(tree, classes)).counts)
+    elif parent_counts is not None:
+        expert = _cost(parts, tree.counts)
+    plain = plain_cost(config, full_counts[-1], size)
+    return with_reductions(Profile(input_size=size, plain=plain, full=_cost(parts, full_counts), expert=expert))
+
+
+def plain_cost(config: NetworkConfig | PlainConfig, classes: int, input_size: tuple[int, int, int]) -> Cost:
+    """The cost of the timm model itself, with this many classes."""
+    model = create_backbone(config.backbone, **{**config.backbone_args, "num_classes": classes}).eval()
+    params = sum(tensor.numel() for tensor in model.parameters())
+    macs = count_macs(model, torch.zeros(1, *input_size))
+    return Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=_bytes(model))
+
+
+def count_macs(module: nn.Module, *inputs: Tensor, handlers: dict[str, Any] | None = None) -> int:
+    """fvcore's count for one call.
+
+    Args:
+        module: in evaluation mode.
+        inputs: of the call.
+        handlers: fvcore operator handlers that replace its own.
+
+    Example:
+        >>> count_macs(nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(1, 3, 10, 10))
+        21600
+    """
+    analysis = FlopCountAnalysis(module, inputs)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    # fvcore knows no fused attention, and would count a ViT's at nothing.
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs, **(handlers or {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its tracer uses what torch has deprecated
+        return int(analysis.total())
+
+
+def measure_latency(
+    models: dict[str, nn.Module],
+    input_size: tuple[int, int, int],
+    batch_sizes: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    seconds: float = 3.0,
+    on_round: Callable[[], None] | None = None,
+) -> dict[str, list[Latency]]:
+    """Time the models in turn, round by round, so that a drift of the machine meets all of them alike.
+
+    Args:
+        models: by name, all on one device.
+        input_size: of an image.
+        batch_sizes, threads: every combination is measured; threads matter on a CPU only.
+        seconds: to spend on each combination, at least 5 rounds.
+        on_round: called after each round.
+
+    Returns:
+        for each model, one :class:`Latency` a combination.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    found: dict[str, list[Latency]] = {name: [] for name in models}
+    for count in threads:
+        for batch in batch_sizes:
+            images = torch.randn(batch, *input_size, device=device)
+            times: dict[str, list[float]] = {name: [] for name in models}
+            with _threads(count), torch.inference_mode():
+                for model in models.values():
+                    model.eval()(images)  # warm up
+                until = time.perf_counter() + seconds
+                while len(times[next(iter(models))]) < 5 or time.perf_counter() < until:
+                    for name, model in models.items():
+                        times[name].append(_time(model, images))
+                    if on_round:
+                        on_round()
+            for name, values in times.items():
+                low, median, high = (1000 * q for q in statistics.quantiles(values, n=4))
+                found[name].append(
+                    Latency(batch_size=batch, threads=count, median_ms=median, low_ms=low, high_ms=high)
+                )
+    return found
+
+
+def with_latency(
+    found: Profile,
+    model: HierarchicalNet,
+    classes: str | Iterable[str | int] | None = None,
+    batch_sizes: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    on_round: Callable[[], None] | None = None,
+) -> Profile:
+    """Add latencies to a profile: of the plain network, of ``model``, and of the expert for ``classes``."""
+    config = model.config
+    plain = create_backbone(config.backbone, **{**config.backbone_args, "num_classes": found.plain.classes})
+    is_expert = found.expert is not None and classes is None
+    models: dict[str, nn.Module] = {"plain": plain.to(next(model.parameters()).device)}
+    models["expert" if is_expert else "full"] = model
+    if classes is not None:
+        models["expert"] = cut_expert(model, classes)
+    latencies = measure_latency(models, found.input_size, batch_sizes, threads, on_round=on_round)
+    costs = {name: getattr(found, name).model_copy(update={"latency": value}) for name, value in latencies.items()}
+    return with_reductions(found.model_copy(update=costs))
+
+
+def with_reductions(found: Profile) -> Profile:
+    """Fill in the relative changes between the three columns."""
+    pairs = {
+        "full vs plain": (found.full, found.plain),
+        "expert vs full": (found.expert, found.full),
+        "expert vs plain": (found.expert, found.plain),
+    }
+    reductions = {
+        name: {
+            what: value
+            for what in ("params", "gmacs", "bytes", "latency")
+            if (value := _change(one, other, what)) is not None
+        }
+        for name, (one, other) in pairs.items()
+        if one is not None
+    }
+    return found.model_copy(update={"reductions": reductions})
+
+
+def random_network(config: NetworkConfig, tree: ClassTree, transform: InputTransform | None = None) -> HierarchicalNet:
+    """The network with arbitrary weights, quickly: for timing only."""
+    size = transform or Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).transform
+    model = empty_network(Header("hierarchical", config, tree, size, Provenance(), ""))
+    assert isinstance(model, HierarchicalNet)
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.01, 0.02)
+    return model
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+class _OneNode(nn.Module):
+    """One node of a level, and its share of the leaves."""
+
+    def __init__(self, level: BranchLevel, leaves: Leaves | None) -> None:
+        super().__init__()
+        self.level, self.leaves = level, leaves
+
+    def forward(self, x: Tensor) -> Tensor:
+        children: Tensor = self.level(x, self.level.families()[0], None)
+        if self.leaves is None:
+            return children
+        pooled = F.adaptive_avg_pool2d(children.flatten(0, 1), 1).view(children.shape[:3])
+        logits: Tensor = self.leaves(pooled)
+        return logits
+
+
+def _unit_costs(config: NetworkConfig, trunk: Trunk, size: tuple[int, int, int]) -> list[Part]:
+    """The trunk, and one node of each level."""
+    images = torch.zeros(1, *size)
+    with torch.no_grad():
+        x = trunk(images)
+        params = sum(tensor.numel() for tensor in trunk.parameters())
+        parts = [Part(name="trunk", nodes=1, params=params, macs=count_macs(trunk, images), bytes=_bytes(trunk))]
+        for number, (width, stride) in enumerate(zip(config.widths, config.strides, strict=True), start=1):
+            level = LEVELS[config.block]((1,), x.shape[1], width, stride)
+            last = number == len(config.widths)
+            node = _OneNode(level, Leaves(1, level.out_channels, config.block == "convnext") if last else None).eval()
+            # The branches share their parent's normalisation and fold its scale into a convolution. Counted is the
+            # block as it is defined: a layer norm with scale and shift, and no folding.
+            handlers = {"aten::layer_norm": _layer_norm_macs, "aten::einsum": lambda inputs, outputs: 0}
+            parts.append(
+                Part(
+                    name=f"level {number}",
+                    nodes=1,
+                    params=sum(tensor.numel() for tensor in node.parameters()),
+                    macs=count_macs(node, x, handlers=handlers),
+                    bytes=_bytes(node),
+                )
+            )
+            x = level(x, level.families()[0], None)[:, 0]
+    return parts
+
+
+def _cost(units: list[Part], counts: Sequence[int]) -> Cost:
+    if len(counts) != len(units) - 1:
+        raise UsageError(f"the tree has {len(counts)} levels, the network's widths are for {len(units) - 1}")
+    parts = [units[0]] + [
+        Part(name=unit.name, nodes=n, params=n * unit.params, macs=n * unit.macs, bytes=n * unit.bytes)
+        for unit, n in zip(units[1:], counts, strict=True)
+    ]
+    return Cost(
+        classes=counts[-1],
+        nodes=tuple(counts),
+        params=sum(part.params for part in parts),
+        gmacs=sum(part.macs for part in parts) / 1e9,
+        bytes=sum(part.bytes for part in parts),
+        parts=parts,
+    )
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.type().sizes())
+
+
+def _layer_norm_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    return 5 * torch.Size(_shape(inputs[0])).numel()
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Queries times keys, then times values: ``[..., N, D]`` each."""
+    *batch, queries, width = _shape(inputs[0])
+    keys, value_width = _shape(inputs[2])[-2:]
+    return torch.Size(batch).numel() * queries * keys * (width + value_width)
+
+
+def _change(one: Cost | None, other: Cost | None, what: str) -> float | None:
+    if one is None or other is None:
+        return None
+    if what != "latency":
+        return float(getattr(one, what) / getattr(other, what) - 1)
+    if not one.latency or not other.latency:
+        return None
+    return one.latency[0].median_ms / other.latency[0].median_ms - 1
+
+
+def _time(model: nn.Module, images: Tensor) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    model(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
