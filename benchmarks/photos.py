@@ -46,7 +46,7 @@ def network(kind: str, tree: hlnet.ClassTree, weights: Path) -> Any:
     if kind == "plain":
         net: Any = hlnet.PlainNet(hlnet.PlainConfig(backbone=BACKBONE, backbone_args=BACKBONE_ARGS), tree)
     else:
-        shape = hlnet.ClassTree.parallel(tree.classes) if kind == "PHL" else tree
+        shape = tree.parallelized() if kind == "PHL" else tree
         net = hlnet.create_model(BACKBONE, tree=shape, backbone_args=BACKBONE_ARGS, **BRANCHES[kind])
     load_trunk_weights(net.trunk_module, weights, net.trunk_names)
     half = (0.5, 0.5, 0.5)

@@ -5,7 +5,8 @@ rows. A level runs one *family* (the children of one parent) at a time: what sib
 their common input, what each has alone is one grouped convolution. There is no loop over nodes.
 
 Each stacked tensor is split into families once per forward pass. (Slicing it family by family would make autograd fill
-one full-size gradient for each slice.)
+one full-size gradient for each slice.) Convolution weights are stored as ``[nodes, out, in]``, or ``[nodes, out, in,
+k * k]`` where the kernel is larger than a pixel: torch allows a change to channels_last for at most four dimensions.
 """
 
 from __future__ import annotations
@@ -85,15 +86,15 @@ class BottleneckLevel(BranchLevel):
     def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
         super().__init__(sibling_counts, in_channels, width, stride)
         self.out_channels = self.expansion * width
-        convs = {
-            "conv1": (width, in_channels, 1, 1),
-            "conv2": (width, width, 3, 3),
-            "conv3": (self.out_channels, width, 1, 1),
-            "shortcut": (self.out_channels, in_channels, 1, 1),
+        convs: dict[str, tuple[int, ...]] = {
+            "conv1": (width, in_channels),
+            "conv2": (width, width, 9),
+            "conv3": (self.out_channels, width),
+            "shortcut": (self.out_channels, in_channels),
         }
         for name, shape in convs.items():
             self.stack(f"{name}_weight", *shape)
-            fan_out = shape[0] * shape[2] * shape[3]
+            fan_out = shape[0] * math.prod(shape[2:])
             nn.init.normal_(getattr(self, f"{name}_weight"), std=math.sqrt(2 / fan_out))  # as timm's ResNet
             # Zero for the last one: each block starts as its shortcut (timm's zero_init_last).
             self.stack(f"{name}_bn_weight", shape[0], init=0.0 if name == "conv3" else 1.0)
@@ -106,7 +107,7 @@ class BottleneckLevel(BranchLevel):
         h = F.relu(self._conv_bn("conv1", x, family))
         h = F.relu(self._conv_bn("conv2", h, family, self.stride, padding=1, groups=children))
         if gain is not None:
-            h = h * gain.repeat_interleave(self.width, dim=1)[:, :, None, None]
+            h = h * gain.to(h.dtype).repeat_interleave(self.width, dim=1)[:, :, None, None]
         h = self._conv_bn("conv3", h, family, groups=children)
         h = F.relu(h + self._conv_bn("shortcut", x, family, self.stride))
         return h.unflatten(1, (children, self.out_channels))
@@ -114,7 +115,7 @@ class BottleneckLevel(BranchLevel):
     def _conv_bn(
         self, name: str, x: Tensor, family: Family, stride: int = 1, padding: int = 0, groups: int = 1
     ) -> Tensor:
-        x = F.conv2d(x, family[f"{name}_weight"].flatten(0, 1), None, stride, padding, groups=groups)
+        x = F.conv2d(x, _kernels(family[f"{name}_weight"]), None, stride, padding, groups=groups)
         mean, var, weight, bias = (family[f"{name}_bn_{part}"].flatten() for part in ("mean", "var", "weight", "bias"))
         return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
 
@@ -122,8 +123,9 @@ class BottleneckLevel(BranchLevel):
 class ConvNeXtLevel(BranchLevel):
     """ConvNeXt V2 stages of depth 1: LayerNorm and a convolution to ``width``, then one block with GRN.
 
-    The block of the paper's N3HLCNXV2, as in timm's ``ConvNeXtStage(depth=1, use_grn=True, ls_init_value=1.0)``. The
-    gain acts on the input of the second pointwise convolution, the block's last.
+    The block of the paper's N3HLCNXV2, as in timm's ``ConvNeXtStage(depth=1, use_grn=True, ls_init_value=1.0)`` where
+    that changes width or size (timm leaves the norm and convolution out where it does not; here they are always there).
+    The gain acts on the input of the second pointwise convolution, the block's last.
 
     Example:
         >>> level = ConvNeXtLevel((2, 1), in_channels=8, width=4, stride=2)
@@ -139,17 +141,17 @@ class ConvNeXtLevel(BranchLevel):
         kernel = 1 if stride == 1 else 2
         self.stack("norm_in_weight", in_channels, init=1.0)
         self.stack("norm_in_bias", in_channels, init=0.0)
-        self.stack("conv_in_weight", width, in_channels, kernel, kernel)
+        self.stack("conv_in_weight", width, in_channels, kernel**2)
         self.stack("conv_in_bias", width, init=0.0)
-        self.stack("conv_dw_weight", width, 1, 7, 7)
+        self.stack("conv_dw_weight", width, 1, 49)
         self.stack("conv_dw_bias", width, init=0.0)
         self.stack("norm_weight", width, init=1.0)
         self.stack("norm_bias", width, init=0.0)
-        self.stack("fc1_weight", 4 * width, width, 1, 1)
+        self.stack("fc1_weight", 4 * width, width)
         self.stack("fc1_bias", 4 * width, init=0.0)
         self.stack("grn_weight", 4 * width, init=0.0)
         self.stack("grn_bias", 4 * width, init=0.0)
-        self.stack("fc2_weight", width, 4 * width, 1, 1)
+        self.stack("fc2_weight", width, 4 * width)
         self.stack("fc2_bias", width, init=0.0)
         self.stack("scale", width, init=1.0)
         for name in ("conv_in", "conv_dw", "fc1", "fc2"):
@@ -158,10 +160,10 @@ class ConvNeXtLevel(BranchLevel):
     def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
         children = family["scale"].shape[0]
         # Siblings share one normalised input: each one's scale and shift go into its own convolution, which is linear.
-        kernels = family["conv_in_weight"] * family["norm_in_weight"][:, None, :, None, None]
-        shift = torch.einsum("noikl,ni->no", family["conv_in_weight"], family["norm_in_bias"])
+        kernels = family["conv_in_weight"] * family["norm_in_weight"][:, None, :, None]
+        shift = torch.einsum("noik,ni->no", family["conv_in_weight"], family["norm_in_bias"])
         normal = F.layer_norm(x.permute(0, 2, 3, 1), (self.in_channels,), eps=self.eps).permute(0, 3, 1, 2)
-        x = F.conv2d(normal, kernels.flatten(0, 1), (shift + family["conv_in_bias"]).flatten(), self.stride)
+        x = F.conv2d(normal, _kernels(kernels), (shift + family["conv_in_bias"]).flatten(), self.stride)
 
         h = self._grouped("conv_dw", x, family, padding=3, groups=children * self.width)
         h = h.unflatten(1, (children, self.width)).movedim(2, -1)  # [B, m, H, W, width]
@@ -170,13 +172,13 @@ class ConvNeXtLevel(BranchLevel):
         h = F.gelu(self._grouped("fc1", h.movedim(-1, 2).flatten(1, 2), family, groups=children))
         h = self._response_norm(h.unflatten(1, (children, -1)), family)
         if gain is not None:
-            h = h * gain[:, :, None, None, None]
+            h = h * gain.to(h.dtype)[:, :, None, None, None]
         h = self._grouped("fc2", h.flatten(1, 2), family, groups=children)
         h = x + h * family["scale"].flatten()[:, None, None]
         return h.unflatten(1, (children, self.width))
 
     def _grouped(self, name: str, x: Tensor, family: Family, padding: int = 0, groups: int = 1) -> Tensor:
-        weight, bias = family[f"{name}_weight"].flatten(0, 1), family[f"{name}_bias"].flatten()
+        weight, bias = _kernels(family[f"{name}_weight"]), family[f"{name}_bias"].flatten()
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
 
     def _response_norm(self, h: Tensor, family: Family) -> Tensor:
@@ -214,6 +216,12 @@ class Leaves(nn.Module):
         # A batched product with one column a class, rather than multiply and sum: counters of operations see it.
         logits = torch.bmm(pooled.transpose(0, 1), self.weight.unsqueeze(-1))
         return logits.squeeze(-1).t() + self.bias
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """A family's stored convolution weights, ``[m, out, in]`` or ``[m, out, in, k * k]``, as ``[m * out, in, k, k]``."""
+    side = math.isqrt(weight.shape[3]) if weight.dim() == 4 else 1
+    return weight.reshape(-1, weight.shape[2], side, side)
 
 
 LEVELS: dict[Block, type[BranchLevel]] = {"bottleneck": BottleneckLevel, "convnext": ConvNeXtLevel}

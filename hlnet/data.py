@@ -126,7 +126,7 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
 
 def eval_transform(transform: InputTransform) -> Callable[[Image.Image], Tensor]:
     """Resize, crop and normalise, as ``transform`` says; no randomness."""
-    return _to_rgb(create_transform(**transform.model_dump(), is_training=False))
+    return _Prepare(transform, create_transform(**transform.model_dump(), is_training=False))
 
 
 def train_transform(
@@ -150,7 +150,7 @@ def train_transform(
         )
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise UsageError(f"timm has no augmentation policy '{aa}'; try rand-m9-mstd0.5, or none") from error
-    return _to_rgb(augment)
+    return _Prepare(transform, augment)
 
 
 def loader(
@@ -269,18 +269,15 @@ def _labels(dataset: Any) -> list[int] | None:
     return None
 
 
-def _to_rgb(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
-    return _RgbThen(transform)
+class _Prepare:
+    """Convert to the network's channels, then transform. A class, so that worker processes can receive it."""
 
-
-class _RgbThen:
-    """Convert to RGB, then transform. A class, so that worker processes can receive it."""
-
-    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.transform = transform
+    def __init__(self, transform: InputTransform, then: Callable[[Image.Image], Tensor]) -> None:
+        self.mode = "L" if transform.input_size[0] == 1 else "RGB"
+        self.then = then
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(image.convert("RGB"))
+        return self.then(image.convert(self.mode))
 
 
 def _some(names: Sequence[str], limit: int = 6) -> str:

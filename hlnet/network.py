@@ -114,11 +114,18 @@ class BranchTree(nn.Module):
         Returns:
             ``[B, classes]``, in the order of ``tree.classes``.
         """
-        families = [level.families() for level in self.levels]
+        families: list[list[Family]] = [level.families() for level in self.levels]  # type: ignore[operator]
         family_gains = self._split_gains(gains, len(features))
         pooled = torch.cat(list(self._grow(features, 0, 0, families, family_gains)), dim=1)
         logits: Tensor = self.leaves(pooled)
         return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of norms, biases and scales, for timm's optimizers.
+
+        They go by the number of dimensions, and stacking has added one: a stacked scale is ``[nodes, width]``.
+        """
+        return {name for name, tensor in self.named_parameters() if tensor.dim() < 3 and name != "leaves.weight"}
 
     def _grow(
         self, x: Tensor, depth: int, parent: int, families: list[list[Family]], gains: list[list[Tensor | None]]
@@ -209,6 +216,10 @@ class HierarchicalNet(nn.Module):
     def trunk_names(self) -> set[str]:
         """Names, within ``trunk_module``, of the tensors that belong to the trunk: all of them."""
         return set(self.trunk.model.state_dict())
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the branches' norms, biases and scales, for timm's optimizers."""
+        return {f"head.{name}" for name in self.head.no_weight_decay()}
 
     def freeze_trunk(self) -> None:
         """Train only the branches; the trunk keeps its weights and its normalisation statistics."""

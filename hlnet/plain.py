@@ -54,12 +54,11 @@ class PlainNet(nn.Module):
             trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
         self._trunk_names = set(trunk.model.state_dict())
         self._stage = trunk.stage
-        self.model = create_backbone(
-            config.backbone, pretrained, **{**config.backbone_args, "num_classes": len(tree.classes)}
-        )
+        arguments = config.backbone_args | {"num_classes": len(tree.classes)}
+        self.model = create_backbone(config.backbone, arguments, pretrained)
         self.config = config.model_copy(update={"split_point": trunk.split_point})
         self.tree = tree
-        self.transform = InputTransform.of(self.model)
+        self.transform = InputTransform.of(self.model, config.backbone_args)
         self.provenance = Provenance()
         self.frozen = False
 

@@ -16,6 +16,8 @@ from hlnet.tree import ClassTree
 if TYPE_CHECKING:
     from hlnet.network import HierarchicalNet, NetworkConfig
 
+__all__ = ["PRESETS", "create_model", "network_config", "register_with_timm"]
+
 #: Preset name to the fields of its NetworkConfig (paper, Table 1 and Sec. 4; strides and dims as its figures imply).
 PRESETS: dict[str, dict[str, Any]] = {
     "phl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (2, 2, 2)},
@@ -41,7 +43,8 @@ def create_model(
 
     Args:
         name: a preset (``n3hl_resnet50``, …) or a timm model name.
-        tree: a :class:`ClassTree`, a file or folder that ``read_tree`` takes, or nested mappings.
+        tree: a :class:`ClassTree`, a file or folder that ``read_tree`` takes, or nested mappings. A ``phl_*`` preset
+            takes the classes alone from it and gives each a private chain.
         pretrained: fetch timm's pretrained weights for the trunk.
         num_classes: with ``phl_*`` and no tree, builds that many private chains; otherwise it must agree with the tree.
         **overrides: fields of :class:`NetworkConfig` (``split_point``, ``block``, ``widths``, ``strides``,
@@ -59,7 +62,10 @@ def create_model(
     from hlnet.network import HierarchicalNet
 
     classes = _as_tree(name, tree, num_classes)
-    return HierarchicalNet(network_config(name, classes.num_levels, **overrides), classes, pretrained)
+    config = network_config(name, classes.num_levels, **overrides)
+    if name.startswith("phl_"):
+        classes = classes.parallelized(levels=len(config.widths))
+    return HierarchicalNet(config, classes, pretrained)
 
 
 def network_config(name: str, levels: int, **overrides: Any) -> NetworkConfig:
@@ -95,7 +101,8 @@ def register_with_timm(_timm: Any = None) -> None:
     from timm.models import register_model
 
     for name in PRESETS:
-        register_model(_entrypoint(name))
+        if name not in globals():  # timm wants what it registers to be found in this module
+            globals()[name] = register_model(_entrypoint(name))
 
 
 # ---------------------------------------------------------------------- helpers
@@ -114,7 +121,7 @@ def _general_form(backbone: str, levels: int, block: str | None) -> dict[str, An
 
 def _as_tree(name: str, tree: Any, num_classes: int | None) -> ClassTree:
     if tree is None and num_classes and name.startswith("phl_"):
-        return ClassTree.parallel([f"class {i}" for i in range(num_classes)])
+        return ClassTree.balanced([num_classes])
     if tree is None:
         raise UsageError(f"'{name}' needs a class tree: give tree=…, a file, a folder, or nested mappings")
     if isinstance(tree, str | Path):

@@ -137,7 +137,7 @@ def profile(
 
 def plain_cost(config: NetworkConfig | PlainConfig, classes: int, input_size: tuple[int, int, int]) -> Cost:
     """The cost of the timm model itself, with this many classes."""
-    model = create_backbone(config.backbone, **{**config.backbone_args, "num_classes": classes}).eval()
+    model = create_backbone(config.backbone, config.backbone_args | {"num_classes": classes}).eval()
     params = sum(tensor.numel() for tensor in model.parameters())
     macs = count_macs(model, torch.zeros(1, *input_size))
     return Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=_bytes(model))
@@ -217,7 +217,7 @@ def with_latency(
 ) -> Profile:
     """Add latencies to a profile: of the plain network, of ``model``, and of the expert for ``classes``."""
     config = model.config
-    plain = create_backbone(config.backbone, **{**config.backbone_args, "num_classes": found.plain.classes})
+    plain = create_backbone(config.backbone, config.backbone_args | {"num_classes": found.plain.classes})
     is_expert = found.expert is not None and classes is None
     models: dict[str, nn.Module] = {"plain": plain.to(next(model.parameters()).device)}
     models["expert" if is_expert else "full"] = model

@@ -19,6 +19,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from hlnet.errors import BackboneError, CheckpointError, UsageError, did_you_mean
+from hlnet.presets import PRESETS
 
 
 class InputTransform(BaseModel):
@@ -40,9 +41,23 @@ class InputTransform(BaseModel):
     crop_mode: str = "center"
 
     @classmethod
-    def of(cls, model: nn.Module, img_size: int | None = None) -> InputTransform:
-        """The transform that a timm model was trained with, optionally at another image size in pixels."""
-        found = resolve_data_config({"img_size": img_size} if img_size else {}, model=model)
+    def of(cls, model: nn.Module, backbone_args: dict[str, Any] | None = None) -> InputTransform:
+        """The transform that a timm model was trained with.
+
+        Args:
+            model: the timm model.
+            backbone_args: what it was built with; its ``img_size`` (one side, or height and width) and ``in_chans`` go
+                before the model's defaults.
+        """
+        given = backbone_args or {}
+        found = resolve_data_config({}, model=model)
+        channels, height, width = found["input_size"]
+        if size := given.get("img_size"):
+            height, width = (size, size) if isinstance(size, int) else size
+        channels = given.get("in_chans", channels)
+        if channels == 1:  # one channel is normalised with the mean over the colours
+            found |= {name: (sum(found[name]) / len(found[name]),) for name in ("mean", "std")}
+        found["input_size"] = (channels, height, width)
         return cls(**{name: found[name] for name in cls.model_fields})
 
 
@@ -77,7 +92,7 @@ class Trunk(nn.Module):
         backbone_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        model = create_backbone(backbone, pretrained, **(backbone_args or {}))
+        model = create_backbone(backbone, backbone_args, pretrained)
         if not (hasattr(model, "forward_intermediates") and hasattr(model, "prune_intermediate_layers")):
             raise BackboneError(
                 f"backbone '{backbone}' cannot be split: timm gives no intermediate feature maps for it "
@@ -89,7 +104,7 @@ class Trunk(nn.Module):
         self.stage: str = stages[self.split_point]["module"]
         self.channels: int = stages[self.split_point]["num_chs"]
         self.reduction: int = stages[self.split_point]["reduction"]
-        self.transform = InputTransform.of(model)
+        self.transform = InputTransform.of(model, backbone_args)
         model.prune_intermediate_layers([self.split_point], prune_norm=True, prune_head=True)
         self.model = model
 
@@ -101,27 +116,37 @@ class Trunk(nn.Module):
         return features
 
 
-def create_backbone(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrained: bool = False) -> nn.Module:
     """``timm.create_model`` with our errors.
+
+    Args:
+        name: a timm model name.
+        arguments: further ones of ``timm.create_model``.
+        pretrained: fetch timm's pretrained weights.
 
     Raises:
         BackboneError: for an unknown name (with the nearest ones) or arguments that the backbone refuses.
         UsageError: if pretrained weights cannot be had.
     """
-    if not timm.is_model(name.removeprefix("timm/")) and ":" not in name:
-        near = did_you_mean(name.split(".")[0], timm.list_models())
-        raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all names")
+    arguments = arguments or {}
+    architecture = name.split(".")[0]
+    if architecture in PRESETS:
+        raise BackboneError(f"'{name}' is a preset of hlnet, not a backbone; its backbone is {PRESETS[architecture]['backbone']}")
+    if ":" not in name and not timm.is_model(architecture):
+        near = did_you_mean(name.split("/")[-1], timm.list_models())
+        raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all")
+    if reserved := arguments.keys() & {"features_only", "pretrained", "model_name", "out_indices"}:
+        raise BackboneError(f"backbone '{name}': argument '{min(reserved)}' is set by hlnet itself; leave it out")
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, AssertionError) as error:
-        raise BackboneError(f"backbone '{name}' refuses the arguments {arguments}: {error}") from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"pretrained weights of '{name}' could not be had ({reason}); check the network, or give a local file of weights"
-        ) from error
+    except Exception as error:  # each backbone has its own ways to refuse
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if pretrained:
+            raise UsageError(
+                f"pretrained weights of '{name}' could not be had ({reason}); check name and network, or give a local file"
+            ) from error
+        given = f" with {arguments}" if arguments else ""
+        raise BackboneError(f"backbone '{name}' cannot be built{given} ({reason})") from error
     return model
 
 
@@ -155,10 +180,10 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str
             "is it from another backbone?"
         )
     for name, tensor in wanted.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"'{path}': tensor '{name}' has shape {tuple(weights[name].shape)}, the trunk needs {tuple(tensor.shape)}"
-            )
+        shape = getattr(weights.get(name, tensor), "shape", None)
+        if shape != tensor.shape:
+            found = f"shape {tuple(shape)}" if shape is not None else "no shape"
+            raise CheckpointError(f"'{path}': '{name}' has {found}, the trunk needs {tuple(tensor.shape)}")
     trunk.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
 
 

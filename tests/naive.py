@@ -148,7 +148,7 @@ def randomise(head: BranchTree, seed: int = 0) -> None:
         values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         if name.endswith("_var"):
             values = 0.5 + values.square()
-        elif tensor.dim() == 5:  # [nodes, out, in, k, k]
+        elif tensor.dim() > 2:  # [nodes, out, in] or [nodes, out, in, k * k]
             values *= (2 / tensor[0, 0].numel()) ** 0.5
         elif name.endswith("weight"):
             values = 1 + 0.3 * values

@@ -243,5 +243,5 @@ def test_new_bottleneck_starts_as_its_shortcut():
     head = BranchTree(TREES["one level"], IN_CHANNELS, "bottleneck", (4,), (2,)).eval()
     x, level = features(dtype=torch.float32), head.levels[0]
     scale = (1 + level.eps) ** -0.5  # of BN with its first statistics, mean 0 and variance 1
-    expected = [F.relu(F.conv2d(x, weight, stride=2) * scale) for weight in level.shortcut_weight]
+    expected = [F.relu(F.conv2d(x, weight[:, :, None, None], stride=2) * scale) for weight in level.shortcut_weight]
     torch.testing.assert_close(level(x, level.families()[0], None), torch.stack(expected, dim=1))

@@ -127,7 +127,7 @@ def test_backbone_arguments_reach_the_transform(backbone, arguments, input_size)
 
 
 def test_transform_at_another_image_size():
-    assert InputTransform.of(timm.create_model(BACKBONE), img_size=96).input_size == (3, 96, 96)
+    assert InputTransform.of(timm.create_model(BACKBONE), {"img_size": 96}).input_size == (3, 96, 96)
 
 
 def test_transform_is_what_the_weights_were_trained_with():

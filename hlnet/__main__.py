@@ -1,0 +1,5 @@
+"""``python -m hlnet``."""
+
+from hlnet.cli.main import main
+
+main()

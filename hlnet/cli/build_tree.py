@@ -1,0 +1,97 @@
+"""``hlnet build-tree``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.tree import ClassTree
+
+
+class Method(StrEnum):
+    """Where the tree comes from."""
+
+    read = "read"
+    parallel = "parallel"
+    cluster = "cluster"
+
+
+def build_tree(
+    source: Annotated[str, typer.Argument(help="A tree file, a folder of image folders, a data set, or 'digits'.")],
+    out: Annotated[Path, typer.Option(help="The tree file to write: NAME.tree.json.")],
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="read: take the nesting of SOURCE as it is; parallel: a private chain for each class (PHL); "
+            "cluster: group the classes of a data set by a trunk's features."
+        ),
+    ] = Method.read,
+    levels: Annotated[int | None, typer.Option(min=1, help="Levels; classes that end early go on to the last.")] = None,
+    nodes: Annotated[str | None, typer.Option(help="cluster: nodes of each level above the classes, such as 6,26.")] = None,
+    backbone: Annotated[str, typer.Option(help="cluster: timm model whose early stages give the features.")] = "resnet18",
+    split_point: Annotated[int | None, typer.Option(help="cluster: last stage to use, negative from the end.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="cluster: fetch timm's pretrained weights.")] = False,
+    trunk_weights: Annotated[Path | None, typer.Option(help="cluster: file of timm weights.")] = None,
+    backbone_arg: Annotated[list[str], typer.Option(help="cluster: timm argument, name=value; repeatable.")] = [],  # noqa: B006
+    img_size: Annotated[int | None, typer.Option(min=8, help="cluster: side of the images in pixels.")] = None,
+    mean: Annotated[str | None, typer.Option(help="cluster: pixel means, one or three numbers.")] = None,
+    std: Annotated[str | None, typer.Option(help="cluster: pixel deviations, one or three numbers.")] = None,
+    grid: Annotated[int, typer.Option(min=1, help="cluster: average features over a grid of this many cells a side.")] = 1,
+    batch_size: options.BatchSize = 64,
+    workers: options.Workers = 2,
+    data_root: options.DataRoot = None,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Make a class tree.
+
+    Reads SOURCE: nested JSON or YAML, a list of names (.txt), nested image folders, or for *cluster* any data set with
+    training images. Writes the canonical tree file that the other commands take.
+
+    **Examples**
+
+        hlnet build-tree photos/ --method parallel --out photos.tree.json
+
+        hlnet build-tree digits --method cluster --nodes 2,5 --grid 2 --img-size 32 --out digits.tree.json
+    """
+    from hlnet.cli import output
+    from hlnet.tree import ClassTree
+    from hlnet.tree_io import read_tree, write_tree
+
+    if method is Method.cluster:
+        from hlnet.nesting import TrunkSettings
+
+        wanted = options.integers(nodes, "--nodes")
+        if wanted is None:
+            raise UsageError("--method cluster needs --nodes, the number of nodes of each level above the classes (6,26)")
+        trunk = TrunkSettings(
+            backbone=backbone,
+            split_point=split_point,
+            pretrained=pretrained,
+            weights=trunk_weights,
+            backbone_args=options.settings(backbone_arg, "--backbone-arg"),
+            img_size=img_size,
+            mean=options.floats(mean, "--mean", 3),
+            std=options.floats(std, "--std", 3),
+        )
+        tree = _cluster(source, wanted, trunk, grid, batch_size, workers, data_root, device, seed)
+    elif method is Method.parallel:
+        tree = ClassTree.parallel(_class_names(source, data_root), levels=levels or 3)
+    elif source == "digits":
+        raise UsageError("'digits' has no nesting to read; give --method parallel or --method cluster --nodes 2,5")
+    else:
+        tree = read_tree(source, levels)
+    write_tree(tree, out)
+    if as_json:
+        output.show_json({"out": str(out), "nodes": tree.counts, "classes": tree.classes})
+    else:
+        output.show_tree(tree)
+        output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")

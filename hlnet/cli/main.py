@@ -1,0 +1,77 @@
+"""Registers the commands, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import hlnet
+from hlnet.cli.build_tree import build_tree
+from hlnet.cli.demo import demo
+from hlnet.cli.eval import evaluate
+from hlnet.cli.make_expert import make_expert
+from hlnet.cli.predict import predict
+from hlnet.cli.profile import profile
+from hlnet.cli.train import train
+from hlnet.errors import HlnetError
+
+app = typer.Typer(
+    name="hlnet",
+    help="Hierarchy-aware image classifiers that can be cut, cued and costed.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo)
+app.command("build-tree")(build_tree)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("make-expert")(make_expert)
+app.command("profile")(profile)
+app.command("predict")(predict)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hlnet {hlnet.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+) -> None:
+    """Hierarchy-aware image classifiers that can be cut, cued and costed."""
+
+
+def main() -> None:
+    """Run the command line; ``--debug`` may stand anywhere."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"], prog_name="hlnet")
+    except HlnetError as error:
+        fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        fail("interrupted", 130, debug)
+    except BrokenPipeError:  # the reader of our output went away, as `hlnet … | head` does
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:  # whatever we did not foresee is still one line
+        reason = " ".join(str(error).split())[:300]
+        fail(f"{type(error).__name__}: {reason} (run again with --debug for the traceback)", 1, debug)
+
+
+def fail(message: str, exit_code: int, debug: bool) -> None:
+    """Print the error to stderr, the traceback too if asked for, and exit."""
+    if debug:
+        traceback.print_exc()
+    print(f"hlnet: {message}", file=sys.stderr)
+    sys.exit(exit_code)

@@ -1,0 +1,105 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.network import HierarchicalNet
+    from hlnet.plain import PlainNet
+
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one.")]
+Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images that run together.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Where timm's data sources (torch/…, hfds/…) keep their files.")]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Classes: names, inner nodes, ids, original indices, ranges, globs, @file, between commas: "
+        "'tabby,animal/dog,281-285,*terrier'."
+    ),
+]
+
+
+def integers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """``"6,26"`` as ``(6, 26)``.
+
+    Raises:
+        UsageError: if it is anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} '{text}': expected whole numbers between commas, such as 64,32,16") from None
+
+
+def floats(text: str | None, option: str, count: int) -> tuple[float, ...] | None:
+    """``"0.5"`` or ``"0.5,0.4,0.3"`` as ``count`` numbers, a single one repeated.
+
+    Raises:
+        UsageError: if it is anything else.
+    """
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    found = found * count if len(found) == 1 else found
+    if len(found) != count:
+        raise UsageError(f"{option} '{text}': expected {count} numbers between commas")
+    return found
+
+
+def settings(pairs: list[str], option: str) -> dict[str, Any]:
+    """``["pad_type=same", "depth=3"]`` as a mapping; whole numbers, decimals, true and false are understood.
+
+    Raises:
+        UsageError: for a pair without ``=``.
+    """
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise UsageError(f"{option} '{pair}': expected name=value, such as pad_type=same")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"{option} '{pair}': '{value}' is no plain value") from None
+    return found
+
+
+def pick_device(name: str) -> str:
+    """The torch device for a name; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UsageError: if torch does not know it or cannot use it here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(f"--device '{name}' cannot be used here: {reason}") from error
+    return name
+
+
+def load_model(path: Path, device: str = "auto") -> HierarchicalNet | PlainNet:
+    """A checkpoint, on the device that ``--device`` names."""
+    from hlnet.checkpoint import load_checkpoint
+
+    return load_checkpoint(path, pick_device(device))

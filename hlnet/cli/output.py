@@ -1,0 +1,112 @@
+"""Where results and progress go: results to stdout, as a table or JSON; progress and hints to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree
+
+if TYPE_CHECKING:
+    from hlnet.profiling import Cost, Profile
+    from hlnet.tree import ClassTree
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+
+def hint(message: str) -> None:
+    """A line for a person, beside the results."""
+    stderr.print(escape(message), style="dim", highlight=False, soft_wrap=True)
+
+
+def show(message: str) -> None:
+    """A line of the results."""
+    stdout.print(escape(message), highlight=False, soft_wrap=True)
+
+
+def show_json(data: Any) -> None:
+    """Results for machines: one JSON object, nothing else."""
+    plain = data.model_dump(mode="json") if hasattr(data, "model_dump") else data
+    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is text and whose others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    stdout.print(table)
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """``0.8612`` as ``86.12 %``; a dash where there is nothing to say."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def show_profile(found: Profile) -> None:
+    """Plain, full and expert side by side, then the reductions."""
+    columns = [(name, cost) for name in ("plain", "full", "expert") if (cost := getattr(found, name)) is not None]
+    costs = [cost for _, cost in columns]
+    rows = [
+        ["classes", *(str(cost.classes) for cost in costs)],
+        ["nodes a level", *(", ".join(map(str, cost.nodes)) or "–" for cost in costs)],
+        ["parameters, M", *(f"{cost.params / 1e6:.3f}" for cost in costs)],
+        ["GMACs", *(f"{cost.gmacs:.3f}" for cost in costs)],
+        ["weights, MB", *(f"{cost.bytes / 1e6:.1f}" for cost in costs)],
+    ]
+    measured = next((cost.latency for cost in costs if cost.latency), [])
+    for position, run in enumerate(measured):
+        label = f"ms, batch {run.batch_size}, {run.threads} thread{'s' if run.threads > 1 else ''}"
+        rows.append([label, *(_latency(cost, position) for cost in costs)])
+    side = "x".join(map(str, found.input_size[1:]))
+    show_table(f"Cost of one {side} image", ["", *(name for name, _ in columns)], rows)
+    if found.full.parts:
+        parts = [
+            [part.name, str(part.nodes), f"{part.params / 1e6:.3f}", f"{part.macs / 1e9:.3f}"] for part in found.full.parts
+        ]
+        show_table("Full network by level", ["", "nodes", "parameters, M", "GMACs"], parts)
+    changes = list(found.reductions.items())
+    labels = [label for label in ("params", "gmacs", "bytes", "latency") if any(label in change for _, change in changes)]
+    words = {"params": "parameters", "gmacs": "GMACs", "bytes": "weights", "latency": "latency"}
+    table = [
+        [name, *(f"{100 * change[label]:+.1f} %" if label in change else "–" for label in labels)] for name, change in changes
+    ]
+    show_table("Change", ["", *(words[label] for label in labels)], table)
+
+
+def _latency(cost: Cost, position: int) -> str:
+    return f"{cost.latency[position].median_ms:.1f}" if len(cost.latency) > position else "–"
+
+
+def show_tree(tree: ClassTree, limit: int = 40) -> None:
+    """The tree, with at most ``limit`` classes written out."""
+    root = Tree(f"[bold]trunk[/] · nodes a level: {', '.join(map(str, tree.counts))}")
+    places = {"": root}
+    for leaf in tree.leaves[:limit]:
+        parts = leaf.path.split("/")
+        for end in range(1, len(parts) + 1):
+            path = "/".join(parts[:end])
+            if path not in places:
+                label = escape(parts[end - 1]) + (f" [dim]{leaf.index}[/]" if end == len(parts) else "")
+                places[path] = places["/".join(parts[: end - 1])].add(label)
+    if len(tree.leaves) > limit:
+        root.add(f"[dim]… {len(tree.leaves) - limit} more classes[/]")
+    stdout.print(root)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on stderr; silent where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        yield bar
