@@ -26,7 +26,7 @@ from hlnet.trunk import InputTransform
 
 Split = Literal["train", "val", "test"]
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
-_TIMM_SOURCES = ("hfds/", "hfids/", "torch/", "wds/", "tfds/")
+TIMM_SOURCES = ("hfds/", "hfids/", "torch/", "wds/", "tfds/")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
     data = str(data)
     if data == "digits":
         return _digits(split)
-    if data.startswith(_TIMM_SOURCES):
+    if data.startswith(TIMM_SOURCES):
         return _from_timm(data, split, root)
     return _folder(Path(data), split)
 
@@ -191,7 +191,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 def _folder(root: Path, split: Split) -> LabelledImages:
     if not root.is_dir():
-        raise UsageError(f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(_TIMM_SOURCES)}…)")
+        raise UsageError(f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(TIMM_SOURCES)}…)")
     folder = next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         found = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:6]) or "no folders"

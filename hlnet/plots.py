@@ -1,33 +1,145 @@
-"""Pictures: training curves, class trees, cost."""
+"""Pictures: training curves, a class tree with an expert's paths, costs, cues, examples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
 from hlnet.files import replacing
 
 if TYPE_CHECKING:
+    from hlnet.profiling import Profile
     from hlnet.training import Epoch
+    from hlnet.tree import ClassTree
+
+BLUE, RED, GREY, LIGHT = "#3465a4", "#c4443c", "#8a8a8a", "#d5d9de"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with the shares that each class gets under each kind of cue."""
+
+    image: Any
+    title: str
+    shares: dict[str, list[float]]
+    classes: tuple[str, ...]
 
 
 def plot_curves(history: Sequence[Epoch], path: str | Path) -> None:
     """Loss and accuracy, training and validation, epoch by epoch."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, top1 = figure.subplots(1, 2)
     epochs = [epoch.epoch for epoch in history]
     marker = "o" if len(epochs) < 3 else None
-    for axes, what, label in ((loss, "loss", "cross-entropy"), (top1, "top1", "top-1 accuracy, %")):
+    labels = {"loss": "cross-entropy", "top1": "top-1 accuracy, %"}
+    for axes, what in zip(figure.subplots(1, 2), labels, strict=True):
         factor = 100 if what == "top1" else 1
-        for part, name in (("train", "training"), ("val", "validation")):
+        for part, name, colour in (("train", "training", GREY), ("val", "validation", BLUE)):
             values = [factor * getattr(epoch, f"{part}_{what}") for epoch in history]
-            axes.plot(epochs, values, label=name, marker=marker)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.grid(alpha=0.3)
+            axes.plot(epochs, values, label=name, marker=marker, color=colour)
+        _tidy(axes, xlabel="epoch", ylabel=labels[what])
         axes.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_tree(tree: ClassTree, path: str | Path, kept: Sequence[int] = ()) -> None:
+    """The tree from the trunk (bottom) to the classes (top), as in the paper's Fig. 3; the paths to ``kept`` in red."""
+    rows = [set(row) for row in tree.rows(kept)] if kept else [set() for _ in tree.levels]
+    figure = Figure(figsize=(max(5.0, 0.55 * len(tree.classes) + 2), 3.4), layout="constrained")
+    axes = figure.subplots()
+    x: list[list[float]] = [[float(i) for i in range(len(tree.classes))]]
+    for level in reversed(tree.levels):  # a parent stands above the middle of its children
+        above = max(node.parent for node in level) + 1
+        members: list[list[float]] = [[] for _ in range(above)]
+        for node, place in zip(level, x[0], strict=True):
+            members[node.parent].append(place)
+        x.insert(0, [(places[0] + places[-1]) / 2 for places in members])
+    for height, (level, chosen) in enumerate(zip(tree.levels, rows, strict=True), start=1):
+        for i, node in enumerate(level):
+            colour, order = (RED, 2) if i in chosen else (LIGHT if kept else BLUE, 1)
+            style = ":" if node.continued else "-"
+            ends = [x[height - 1][node.parent], x[height][i]]
+            axes.plot(ends, [height - 1, height], style, color=colour, lw=2, zorder=order)
+            axes.plot(ends[1], height, "o", color=colour, ms=7, zorder=order + 2)
+    axes.plot(x[0][0], 0, "s", color="black", ms=11)
+    axes.text(x[0][0], -0.28, "trunk", ha="center", va="top")
+    turn = 0 if max(map(len, tree.classes)) < 6 else 35
+    for i, name in enumerate(tree.classes):
+        colour = RED if i in rows[-1] else "black"
+        axes.text(i, tree.num_levels + 0.18, name, ha="center" if not turn else "left", rotation=turn, color=colour)
+    axes.set(ylim=(-0.6, tree.num_levels + 0.6), yticks=range(1, tree.num_levels + 1), xticks=[])
+    axes.set_yticklabels([f"level {level}" for level in range(1, tree.num_levels + 1)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    save(figure, path)
+
+
+def plot_sweep(sweep: Sequence[tuple[float, float, float]], path: str | Path) -> None:
+    """Accuracy against the attention signal: ``(signal, right cues, wrong cues)``."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    signals, right, wrong = zip(*sweep, strict=True)
+    axes.plot(signals, [100 * share for share in right], "o-", color=BLUE, label="the right class is cued")
+    axes.plot(signals, [100 * share for share in wrong], "o-", color=RED, label="a wrong class is cued")
+    axes.axvline(1, color=GREY, ls=":", lw=1)
+    axes.annotate("neutral", (1, axes.get_ylim()[0]), xytext=(4, 4), textcoords="offset points", color=GREY)
+    _tidy(axes, xlabel="attention signal (gain)", ylabel="top-1 accuracy, %")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_costs(found: Profile, path: str | Path) -> None:
+    """Parameters, GMACs and latency of plain, full and expert."""
+    columns = [(name, cost) for name in ("plain", "full", "expert") if (cost := getattr(found, name)) is not None]
+    measures = {
+        "parameters, M": [cost.params / 1e6 for _, cost in columns],
+        "MACs, M": [1e3 * cost.gmacs for _, cost in columns],
+    }
+    if all(cost.latency for _, cost in columns):
+        run = columns[0][1].latency[0]
+        label = f"ms, batch {run.batch_size}, {run.threads} thread{'s' if run.threads > 1 else ''}"
+        measures[label] = [cost.latency[0].median_ms for _, cost in columns]
+    figure = Figure(figsize=(3 * len(measures), 3.2), layout="constrained")
+    for axes, (label, values) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
+        bars = axes.bar([name for name, _ in columns], values, color=[GREY, BLUE, RED][: len(columns)], width=0.65)
+        axes.bar_label(bars, fmt="%.3g", padding=2)
+        axes.set_title(label, fontsize=11)
+        axes.set_yticks([])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    save(figure, path)
+
+
+def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
+    """Each image above the shares of its classes under each kind of cue."""
+    if not examples:
+        examples = []
+    kinds = list(examples[0].shares) if examples else []
+    figure = Figure(figsize=(1.9 * max(1, len(examples)), 1.7 + 1.15 * len(kinds)), layout="constrained")
+    if not examples:
+        figure.text(0.5, 0.5, "no image was mistaken", ha="center")
+        save(figure, path)
+        return
+    grid = figure.subplots(1 + len(kinds), len(examples), squeeze=False, height_ratios=[1.5] + [1] * len(kinds))
+    for column, example in enumerate(examples):
+        top = grid[0][column]
+        top.imshow(example.image, cmap="gray")
+        top.set_title(example.title)
+        top.axis("off")
+        truth = example.title.removeprefix("a ")
+        for row, kind in enumerate(kinds, start=1):
+            axes, shares = grid[row][column], example.shares[kind]
+            best = shares.index(max(shares))
+            colours = [LIGHT] * len(shares)
+            colours[best] = BLUE if example.classes[best] == truth else RED
+            axes.bar(example.classes, shares, color=colours)
+            axes.set(ylim=(0, 1), yticks=[])
+            axes.tick_params(length=0, labelsize=7)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            if column == 0:
+                axes.set_ylabel(kind)
     save(figure, path)
 
 
@@ -35,3 +147,9 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a figure in one step."""
     with replacing(path) as draft:
         figure.savefig(draft, dpi=130)
+
+
+def _tidy(axes: Any, **labels: str) -> None:
+    axes.set(**labels)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -60,6 +60,21 @@ class InputTransform(BaseModel):
         found["input_size"] = (channels, height, width)
         return cls(**{name: found[name] for name in cls.model_fields})
 
+    def adjusted(
+        self,
+        img_size: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> InputTransform:
+        """The same with another side in pixels, mean or deviation, where given.
+
+        Example:
+            >>> InputTransform().adjusted(img_size=160).input_size
+            (3, 160, 160)
+        """
+        size = (self.input_size[0], img_size, img_size) if img_size else self.input_size
+        return self.model_copy(update={"input_size": size, "mean": mean or self.mean, "std": std or self.std})
+
 
 class Trunk(nn.Module):
     """The stages of ``backbone`` up to and including the split point.
@@ -148,6 +163,12 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
         given = f" with {arguments}" if arguments else ""
         raise BackboneError(f"backbone '{name}' cannot be built{given} ({reason})") from error
     return model
+
+
+def size_arguments(backbone: str, img_size: int | None) -> dict[str, Any]:
+    """What ``timm.create_model`` must be told of the image size: something for ViT and its like, nothing for CNNs."""
+    fixed = img_size and timm.is_model(backbone) and getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)
+    return {"img_size": img_size} if fixed else {}
 
 
 def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str] | None = None) -> None:

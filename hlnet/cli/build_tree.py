@@ -12,7 +12,9 @@ from hlnet.cli import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.data import LabelledImages
     from hlnet.tree import ClassTree
+    from hlnet.trunk import Trunk
 
 
 class Method(StrEnum):
@@ -63,30 +65,23 @@ def build_tree(
         hlnet build-tree digits --method cluster --nodes 2,5 --grid 2 --img-size 32 --out digits.tree.json
     """
     from hlnet.cli import output
-    from hlnet.tree import ClassTree
     from hlnet.tree_io import read_tree, write_tree
 
     if method is Method.cluster:
-        from hlnet.nesting import TrunkSettings
+        from hlnet.data import load_data
 
-        wanted = options.integers(nodes, "--nodes")
-        if wanted is None:
-            raise UsageError("--method cluster needs --nodes, the number of nodes of each level above the classes (6,26)")
-        trunk = TrunkSettings(
-            backbone=backbone,
-            split_point=split_point,
-            pretrained=pretrained,
-            weights=trunk_weights,
-            backbone_args=options.settings(backbone_arg, "--backbone-arg"),
-            img_size=img_size,
-            mean=options.floats(mean, "--mean", 3),
-            std=options.floats(std, "--std", 3),
+        tree = _cluster(
+            load_data(source, "train", data_root),
+            options.integers(nodes, "--nodes"),
+            _trunk(backbone, split_point, pretrained, trunk_weights, backbone_arg, img_size, mean, std, device, seed),
+            grid,
+            batch_size,
+            workers,
         )
-        tree = _cluster(source, wanted, trunk, grid, batch_size, workers, data_root, device, seed)
     elif method is Method.parallel:
-        tree = ClassTree.parallel(_class_names(source, data_root), levels=levels or 3)
+        tree = _classes(source, data_root).parallelized(levels or 3)
     elif source == "digits":
-        raise UsageError("'digits' has no nesting to read; give --method parallel or --method cluster --nodes 2,5")
+        raise UsageError("'digits' has no nesting to read; give --method parallel, or --method cluster --nodes 2,5")
     else:
         tree = read_tree(source, levels)
     write_tree(tree, out)
@@ -95,3 +90,63 @@ def build_tree(
     else:
         output.show_tree(tree)
         output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
+
+
+def _trunk(
+    backbone: str,
+    split_point: int | None,
+    pretrained: bool,
+    weights: Path | None,
+    backbone_arg: list[str],
+    img_size: int | None,
+    mean: str | None,
+    std: str | None,
+    device: str,
+    seed: int,
+) -> Trunk:
+    import torch
+
+    from hlnet.cli import output
+    from hlnet.trunk import Trunk, load_trunk_weights, size_arguments
+
+    torch.manual_seed(seed)
+    arguments = size_arguments(backbone, img_size) | options.settings(backbone_arg, "--backbone-arg")
+    trunk = Trunk(backbone, split_point, pretrained, arguments)
+    if weights:
+        load_trunk_weights(trunk.model, weights)
+    elif not pretrained:
+        output.hint("the trunk is untrained; --pretrained or --trunk-weights makes its features more telling")
+    channels = trunk.transform.input_size[0]
+    trunk.transform = trunk.transform.adjusted(
+        img_size, options.floats(mean, "--mean", channels), options.floats(std, "--std", channels)
+    )
+    return trunk.to(options.pick_device(device))
+
+
+def _cluster(
+    images: LabelledImages, nodes: tuple[int, ...] | None, trunk: Trunk, grid: int, batch_size: int, workers: int
+) -> ClassTree:
+    from hlnet.cli import output
+    from hlnet.data import TreeData, eval_transform, loader
+    from hlnet.nesting import class_means, cluster_tree
+    from hlnet.tree import ClassTree
+
+    if nodes is None:
+        raise UsageError("--method cluster needs --nodes, the number of nodes of each level above the classes (6,26)")
+    data = TreeData(images, ClassTree.from_nested(list(images.classes)), eval_transform(trunk.transform))
+    batches = loader(data, batch_size, workers)
+    with output.progress() as bar:
+        task = bar.add_task("features", total=len(batches))
+        means = class_means(trunk, batches, len(images.classes), grid, on_batch=lambda: bar.advance(task))
+    return cluster_tree(means, images.classes, nodes)
+
+
+def _classes(source: str, data_root: Path | None) -> ClassTree:
+    """The classes of a tree file, a folder or a data set."""
+    from hlnet.data import TIMM_SOURCES, load_data
+    from hlnet.tree import ClassTree
+    from hlnet.tree_io import read_tree
+
+    if source == "digits" or source.startswith(TIMM_SOURCES):
+        return ClassTree.from_nested(list(load_data(source, "train", data_root).classes))
+    return read_tree(source)

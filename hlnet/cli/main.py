@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -53,6 +55,11 @@ def options(
 
 def main() -> None:
     """Run the command line; ``--debug`` may stand anywhere."""
+    # Waiting threads sleep instead of spinning: on a machine that others use too, spinning costs a factor of ten. And
+    # libraries' notes to their developers are not for our users. Both before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:

@@ -1,0 +1,59 @@
+"""``hlnet make-expert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+
+def make_expert(
+    model: Annotated[Path, typer.Argument(help="A .safetensors file of hlnet's, full network or expert.")],
+    classes: options.Classes,
+    out: Annotated[Path, typer.Option(help="The expert's .safetensors file to write.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove on random images that the kept logits equal the full network's.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Cut an expert: keep only the wanted classes' paths.
+
+    Reads only the rows that it keeps; no image, no training. Writes a checkpoint that every command takes.
+
+    **Examples**
+
+        hlnet make-expert runs/digits/best.safetensors --classes 0-4 --out low.safetensors --verify
+
+        hlnet make-expert imagenet.safetensors --classes animal/cat,@wanted.txt --out cats.safetensors
+    """
+    from hlnet.checkpoint import load_checkpoint, save_checkpoint
+    from hlnet.cli import output
+    from hlnet.expert import cut_expert, verify_expert
+    from hlnet.network import HierarchicalNet
+    from hlnet.profiling import profile
+
+    if classes is None:
+        raise UsageError("--classes is needed: which classes is the expert for?")
+    if out.resolve() == model.resolve():
+        raise UsageError(f"--out '{out}' is the model itself; choose another name")
+    expert = cut_expert(model, classes)
+    difference = None
+    if verify:
+        full = load_checkpoint(model)
+        assert isinstance(full, HierarchicalNet)
+        difference = verify_expert(expert, full)
+    save_checkpoint(expert, out)
+    costs = profile(expert.config, expert.tree, expert.transform, parent_counts=expert.provenance.parent_counts)
+    if as_json:
+        verified = {} if difference is None else {"max_logit_difference": difference}
+        output.show_json({"out": str(out), "classes": expert.tree.classes, **verified, **costs.model_dump(mode="json")})
+        return
+    output.show_tree(expert.tree)
+    output.show_profile(costs)
+    if difference is not None:
+        output.show(f"verified: kept logits differ from the full network's by at most {difference:.1g} (float64)")
+    output.show(f"{len(expert.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")

@@ -1,0 +1,90 @@
+"""``hlnet profile``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.tree import ClassTree
+
+
+def profile(
+    model: Annotated[str, typer.Argument(help="A .safetensors file, a preset (n3hl_resnet50 …) or a timm model.")],
+    tree: Annotated[Path | None, typer.Option(help="Class tree file, for a preset or a timm model.")] = None,
+    nodes: Annotated[str | None, typer.Option(help="Instead of a tree: its nodes a level, such as 6,26,100.")] = None,
+    classes: options.Classes = None,
+    img_size: Annotated[int | None, typer.Option(min=8, help="Side of the image in pixels.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Batch sizes to time, such as 1,8.")] = "1",
+    threads: Annotated[str, typer.Option(help="Thread counts to time, such as 1,2.")] = "1",
+    latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
+) -> None:
+    """Count and time a network: plain, full and expert side by side.
+
+    Parameters, multiply-accumulates (by fvcore), bytes and latency, by level. Writes nothing.
+
+    **Examples**
+
+        hlnet profile n3hl_resnet50 --nodes 6,26,100 --classes 0-19
+
+        hlnet profile runs/digits/best.safetensors --classes 0-4 --batch-size 1,8 --threads 1,2 --json
+    """
+    from hlnet import profiling
+    from hlnet.cli import output
+    from hlnet.network import HierarchicalNet
+    from hlnet.presets import PRESETS, network_config
+    from hlnet.trunk import Trunk, size_arguments
+
+    batches, counts = options.integers(batch_size, "--batch-size") or (1,), options.integers(threads, "--threads") or (1,)
+    if min(batches) < 1 or min(counts) < 1:
+        raise UsageError("--batch-size and --threads must be at least 1")
+    net: HierarchicalNet | None = None
+    parent_counts = None
+    if model.endswith(".safetensors"):
+        if tree or nodes or img_size:
+            raise UsageError("--tree, --nodes and --img-size are for presets; a checkpoint brings its own tree and size")
+        loaded = options.load_model(Path(model), device)
+        if not isinstance(loaded, HierarchicalNet):
+            raise UsageError(f"'{model}' is a plain network; it is the first column of any other network's profile")
+        net = loaded
+        config, class_tree, transform = net.config, net.tree, net.transform
+        parent_counts = net.provenance.parent_counts if classes is None else None
+    else:
+        class_tree = _tree(model, tree, nodes)
+        arguments = size_arguments(PRESETS.get(model, {}).get("backbone", model), img_size)
+        config = network_config(model, class_tree.num_levels, backbone_args=arguments)
+        if model.startswith("phl_"):
+            class_tree = class_tree.parallelized(len(config.widths))
+        trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
+        transform = trunk.transform.adjusted(img_size)
+    found = profiling.profile(config, class_tree, transform, classes, parent_counts)
+    if latency:
+        net = net or profiling.random_network(config, class_tree, transform).to(options.pick_device(device))
+        with output.progress() as bar:
+            bar.add_task("timing", total=None)
+            found = profiling.with_latency(found, net, classes, batches, counts)
+    if as_json:
+        output.show_json(found)
+    else:
+        output.show_profile(found)
+
+
+def _tree(model: str, tree: Path | None, nodes: str | None) -> ClassTree:
+    from hlnet.tree import ClassTree
+    from hlnet.tree_io import read_tree
+
+    if tree and nodes:
+        raise UsageError("give either --tree or --nodes")
+    if tree:
+        return read_tree(tree)
+    counts = options.integers(nodes, "--nodes")
+    if counts is None:
+        raise UsageError(f"'{model}' needs a class tree: give --tree FILE, or --nodes with its nodes a level, such as 6,26,100")
+    return ClassTree.balanced(counts)

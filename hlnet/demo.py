@@ -1,0 +1,216 @@
+"""The whole story on scikit-learn's embedded digits, in about a minute: tree, training, expert, cost, cues, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+from pydantic import BaseModel
+from torch import Tensor
+
+from hlnet import plots
+from hlnet.attention import gains_for
+from hlnet.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
+from hlnet.evaluation import accuracy, logits_of
+from hlnet.expert import cut_expert, verify_expert
+from hlnet.files import replacing
+from hlnet.nesting import class_means, cluster_tree
+from hlnet.network import HierarchicalNet
+from hlnet.presets import create_model
+from hlnet.profiling import Profile, profile, with_latency
+from hlnet.training import TrainConfig, train
+from hlnet.tree import ClassTree
+from hlnet.tree_io import write_tree
+from hlnet.trunk import Trunk
+
+BACKBONE, SPLIT_POINT = "resnet10t", 1
+SHAPE: dict[str, Any] = {"split_point": SPLIT_POINT, "widths": (64, 32, 16), "strides": (2, 1, 2)}
+SIZE, NODES, SIGNAL = 32, (2, 5), 8.0
+SIGNALS = (0.0, 0.5, 1.0, 1.8, 3.0, 5.0, 8.0, 12.0)
+NOISE = 0.25  # of the pixels' range
+
+
+class DemoResult(BaseModel):
+    """What the demo found; the report shows it.
+
+    Attributes:
+        top1: share of held-out digits that the full network gets right.
+        expert_top1, restricted_top1: the expert on its own digits, and the full network with only their logits.
+        difference: largest difference between the expert's and the full network's logits, in float64.
+        noisy: on noisy digits, share right without a cue, with each image's own class cued, with a wrong class cued.
+        sweep: for each attention signal, the shares under right and under wrong cues.
+        cost: plain, full and expert.
+        files: what was written.
+    """
+
+    classes: list[str]
+    expert_classes: list[str]
+    images: int
+    top1: float
+    expert_top1: float
+    restricted_top1: float
+    difference: float
+    noisy: dict[str, float]
+    sweep: list[tuple[float, float, float]]
+    cost: Profile
+    files: list[str]
+
+
+def run_demo(
+    out: str | Path,
+    epochs: int = 12,
+    seed: int = 0,
+    device: str = "cpu",
+    on_stage: Callable[[str], None] | None = None,
+    on_batch: Callable[[str, int, int], None] | None = None,
+) -> DemoResult:
+    """Run every step and leave ``out`` with networks, pictures and ``report.html``.
+
+    Args:
+        out: folder to write.
+        epochs: of training.
+        seed: of all that is random.
+        device: a torch device.
+        on_stage: called with a sentence before each step.
+        on_batch: see :func:`hlnet.train`.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tell = on_stage or (lambda sentence: None)
+    torch.manual_seed(seed)
+
+    tell("building a class tree: clustering digits by an untrained trunk's features")
+    train_images, held_out = load_data("digits", "train"), load_data("digits", "val")
+    tree = _tree(train_images)
+    write_tree(tree, out / "digits.tree.json")
+
+    tell("training a hierarchical network on 1437 handwritten digits")
+    net = create_model(BACKBONE, tree, **SHAPE)
+    net.transform = net.transform.adjusted(SIZE)
+    train_data = TreeData(train_images, tree, train_transform(net.transform, scale=(0.7, 1.0), hflip=0.0))
+    val_data = TreeData(held_out, tree, eval_transform(net.transform))
+    config = TrainConfig(epochs=epochs, lr=2e-3, aa=None, scale=(0.7, 1.0), hflip=0.0, workers=0, seed=seed)
+    train(net, train_data, val_data, config, out, device, on_batch=on_batch)
+
+    full = load_checkpoint(out / "best.safetensors")
+    assert isinstance(full, HierarchicalNet)
+    family = _smallest_family(tree)
+    expert = cut_expert(out / "best.safetensors", family)
+    tell(f"cut an expert for {', '.join(expert.tree.classes)}; proving its logits")
+    difference = verify_expert(expert, full)
+    save_checkpoint(expert, out / "expert.safetensors")
+
+    tell("measuring accuracy, with and without cues")
+    (scores,), labels = logits_of(full, loader(val_data, 120))
+    kept = [full.tree.classes.index(name) for name in expert.tree.classes]
+    expert_data = TreeData(held_out, expert.tree, eval_transform(expert.transform), subset=True)
+    (expert_scores,), expert_labels = logits_of(expert, loader(expert_data, 120))
+    mine = torch.isin(labels, torch.tensor(kept))
+    noisy = TreeData(_noisy(held_out, seed), tree, eval_transform(full.transform))
+    batch = next(iter(loader(noisy, len(noisy))))
+    sweep = list(_sweep(full, *batch))
+    at_signal = dict((signal, shares) for signal, *shares in sweep)
+
+    tell("counting and timing")
+    cost = profile(full.config, full.tree, full.transform, family)
+    cost = with_latency(cost, full, family)
+
+    tell("drawing the report")
+    plots.plot_tree(tree, out / "tree.png", kept=kept)
+    plots.plot_sweep(sweep, out / "cues.png")
+    plots.plot_costs(cost, out / "costs.png")
+    plots.plot_examples(_examples(full, noisy, batch), out / "examples.png")
+    result = DemoResult(
+        classes=list(tree.classes),
+        expert_classes=list(expert.tree.classes),
+        images=len(val_data),
+        top1=accuracy(scores, labels, tree.classes).top1,
+        expert_top1=accuracy(expert_scores, expert_labels, expert.tree.classes).top1,
+        restricted_top1=float((scores[mine][:, kept].argmax(1) == expert_labels).float().mean()),
+        difference=difference,
+        noisy={"no cue": at_signal[1.0][0], "right cue": at_signal[SIGNAL][0], "wrong cue": at_signal[SIGNAL][1]},
+        sweep=sweep,
+        cost=cost,
+        files=sorted({*(path.name for path in out.iterdir() if not path.name.startswith(".")), "report.html", "report.json"}),
+    )
+    with replacing(out / "report.json") as draft:
+        draft.write_text(result.model_dump_json(indent=1), encoding="utf-8")
+    pages = Environment(loader=PackageLoader("hlnet"), autoescape=select_autoescape(default=True))
+    page = pages.get_template("demo.html.j2").render(result=result, signal=SIGNAL, nodes=tree.counts)
+    with replacing(out / "report.html") as draft:
+        draft.write_text(page, encoding="utf-8")
+    return result
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _tree(images: LabelledImages) -> ClassTree:
+    trunk = Trunk(BACKBONE, SPLIT_POINT)
+    flat = ClassTree.from_nested(list(images.classes))
+    data = TreeData(images, flat, eval_transform(trunk.transform.adjusted(SIZE)))
+    means = class_means(trunk, loader(data, 128), len(images.classes), grid=2)
+    return cluster_tree(means, images.classes, NODES)
+
+
+def _smallest_family(tree: ClassTree) -> str:
+    """Path of the level-1 node with the fewest classes, two at least."""
+    sizes = {node.path: len(tree.leaves_under(node.path)) for node in tree.levels[0]}
+    return min((path for path, size in sizes.items() if size > 1), key=sizes.__getitem__)
+
+
+def _noisy(images: LabelledImages, seed: int) -> LabelledImages:
+    def load(position: int) -> Image.Image:
+        pixels = np.asarray(images.load(position), dtype=float)
+        noise = np.random.default_rng([seed, position]).normal(0, 255 * NOISE, pixels.shape)
+        return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
+
+    return replace(images, name="noisy digits", load=load)
+
+
+def _wrong(labels: Tensor, classes: int) -> Tensor:
+    shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(0))
+    return (labels + shift) % classes
+
+
+@torch.inference_mode()
+def _sweep(net: HierarchicalNet, images: Tensor, labels: Tensor) -> Iterator[tuple[float, float, float]]:
+    """For each signal, top-1 when each image's own class is cued, and when a random other one is."""
+    features = net.features(images)
+    for signal in SIGNALS:
+        cues = (labels, _wrong(labels, len(net.tree.classes)))
+        shares = [
+            float((net.head(features, gains_for(net.tree, cue, signal)).argmax(1) == labels).float().mean()) for cue in cues
+        ]
+        yield signal, shares[0], shares[1]
+
+
+@torch.inference_mode()
+def _examples(net: HierarchicalNet, data: TreeData, batch: tuple[Tensor, Tensor], count: int = 6) -> list[plots.Example]:
+    """Noisy digits that the network gets wrong without a cue, with what it says under each kind of cue."""
+    images, labels = batch
+    features = net.features(images)
+    neutral = net.head(features)
+    chosen = (neutral.argmax(1) != labels).nonzero().flatten()[:count]
+    labels, part = labels[chosen], features[chosen]
+    runs = {
+        "no cue": neutral[chosen],
+        "right cue": net.head(part, gains_for(net.tree, labels, SIGNAL)),
+        "wrong cue": net.head(part, gains_for(net.tree, _wrong(labels, len(net.tree.classes)), SIGNAL)),
+    }
+    return [
+        plots.Example(
+            image=np.asarray(data.images.load(data.samples[int(position)][0])),
+            title=f"a {net.tree.classes[int(labels[row])]}",
+            shares={name: scores[row].softmax(0).tolist() for name, scores in runs.items()},
+            classes=net.tree.classes,
+        )
+        for row, position in enumerate(chosen)
+    ]
