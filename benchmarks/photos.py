@@ -5,19 +5,23 @@ the lower-5 and upper-5 experts beside the plain network restricted to the same 
 classes alone; and cues, by gain and by a plain logit bias, right and wrong.
 
     python benchmarks/photos.py --data PHOTOS --trunk-weights mobilenetv2_100.safetensors --out photos.json
+    python benchmarks/photos.py --report photos.json
 
 PHOTOS holds ``imagenette`` and ``imagewoof``, each with ``train``, ``val`` and ``test`` folders of one folder a class.
-The file is rewritten after every network; run the command again to go on where it stopped.
+The file is rewritten after every network; run the command again to go on where it stopped. ``--report`` prints it as
+the tables of docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +31,7 @@ from hlnet.data import TreeData, eval_transform, loader, train_transform
 from hlnet.evaluation import accuracy
 from hlnet.features import CachedFeatures
 from hlnet.files import replacing
+from hlnet.presets import network_config
 from hlnet.trunk import load_trunk_weights
 
 TREES = Path(__file__).parent.parent / "examples" / "trees"
@@ -105,7 +110,9 @@ def cue_accuracies(net: Any, kind: str, data: CachedFeatures) -> dict[str, dict[
     return found
 
 
-def measure(kind: str, seed: int, epochs: int, tree: hlnet.ClassTree, data: dict[str, CachedFeatures], weights: Path) -> Any:
+def measure(
+    kind: str, seed: int, epochs: int, tree: hlnet.ClassTree, data: dict[str, CachedFeatures], weights: Path
+) -> Any:
     """Train one network and take every figure of it."""
     torch.manual_seed(seed)
     net = network(kind, tree, weights)
@@ -128,7 +135,9 @@ def measure(kind: str, seed: int, epochs: int, tree: hlnet.ClassTree, data: dict
     return result
 
 
-def measure_alone(name: str, seed: int, epochs: int, tree: hlnet.ClassTree, data: dict[str, CachedFeatures], weights: Path) -> Any:
+def measure_alone(
+    name: str, seed: int, epochs: int, tree: hlnet.ClassTree, data: dict[str, CachedFeatures], weights: Path
+) -> Any:
     """A plain network that has only ever seen these five classes."""
     kept = half(tree, name)
     torch.manual_seed(seed)
@@ -144,14 +153,104 @@ def half(tree: hlnet.ClassTree, name: str) -> list[int]:
     return [i for i, index in enumerate(tree.indices) if (index < 5) == (name == "lower 5")]
 
 
+def print_report(results: dict[str, Any]) -> None:
+    """The tables, with means over the seeds and their standard deviation, in percent."""
+    names = sorted({key.split("/")[0] for key in results})
+    transform = hlnet.InputTransform(input_size=(3, 160, 160))
+    print("| network | nodes | parameters, M | GMACs | expert of 5: parameters, M | GMACs |\n|---|---|---|---|---|---|")
+    for kind, shape in BRANCHES.items():
+        tree = hlnet.read_tree(TREES / "imagenette.tree.json")
+        tree = tree.parallelized() if kind == "PHL" else tree
+        config = network_config(BACKBONE, 3, backbone_args=BACKBONE_ARGS, **shape)
+        cost = hlnet.profile(config, tree, transform, "0-4")
+        if kind == "PHL":
+            print(f"| plain | – | {cost.plain.params / 1e6:.3f} | {cost.plain.gmacs:.3f} | – | – |")
+        assert cost.expert is not None
+        columns = [f"{one.params / 1e6:.3f} | {one.gmacs:.3f}" for one in (cost.full, cost.expert)]
+        print(f"| {kind} | {', '.join(map(str, tree.counts))} | {' | '.join(columns)} |")
+
+    print("\n| top-1, % | " + " | ".join(f"{name} {split}" for name in names for split in ("val", "test")) + " |")
+    print("|---|" + "---|" * 2 * len(names))
+    for what in ("all 10", "lower 5", "upper 5"):
+        for kind in ("plain", "PHL", "N3HL"):
+            label = f"{kind}, {what}" if what == "all 10" else f"{kind}, {what} (logits restricted)"
+            print(
+                f"| {label} | "
+                + " | ".join(spread(results, name, kind, s, what) for name in names for s in ("val", "test"))
+                + " |"
+            )
+            if kind != "plain" and what != "all 10":
+                cells = (spread(results, name, kind, s, f"{what}, expert") for name in names for s in ("val", "test"))
+                print(f"| {kind}, {what}, expert | " + " | ".join(cells) + " |")
+        if what != "all 10":
+            cells = (spread(results, name, f"plain, {what} alone", s, what) for name in names for s in ("val", "test"))
+            print(f"| plain, trained on the {what} alone | " + " | ".join(cells) + " |")
+
+    for name in names:
+        for kind in ("PHL", "N3HL"):
+            print(f"\n**{name}, {kind}** (test)\n")
+            print("| gain | right cue | wrong cue | bias, same harm | gain - bias, by seed | plain + bias, same harm |")
+            print("|---|---|---|---|---|---|")
+            runs, plain = seeds(results, name, kind), seeds(results, name, "plain")
+            neutral = mean_sd([run["test"]["all 10"] for run in runs])
+            print(
+                f"| 1 (neutral) | {neutral} | {neutral} | – | – | {mean_sd([run['test']['all 10'] for run in plain])} |"
+            )
+            for gain in runs[0]["test"]["cues"]["gain"]:
+                right, wrong = zip(*(run["test"]["cues"]["gain"][gain] for run in runs), strict=True)
+                same = [bias_at(run, harm_of(run, w)) for run, w in zip(runs, wrong, strict=True)]
+                other = [
+                    bias_at(run, harm_of(tree_run, w)) for run, tree_run, w in zip(plain, runs, wrong, strict=True)
+                ]
+                deltas = ", ".join(f"{100 * (r - s):+.1f}" for r, s in zip(right, same, strict=True))
+                print(
+                    f"| {gain} | {mean_sd(right)} | {mean_sd(wrong)} | {mean_sd(same)} | {deltas} | {mean_sd(other)} |"
+                )
+
+
+def seeds(results: dict[str, Any], name: str, kind: str) -> list[Any]:
+    return [results[key] for key in sorted(results) if key.rsplit("/", 1)[0] == f"{name}/{kind}"]
+
+
+def spread(results: dict[str, Any], name: str, kind: str, split: str, what: str) -> str:
+    return mean_sd([run[split][what] for run in seeds(results, name, kind)])
+
+
+def mean_sd(shares: Any) -> str:
+    shares = [100 * share for share in shares]
+    deviation = f" ± {statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{statistics.mean(shares):.1f}{deviation}"
+
+
+def harm_of(run: Any, wrong: float) -> float:
+    """Points of accuracy that a wrong cue costs."""
+    return float(run["test"]["all 10"]) - wrong
+
+
+def bias_at(run: Any, harm: float) -> float:
+    """Accuracy under right cues of the bias that does the same harm when wrong, interpolated between the strengths."""
+    neutral = run["test"]["all 10"]
+    points = [(0.0, neutral), *((neutral - wrong, right) for right, wrong in run["test"]["cues"]["bias"].values())]
+    harms, rights = zip(*sorted(points), strict=True)
+    return float(np.interp(harm, harms, rights))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--trunk-weights", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--trunk-weights", type=Path)
+    parser.add_argument(
+        "--report", type=Path, nargs="+", help="print these result files as tables, and do nothing else"
+    )
     parser.add_argument("--out", type=Path, default=Path("photos.json"))
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
+    if args.report:
+        print_report({key: value for path in args.report for key, value in json.loads(path.read_text()).items()})
+        return
+    if not (args.data and args.trunk_weights):
+        parser.error("--data and --trunk-weights are needed")
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in ("imagenette", "imagewoof"):
         tree = hlnet.read_tree(TREES / f"{name}.tree.json")

@@ -47,7 +47,7 @@ class BranchLevel(nn.Module):
     def families(self) -> list[Family]:
         """The rows of each parent's children, one split per stacked tensor."""
         tensors = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
-        parts = {name: tensor.split(self.sibling_counts) for name, tensor in tensors.items()}
+        parts = {name: torch.split(tensor, list(self.sibling_counts)) for name, tensor in tensors.items()}
         return [{name: rows[parent] for name, rows in parts.items()} for parent in range(len(self.sibling_counts))]
 
     def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
@@ -110,7 +110,7 @@ class BottleneckLevel(BranchLevel):
             h = h * gain.to(h.dtype).repeat_interleave(self.width, dim=1)[:, :, None, None]
         h = self._conv_bn("conv3", h, family, groups=children)
         h = F.relu(h + self._conv_bn("shortcut", x, family, self.stride))
-        return h.unflatten(1, (children, self.out_channels))
+        return _by_child(h, children)
 
     def _conv_bn(
         self, name: str, x: Tensor, family: Family, stride: int = 1, padding: int = 0, groups: int = 1
@@ -166,16 +166,16 @@ class ConvNeXtLevel(BranchLevel):
         x = F.conv2d(normal, _kernels(kernels), (shift + family["conv_in_bias"]).flatten(), self.stride)
 
         h = self._grouped("conv_dw", x, family, padding=3, groups=children * self.width)
-        h = h.unflatten(1, (children, self.width)).movedim(2, -1)  # [B, m, H, W, width]
+        h = _by_child(h, children).movedim(2, -1)  # [B, m, H, W, width]
         h = F.layer_norm(h, (self.width,), eps=self.eps)
         h = h * family["norm_weight"][:, None, None, :] + family["norm_bias"][:, None, None, :]
         h = F.gelu(self._grouped("fc1", h.movedim(-1, 2).flatten(1, 2), family, groups=children))
-        h = self._response_norm(h.unflatten(1, (children, -1)), family)
+        h = self._response_norm(_by_child(h, children), family)
         if gain is not None:
             h = h * gain.to(h.dtype)[:, :, None, None, None]
         h = self._grouped("fc2", h.flatten(1, 2), family, groups=children)
         h = x + h * family["scale"].flatten()[:, None, None]
-        return h.unflatten(1, (children, self.width))
+        return _by_child(h, children)
 
     def _grouped(self, name: str, x: Tensor, family: Family, padding: int = 0, groups: int = 1) -> Tensor:
         weight, bias = _kernels(family[f"{name}_weight"]), family[f"{name}_bias"].flatten()
@@ -186,7 +186,8 @@ class ConvNeXtLevel(BranchLevel):
         norm = h.norm(p=2, dim=(3, 4), keepdim=True)
         relative = norm / (norm.mean(dim=2, keepdim=True) + self.eps)
         weight, bias = family["grn_weight"][:, :, None, None], family["grn_bias"][:, :, None, None]
-        return h + weight * (h * relative) + bias
+        result: Tensor = h + weight * (h * relative) + bias
+        return result
 
 
 class Leaves(nn.Module):
@@ -218,8 +219,13 @@ class Leaves(nn.Module):
         return logits.squeeze(-1).t() + self.bias
 
 
+def _by_child(x: Tensor, children: int) -> Tensor:
+    """``[B, m * C, H, W]`` as ``[B, m, C, H, W]``."""
+    return x.view(len(x), children, -1, *x.shape[2:])
+
+
 def _kernels(weight: Tensor) -> Tensor:
-    """A family's stored convolution weights, ``[m, out, in]`` or ``[m, out, in, k * k]``, as ``[m * out, in, k, k]``."""
+    """Stored convolution weights, ``[m, out, in]`` or ``[m, out, in, k * k]``, as ``[m * out, in, k, k]``."""
     side = math.isqrt(weight.shape[3]) if weight.dim() == 4 else 1
     return weight.reshape(-1, weight.shape[2], side, side)
 

@@ -1,7 +1,7 @@
 """One safetensors file that carries a whole network: weights, config, tree, input transform, provenance.
 
-Notable here: the file's metadata is ``{"format": "pt", "hlnet": <one versioned JSON string>}``, so that opening it needs
-no pickle, no network and no other file; and reading the header alone is enough to know which rows an expert wants.
+Notable here: the file's metadata is ``{"format": "pt", "hlnet": <one versioned JSON string>}``, so that opening it
+needs no pickle, no network and no other file; and the header alone tells which rows an expert wants.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def read_header(path: str | Path) -> Header:
         data = json.loads(text)
         version = data["version"]
         if version != VERSION:
-            raise CheckpointError(f"'{path}' has format version {version}, this hlnet reads version {VERSION}; update hlnet")
+            raise CheckpointError(
+                f"'{path}' has format version {version}, this hlnet reads version {VERSION}; update hlnet"
+            )
         config = (PlainConfig if data["kind"] == "plain" else NetworkConfig).model_validate(data["config"])
         return Header(
             kind=data["kind"],
@@ -180,7 +182,9 @@ def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: st
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        raise CheckpointError(f"'{path}' does not fit its own header: it {sorted(problems)[0]} ({len(problems)} in all)")
+        raise CheckpointError(
+            f"'{path}' does not fit its own header: it {sorted(problems)[0]} ({len(problems)} in all)"
+        )
     model.load_state_dict(weights, assign=True)
 
 
@@ -191,7 +195,7 @@ def _fingerprint(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

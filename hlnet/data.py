@@ -83,7 +83,8 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         self.samples = [(i, label) for i, label in kept if label is not None]
         if not self.samples:
             raise DataError(
-                f"{images.name} holds no image of the tree's classes ({_some(tree.classes)}); its own are {_some(images.classes)}"
+                f"{images.name} holds no image of the tree's classes ({_some(tree.classes)}); "
+                f"its own are {_some(images.classes)}"
             )
         self.left_out = len(images) - len(self.samples)
         self.labels = [label for _, label in self.samples]
@@ -146,7 +147,7 @@ def train_transform(
     settings = transform.model_dump(exclude={"crop_pct", "crop_mode"})
     try:
         augment = create_transform(
-            **settings, is_training=True, auto_augment=aa, scale=scale, hflip=hflip, color_jitter=None
+            **settings, is_training=True, auto_augment=aa, scale=scale, hflip=hflip, color_jitter=0.0
         )
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise UsageError(f"timm has no augmentation policy '{aa}'; try rand-m9-mstd0.5, or none") from error
@@ -191,11 +192,15 @@ def open_image(path: str | Path) -> Image.Image:
 
 def _folder(root: Path, split: Split) -> LabelledImages:
     if not root.is_dir():
-        raise UsageError(f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(TIMM_SOURCES)}…)")
+        raise UsageError(
+            f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(TIMM_SOURCES)}…)"
+        )
     folder = next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         found = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:6]) or "no folders"
-        raise UsageError(f"'{root}' has no '{split}' folder; expected train/ and val/ with one folder a class, found {found}")
+        raise UsageError(
+            f"'{root}' has no '{split}' folder; expected train/ and val/ with one folder a class, found {found}"
+        )
     files: dict[str, list[Path]] = {}
     homes: dict[str, Path] = {}
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -206,7 +211,8 @@ def _folder(root: Path, split: Split) -> LabelledImages:
             raise DataError(f"'{folder}' holds images outside any class folder, such as '{images[0].name}'")
         if images and here.name in files:
             raise DataError(
-                f"two folders of images are called '{here.name}' ('{homes[here.name]}' and '{here}'); class names must be unique"
+                f"two folders of images are called '{here.name}' ('{homes[here.name]}' and '{here}'); "
+                "class names must be unique"
             )
         if images:
             files[here.name], homes[here.name] = images, here
@@ -223,9 +229,7 @@ def _digits(split: Split) -> LabelledImages:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    train, rest = train_test_split(
-        np.arange(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target
-    )
+    train, rest = train_test_split(np.arange(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target)
     kept = train if split == "train" else rest
     pixels = (digits.images[kept] * (255 / 16)).astype(np.uint8)
     return LabelledImages(
@@ -238,10 +242,14 @@ def _digits(split: Split) -> LabelledImages:
 
 def _from_timm(name: str, split: Split, root: str | Path | None) -> LabelledImages:
     try:
-        dataset = create_dataset(name, root=str(root) if root else None, split="validation" if split == "val" else split)
+        dataset = create_dataset(
+            name, root=str(root) if root else None, split="validation" if split == "val" else split
+        )
     except Exception as error:  # each source has its own ways to fail: no package, no network, no such set
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"data source '{name}' could not be opened ({split}): {type(error).__name__}: {reason}") from error
+        raise UsageError(
+            f"data source '{name}' could not be opened ({split}): {type(error).__name__}: {reason}"
+        ) from error
     classes = getattr(dataset, "classes", None) or list(_class_to_idx(dataset))
     labels = _labels(dataset)
     if not classes or labels is None:
@@ -261,7 +269,7 @@ def _class_to_idx(dataset: Any) -> Sequence[str]:
 def _labels(dataset: Any) -> list[int] | None:
     if hasattr(dataset, "targets"):
         return [int(label) for label in dataset.targets]
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if hasattr(reader, "samples"):
         return [label for _, label in reader.samples]
     if hasattr(reader, "label_key"):

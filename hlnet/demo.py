@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from hlnet import plots
 from hlnet.attention import gains_for
@@ -34,6 +35,7 @@ BACKBONE, SPLIT_POINT = "resnet10t", 1
 SHAPE: dict[str, Any] = {"split_point": SPLIT_POINT, "widths": (64, 32, 16), "strides": (2, 1, 2)}
 SIZE, NODES, SIGNAL = 32, (2, 5), 8.0
 SIGNALS = (0.0, 0.5, 1.0, 1.8, 3.0, 5.0, 8.0, 12.0)
+BIASES = tuple(0.25 * step for step in range(25))
 NOISE = 0.25  # of the pixels' range
 
 
@@ -44,7 +46,8 @@ class DemoResult(BaseModel):
         top1: share of held-out digits that the full network gets right.
         expert_top1, restricted_top1: the expert on its own digits, and the full network with only their logits.
         difference: largest difference between the expert's and the full network's logits, in float64.
-        noisy: on noisy digits, share right without a cue, with each image's own class cued, with a wrong class cued.
+        noisy: on noisy digits, share right without a cue, with each image's own class cued, with a wrong class cued;
+            and, as the control, what a right cue gives as a plain bias on the cued logit that costs as much when wrong.
         sweep: for each attention signal, the shares under right and under wrong cues.
         cost: plain, full and expert.
         files: what was written.
@@ -116,7 +119,8 @@ def run_demo(
     noisy = TreeData(_noisy(held_out, seed), tree, eval_transform(full.transform))
     batch = next(iter(loader(noisy, len(noisy))))
     sweep = list(_sweep(full, *batch))
-    at_signal = dict((signal, shares) for signal, *shares in sweep)
+    at_signal = {signal: (right, wrong) for signal, right, wrong in sweep}
+    bias = _bias_as_harmful(full, batch[0], batch[1], wrong_share=at_signal[SIGNAL][1])
 
     tell("counting and timing")
     cost = profile(full.config, full.tree, full.transform, family)
@@ -135,10 +139,17 @@ def run_demo(
         expert_top1=accuracy(expert_scores, expert_labels, expert.tree.classes).top1,
         restricted_top1=float((scores[mine][:, kept].argmax(1) == expert_labels).float().mean()),
         difference=difference,
-        noisy={"no cue": at_signal[1.0][0], "right cue": at_signal[SIGNAL][0], "wrong cue": at_signal[SIGNAL][1]},
+        noisy={
+            "no cue": at_signal[1.0][0],
+            "right cue": at_signal[SIGNAL][0],
+            "wrong cue": at_signal[SIGNAL][1],
+            "right cue as a bias": bias,
+        },
         sweep=sweep,
         cost=cost,
-        files=sorted({*(path.name for path in out.iterdir() if not path.name.startswith(".")), "report.html", "report.json"}),
+        files=sorted(
+            {*(path.name for path in out.iterdir() if not path.name.startswith(".")), "report.html", "report.json"}
+        ),
     )
     with replacing(out / "report.json") as draft:
         draft.write_text(result.model_dump_json(indent=1), encoding="utf-8")
@@ -187,13 +198,27 @@ def _sweep(net: HierarchicalNet, images: Tensor, labels: Tensor) -> Iterator[tup
     for signal in SIGNALS:
         cues = (labels, _wrong(labels, len(net.tree.classes)))
         shares = [
-            float((net.head(features, gains_for(net.tree, cue, signal)).argmax(1) == labels).float().mean()) for cue in cues
+            float((net.head(features, gains_for(net.tree, cue, signal)).argmax(1) == labels).float().mean())
+            for cue in cues
         ]
         yield signal, shares[0], shares[1]
 
 
 @torch.inference_mode()
-def _examples(net: HierarchicalNet, data: TreeData, batch: tuple[Tensor, Tensor], count: int = 6) -> list[plots.Example]:
+def _bias_as_harmful(net: HierarchicalNet, images: Tensor, labels: Tensor, wrong_share: float) -> float:
+    """Top-1 under right cues that add a bias to the cued logit: the one that gives ``wrong_share`` under wrong ones."""
+    logits, classes = net(images), len(net.tree.classes)
+    right, wrong = (
+        [float(((logits + bias * one_hot(cue, classes)).argmax(1) == labels).float().mean()) for bias in BIASES]
+        for cue in (labels, _wrong(labels, classes))
+    )
+    return float(np.interp(-wrong_share, [-share for share in wrong], right))  # wrong shares fall as the bias grows
+
+
+@torch.inference_mode()
+def _examples(
+    net: HierarchicalNet, data: TreeData, batch: tuple[Tensor, Tensor], count: int = 6
+) -> list[plots.Example]:
     """Noisy digits that the network gets wrong without a cue, with what it says under each kind of cue."""
     images, labels = batch
     features = net.features(images)

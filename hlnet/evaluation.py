@@ -64,15 +64,12 @@ def accuracy(logits: Tensor, labels: Tensor, names: Iterable[str]) -> Accuracy:
         >>> accuracy(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1]), ["cat", "dog"]).top1
         0.5
     """
-    right = logits.argmax(1) == labels
-    among_five = (logits.topk(5, dim=1).indices == labels[:, None]).any(1) if logits.shape[1] > 5 else None
-    per_class = {
-        name: float(right[labels == column].float().mean())
-        for column, name in enumerate(names)
-        if (labels == column).any()
-    }
-    top5 = None if among_five is None else float(among_five.float().mean())
-    return Accuracy(top1=float(right.float().mean()), top5=top5, per_class=per_class)
+    right = (logits.argmax(1) == labels).double()
+    per_class = {name: float(right[labels == i].mean()) for i, name in enumerate(names) if (labels == i).any()}
+    top5 = None
+    if logits.shape[1] > 5:
+        top5 = float((logits.topk(5, dim=1).indices == labels[:, None]).any(1).double().mean())
+    return Accuracy(top1=float(right.mean()), top5=top5, per_class=per_class)
 
 
 def logits_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -54,7 +55,9 @@ def class_means(
     return total / counts[:, None]
 
 
-def cluster_tree(means: Tensor, classes: Sequence[str], nodes: Sequence[int], ids: Sequence[str] | None = None) -> ClassTree:
+def cluster_tree(
+    means: Tensor, classes: Sequence[str], nodes: Sequence[int], ids: Sequence[str] | None = None
+) -> ClassTree:
     """A tree from class means by Ward's agglomerative clustering (scipy), cut at the wanted numbers of nodes.
 
     Features are standardised first. A group is named after its first members; a class that is alone in its group ends
@@ -75,8 +78,9 @@ def cluster_tree(means: Tensor, classes: Sequence[str], nodes: Sequence[int], id
         {'cat+dog': {'cat': 0, 'dog': 1}, 'car+tree': {'car': 2, 'tree': 3}}
     """
     wanted = (*nodes, len(classes))
-    if not nodes or nodes[0] < 1 or any(a > b for a, b in zip(wanted, wanted[1:], strict=False)):
-        raise UsageError(f"nodes {','.join(map(str, nodes))} must be positive, not decrease, and not exceed the {len(classes)} classes")
+    if not nodes or nodes[0] < 1 or any(a > b for a, b in pairwise(wanted)):
+        given = ",".join(map(str, nodes))
+        raise UsageError(f"nodes {given} must be positive, not decrease, and not exceed the {len(classes)} classes")
     values = means.numpy()
     spread = values.std(axis=0)
     values = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1)

@@ -92,8 +92,8 @@ def network_config(name: str, levels: int, **overrides: Any) -> NetworkConfig:
         return NetworkConfig(**{**fields, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"network setting {place}: {first['msg']} (got {first['input']!r})".replace("setting : ", ""))
+        place = ".".join(map(str, first["loc"])) or "widths and strides"
+        raise UsageError(f"network setting {place}: {first['msg']} (got {first['input']!r})") from None
 
 
 def register_with_timm(_timm: Any = None) -> None:
@@ -130,6 +130,7 @@ def _as_tree(name: str, tree: Any, num_classes: int | None) -> ClassTree:
         tree = read_tree(tree)
     elif not isinstance(tree, ClassTree):
         tree = ClassTree.from_nested(tree)
+    assert isinstance(tree, ClassTree)
     if num_classes is not None and num_classes != len(tree.classes):
         raise UsageError(f"num_classes={num_classes}, but the tree has {len(tree.classes)} classes")
     return tree

@@ -201,9 +201,7 @@ def measure_latency(
                         on_round()
             for name, values in times.items():
                 low, median, high = (1000 * q for q in statistics.quantiles(values, n=4))
-                found[name].append(
-                    Latency(batch_size=batch, threads=count, median_ms=median, low_ms=low, high_ms=high)
-                )
+                found[name].append(Latency(batch_size=batch, threads=count, median_ms=median, low_ms=low, high_ms=high))
     return found
 
 
@@ -369,5 +367,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-

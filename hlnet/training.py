@@ -1,7 +1,7 @@
 """Training: cross-entropy over all leaves at once (paper, Sec. 3.1), its loop on Hugging Face accelerate.
 
-Notable here: a network with a frozen trunk may train on cached features (``hlnet.features``); then only what lies behind
-the trunk runs and is handed to the optimizer.
+Notable here: a network with a frozen trunk may train on cached features (``hlnet.features``); then only what lies
+behind the trunk runs and is handed to the optimizer.
 """
 
 from __future__ import annotations
@@ -229,7 +229,9 @@ class _Run:
             logits = self.module(inputs)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
             if not torch.isfinite(loss):
-                raise RunError(f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower --lr or --clip-grad 1")
+                raise RunError(
+                    f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower --lr or --clip-grad 1"
+                )
             self.accelerator.backward(loss)
             if self.config.clip_grad:
                 self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_grad)
@@ -240,7 +242,9 @@ class _Run:
             if self.average is not None:
                 self.average.update(self.accelerator.unwrap_model(self.module), step=self.updates)
             with torch.no_grad():
-                totals += torch.stack([loss * len(labels), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
+                totals += torch.stack(
+                    [loss * len(labels), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))]
+                )
             self.tell(f"epoch {number}", step, len(self.batches))
         return self._means(totals)
 
@@ -276,6 +280,7 @@ def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
 def _write_config(net: HierarchicalNet | PlainNet, config: TrainConfig, out: Path) -> None:
     settings = {
         "network": {"plain": isinstance(net, PlainNet), **net.config.model_dump(mode="json", exclude_none=True)},
+        "transform": net.transform.model_dump(mode="json"),
         "train": config.model_dump(mode="json", exclude_none=True),
     }
     with replacing(out / "config.toml") as draft:

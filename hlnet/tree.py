@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from hlnet.errors import SelectionError, TreeError
@@ -89,7 +90,9 @@ class ClassTree:
         found = _flatten(nested)
         depth = max(path.count("/") + 1 for path, *_ in found)
         if levels is not None and not depth <= levels <= MAX_LEVELS:
-            raise TreeError(f"the tree is {depth} levels deep: levels={levels} does not fit, ask for {depth} to {MAX_LEVELS}")
+            raise TreeError(
+                f"the tree is {depth} levels deep: levels={levels} does not fit, ask for {depth} to {MAX_LEVELS}"
+            )
         indices = _indices([(path, index) for path, is_leaf, index, _ in found if is_leaf])
         rows: list[list[Node]] = [[] for _ in range(levels or depth)]
         for path, is_leaf, _, identifier in found:
@@ -138,8 +141,10 @@ class ClassTree:
             ((1,), (2,), (3, 2))
         """
         counts = tuple(counts)
-        if not counts or counts[0] < 1 or any(a > b for a, b in zip(counts, counts[1:], strict=False)):
-            raise TreeError(f"node counts {counts} must be positive and not decrease from level to level, as in (6, 26, 100)")
+        if not counts or counts[0] < 1 or any(a > b for a, b in pairwise(counts)):
+            raise TreeError(
+                f"node counts {counts} must be positive and not decrease from level to level, as in (6, 26, 100)"
+            )
         if classes is not None and len(classes) != counts[-1]:
             raise TreeError(f"{len(classes)} class names for {counts[-1]} classes; give one name a class")
         _refuse_doubles("class", classes or ())
@@ -165,7 +170,7 @@ class ClassTree:
             parents = [node.parent for node in row]
             if parents != sorted(parents) or sorted(set(parents)) != list(range(above)):
                 raise TreeError(
-                    f"level {number}: siblings must lie next to each other and each of the {above} nodes above needs a child"
+                    f"level {number}: siblings must lie side by side, and each of the {above} nodes above needs a child"
                 )
             above = len(row)
         if any(node.index is None for node in self.levels[-1]):
@@ -296,7 +301,7 @@ class ClassTree:
         return ClassTree(tuple(tuple(replace(node, id=by_path.get(node.path)) for node in row) for row in self.levels))
 
     def to_nested(self) -> dict[str, Any]:
-        """The tree as nested mappings whose leaves are original indices; ``from_nested`` reads it back (without ids)."""
+        """The tree as nested mappings whose leaves are original indices, as ``from_nested`` reads it; without ids."""
         root: dict[str, Any] = {}
         for leaf in self.leaves:
             *above, name = leaf.path.split("/")
@@ -337,7 +342,9 @@ def _flatten(nested: Mapping[Any, Any] | Sequence[Any]) -> list[tuple[str, bool,
                 found.append((child, False, None, None))
                 visit(below, child, depth + 1)
             else:
-                raise TreeError(f"node '{child}': expected a mapping, a list of class names, an index or an id, got {below!r}")
+                raise TreeError(
+                    f"node '{child}': expected a mapping, a list of class names, an index or an id, got {below!r}"
+                )
 
     if not isinstance(nested, Mapping | list | tuple):
         raise TreeError(f"a tree is a mapping or a list of class names, got {type(nested).__name__}")
@@ -354,7 +361,7 @@ def _name(key: Any, where: str) -> str:
     name = str(key)
     if not name or "/" in name or not name.isprintable() or name != name.strip():
         raise TreeError(
-            f"{where}: {name!r} is no name for a node: it must be printable, without '/', and not start or end with a blank"
+            f"{where}: {name!r} is no name for a node: it must be printable, without '/' and without blanks around it"
         )
     return name
 

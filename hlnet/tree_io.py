@@ -88,7 +88,9 @@ def tree_from_json(data: dict[str, Any]) -> ClassTree:
         TreeError: if a key is missing or wrong, or the version is newer than this program knows.
     """
     if data.get("version") != VERSION:
-        raise TreeError(f"tree format version {data.get('version')!r} is not known: this hlnet reads version {VERSION}, update hlnet")
+        raise TreeError(
+            f"tree format version {data.get('version')!r} is not known: this hlnet reads {VERSION}, update hlnet"
+        )
     levels, nested, ids = data.get("levels"), data.get("tree"), data.get("ids", {})
     if not isinstance(levels, int) or not isinstance(nested, dict) or not isinstance(ids, dict):
         raise TreeError("a tree file needs 'levels' (a number), 'tree' (a mapping) and 'ids' (a mapping)")
@@ -104,7 +106,9 @@ def tree_from_json(data: dict[str, Any]) -> ClassTree:
 def _nested_file(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in {".json", ".yaml", ".yml", ".txt"}:
-        raise UsageError(f"'{path}': a class tree is read from .json, .yaml, .yml, .txt or a folder, not '{path.suffix}'")
+        raise UsageError(
+            f"'{path}': a class tree is read from .json, .yaml, .yml, .txt or a folder, not '{path.suffix}'"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
         if suffix == ".txt":
@@ -135,7 +139,9 @@ def _folder(folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     folders = [entry for entry in entries if entry.is_dir()]
     images = (entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry not in folders)
     if folders and above and any(images):
-        raise TreeError(f"folder '{folder}' holds both images and folders; a class's images belong in a folder of their own")
+        raise TreeError(
+            f"folder '{folder}' holds both images and folders; a class's images belong in a folder of their own"
+        )
     return {entry.name: _folder(entry, (*above, real)) for entry in folders}
 
 
@@ -153,7 +159,7 @@ class _StrictLoader(yaml.SafeLoader):
     Only plain decimals and empty values are anything but text.
     """
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()

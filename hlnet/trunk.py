@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from pydantic import BaseModel, ConfigDict
 from timm.data import resolve_data_config
 from timm.models import load_state_dict
@@ -113,19 +112,21 @@ class Trunk(nn.Module):
                 f"backbone '{backbone}' cannot be split: timm gives no intermediate feature maps for it "
                 "(no forward_intermediates); choose one that has them, such as resnet50 or convnextv2_tiny"
             )
-        stages = [dict(info) for info in model.feature_info]
+        stages = [dict(info) for info in model.feature_info]  # type: ignore[union-attr]
         self.split_point = _resolve(backbone, split_point, stages)
         self.backbone = backbone
         self.stage: str = stages[self.split_point]["module"]
         self.channels: int = stages[self.split_point]["num_chs"]
         self.reduction: int = stages[self.split_point]["reduction"]
         self.transform = InputTransform.of(model, backbone_args)
-        model.prune_intermediate_layers([self.split_point], prune_norm=True, prune_head=True)
+        model.prune_intermediate_layers(  # type: ignore[operator]
+            [self.split_point], prune_norm=True, prune_head=True
+        )
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` images to ``[B, channels, h, w]`` features."""
-        features: Tensor = self.model.forward_intermediates(
+        features: Tensor = self.model.forward_intermediates(  # type: ignore[operator]
             images, indices=[self.split_point], output_fmt="NCHW", intermediates_only=True
         )[-1]
         return features
@@ -146,7 +147,9 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
     arguments = arguments or {}
     architecture = name.split(".")[0]
     if architecture in PRESETS:
-        raise BackboneError(f"'{name}' is a preset of hlnet, not a backbone; its backbone is {PRESETS[architecture]['backbone']}")
+        raise BackboneError(
+            f"'{name}' is a preset of hlnet, not a backbone; its backbone is {PRESETS[architecture]['backbone']}"
+        )
     if ":" not in name and not timm.is_model(architecture):
         near = did_you_mean(name.split("/")[-1], timm.list_models())
         raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all")
@@ -158,7 +161,8 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if pretrained:
             raise UsageError(
-                f"pretrained weights of '{name}' could not be had ({reason}); check name and network, or give a local file"
+                f"pretrained weights of '{name}' could not be had ({reason}); "
+                "check name and network, or give a local file"
             ) from error
         given = f" with {arguments}" if arguments else ""
         raise BackboneError(f"backbone '{name}' cannot be built{given} ({reason})") from error
@@ -167,7 +171,9 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
 
 def size_arguments(backbone: str, img_size: int | None) -> dict[str, Any]:
     """What ``timm.create_model`` must be told of the image size: something for ViT and its like, nothing for CNNs."""
-    fixed = img_size and timm.is_model(backbone) and getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)
+    fixed = (
+        img_size and timm.is_model(backbone) and getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)
+    )
     return {"img_size": img_size} if fixed else {}
 
 

@@ -198,7 +198,9 @@ def test_timm_builds_the_same_network(preset):
     presets.register_with_timm()
     net = timm.create_model(preset, tree=TREE, num_classes=4)
     assert shapes(net) == shapes(create_model(preset, tree=TREE))
-    assert net.tree == (TREE.parallelized() if preset.startswith("phl_") else TREE) and preset in timm.list_models("*hl_*")
+    assert net.tree == (TREE.parallelized() if preset.startswith("phl_") else TREE) and preset in timm.list_models(
+        "*hl_*"
+    )
 
 
 def test_timm_hands_settings_and_errors_on():

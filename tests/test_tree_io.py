@@ -128,7 +128,9 @@ def test_yaml_strings_and_numbers(tmp_path):
     assert [(leaf.name, leaf.id) for leaf in tree.leaves] == [("no", "n01"), ("7", "n07"), ("a: b", "n1")]
 
 
-@pytest.mark.parametrize("name", ["010", "12:30", "1_000", "0x1F", "no", "yes", "1.0", "2024-01-01", "7", "null island"])
+@pytest.mark.parametrize(
+    "name", ["010", "12:30", "1_000", "0x1F", "no", "yes", "1.0", "2024-01-01", "7", "null island"]
+)
 def test_yaml_names_stay_as_written(tmp_path, name):
     assert read_tree(put(tmp_path, "t.yaml", f"- {name}\n")).classes == (name,)
     assert read_tree(put(tmp_path, "t.yaml", f"{name}: 3\n")).to_nested() == {name: 3}

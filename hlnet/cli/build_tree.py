@@ -36,8 +36,12 @@ def build_tree(
         ),
     ] = Method.read,
     levels: Annotated[int | None, typer.Option(min=1, help="Levels; classes that end early go on to the last.")] = None,
-    nodes: Annotated[str | None, typer.Option(help="cluster: nodes of each level above the classes, such as 6,26.")] = None,
-    backbone: Annotated[str, typer.Option(help="cluster: timm model whose early stages give the features.")] = "resnet18",
+    nodes: Annotated[
+        str | None, typer.Option(help="cluster: nodes of each level above the classes, such as 6,26.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="cluster: timm model whose early stages give the features.")
+    ] = "resnet18",
     split_point: Annotated[int | None, typer.Option(help="cluster: last stage to use, negative from the end.")] = None,
     pretrained: Annotated[bool, typer.Option(help="cluster: fetch timm's pretrained weights.")] = False,
     trunk_weights: Annotated[Path | None, typer.Option(help="cluster: file of timm weights.")] = None,
@@ -45,7 +49,9 @@ def build_tree(
     img_size: Annotated[int | None, typer.Option(min=8, help="cluster: side of the images in pixels.")] = None,
     mean: Annotated[str | None, typer.Option(help="cluster: pixel means, one or three numbers.")] = None,
     std: Annotated[str | None, typer.Option(help="cluster: pixel deviations, one or three numbers.")] = None,
-    grid: Annotated[int, typer.Option(min=1, help="cluster: average features over a grid of this many cells a side.")] = 1,
+    grid: Annotated[
+        int, typer.Option(min=1, help="cluster: average features over a grid of this many cells a side.")
+    ] = 1,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
     data_root: options.DataRoot = None,

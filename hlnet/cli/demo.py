@@ -53,6 +53,7 @@ def demo(
         ["noisy digits, no cue", output.percent(noisy["no cue"], 1)],
         ["noisy digits, right cue (an oracle)", output.percent(noisy["right cue"], 1)],
         ["noisy digits, wrong cue", output.percent(noisy["wrong cue"], 1)],
+        ["control: right cue as a bias on the logit", output.percent(noisy["right cue as a bias"], 1)],
     ]
     output.show_table("Top-1 accuracy", ["", "held-out digits"], rows)
     output.show(f"report: {out / 'report.html'}")

@@ -12,7 +12,9 @@ from hlnet.cli import options
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A .safetensors file of hlnet's: full network, expert or plain.")],
-    data: Annotated[str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")],
+    data: Annotated[
+        str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
+    ],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     classes: options.Classes = None,
     attention_signal: Annotated[

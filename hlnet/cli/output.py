@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 if TYPE_CHECKING:
-    from hlnet.profiling import Cost, Profile
+    from hlnet.profiling import Cost, Latency, Profile
     from hlnet.tree import ClassTree
 
 stdout = Console()
@@ -61,10 +61,10 @@ def show_profile(found: Profile) -> None:
         ["classes", *(str(cost.classes) for cost in costs)],
         ["nodes a level", *(", ".join(map(str, cost.nodes)) or "–" for cost in costs)],
         ["parameters, M", *(f"{cost.params / 1e6:.3f}" for cost in costs)],
-        ["GMACs", *(f"{cost.gmacs:.3f}" for cost in costs)],
+        ["GMACs", *(_figure(cost.gmacs) for cost in costs)],
         ["weights, MB", *(f"{cost.bytes / 1e6:.1f}" for cost in costs)],
     ]
-    measured = next((cost.latency for cost in costs if cost.latency), [])
+    measured: list[Latency] = next((cost.latency for cost in costs if cost.latency), [])
     for position, run in enumerate(measured):
         label = f"ms, batch {run.batch_size}, {run.threads} thread{'s' if run.threads > 1 else ''}"
         rows.append([label, *(_latency(cost, position) for cost in costs)])
@@ -72,16 +72,25 @@ def show_profile(found: Profile) -> None:
     show_table(f"Cost of one {side} image", ["", *(name for name, _ in columns)], rows)
     if found.full.parts:
         parts = [
-            [part.name, str(part.nodes), f"{part.params / 1e6:.3f}", f"{part.macs / 1e9:.3f}"] for part in found.full.parts
+            [part.name, str(part.nodes), f"{part.params / 1e6:.3f}", _figure(part.macs / 1e9)]
+            for part in found.full.parts
         ]
         show_table("Full network by level", ["", "nodes", "parameters, M", "GMACs"], parts)
     changes = list(found.reductions.items())
-    labels = [label for label in ("params", "gmacs", "bytes", "latency") if any(label in change for _, change in changes)]
+    labels = [
+        label for label in ("params", "gmacs", "bytes", "latency") if any(label in change for _, change in changes)
+    ]
     words = {"params": "parameters", "gmacs": "GMACs", "bytes": "weights", "latency": "latency"}
     table = [
-        [name, *(f"{100 * change[label]:+.1f} %" if label in change else "–" for label in labels)] for name, change in changes
+        [name, *(f"{100 * change[label]:+.1f} %" if label in change else "–" for label in labels)]
+        for name, change in changes
     ]
     show_table("Change", ["", *(words[label] for label in labels)], table)
+
+
+def _figure(value: float) -> str:
+    """Three decimals, or for small values three digits."""
+    return f"{value:.3f}" if value >= 1 else f"{value:.3g}"
 
 
 def _latency(cost: Cost, position: int) -> str:

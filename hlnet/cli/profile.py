@@ -42,14 +42,19 @@ def profile(
     from hlnet.presets import PRESETS, network_config
     from hlnet.trunk import Trunk, size_arguments
 
-    batches, counts = options.integers(batch_size, "--batch-size") or (1,), options.integers(threads, "--threads") or (1,)
+    batches, counts = (
+        options.integers(batch_size, "--batch-size") or (1,),
+        options.integers(threads, "--threads") or (1,),
+    )
     if min(batches) < 1 or min(counts) < 1:
         raise UsageError("--batch-size and --threads must be at least 1")
     net: HierarchicalNet | None = None
     parent_counts = None
     if model.endswith(".safetensors"):
         if tree or nodes or img_size:
-            raise UsageError("--tree, --nodes and --img-size are for presets; a checkpoint brings its own tree and size")
+            raise UsageError(
+                "--tree, --nodes and --img-size are for presets; a checkpoint brings its own tree and size"
+            )
         loaded = options.load_model(Path(model), device)
         if not isinstance(loaded, HierarchicalNet):
             raise UsageError(f"'{model}' is a plain network; it is the first column of any other network's profile")
@@ -86,5 +91,7 @@ def _tree(model: str, tree: Path | None, nodes: str | None) -> ClassTree:
         return read_tree(tree)
     counts = options.integers(nodes, "--nodes")
     if counts is None:
-        raise UsageError(f"'{model}' needs a class tree: give --tree FILE, or --nodes with its nodes a level, such as 6,26,100")
+        raise UsageError(
+            f"'{model}' needs a class tree: give --tree FILE, or --nodes with its nodes a level, such as 6,26,100"
+        )
     return ClassTree.balanced(counts)

@@ -34,8 +34,12 @@ def train(
         int | None, typer.Option(help="The trunk's last stage, negative from the end.", rich_help_panel=NETWORK)
     ] = None,
     block: Annotated[str | None, typer.Option(help="bottleneck or convnext.", rich_help_panel=NETWORK)] = None,
-    widths: Annotated[str | None, typer.Option(help="Of the blocks, by level: 128,64,32.", rich_help_panel=NETWORK)] = None,
-    strides: Annotated[str | None, typer.Option(help="Of the blocks, by level: 1,1,2.", rich_help_panel=NETWORK)] = None,
+    widths: Annotated[
+        str | None, typer.Option(help="Of the blocks, by level: 128,64,32.", rich_help_panel=NETWORK)
+    ] = None,
+    strides: Annotated[
+        str | None, typer.Option(help="Of the blocks, by level: 1,1,2.", rich_help_panel=NETWORK)
+    ] = None,
     backbone_arg: Annotated[
         list[str], typer.Option(help="timm argument, name=value; repeatable.", rich_help_panel=NETWORK)
     ] = [],  # noqa: B006
@@ -73,7 +77,9 @@ def train(
     weight_decay: Annotated[float, typer.Option(rich_help_panel=TRAINING)] = 0.05,
     warmup_epochs: Annotated[int, typer.Option(min=0, rich_help_panel=TRAINING)] = 2,
     smoothing: Annotated[float, typer.Option(help="Label smoothing.", rich_help_panel=TRAINING)] = 0.1,
-    clip_grad: Annotated[float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=TRAINING)] = None,
+    clip_grad: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=TRAINING)
+    ] = None,
     ema_decay: Annotated[
         float | None, typer.Option(help="Keep a moving average of the weights.", rich_help_panel=TRAINING)
     ] = None,
@@ -86,17 +92,20 @@ def train(
 ) -> None:
     """Train a network.
 
-    Reads DATA and a tree; writes a run folder: best.safetensors, last.safetensors, metrics.csv, curves.png, config.toml.
+    Reads DATA and a tree; writes a run folder: best.safetensors, last.safetensors, metrics.csv, curves.png and
+    config.toml.
 
     **Examples**
 
         hlnet build-tree digits --method parallel --out digits.tree.json
 
-        hlnet train digits --tree digits.tree.json --backbone resnet10t --split-point 2 --img-size 32 --epochs 5 --aa none
-        --hflip 0 --out runs/digits
+        hlnet train digits --tree digits.tree.json --backbone resnet10t --split-point 2 \\
 
-        hlnet train photos/ --tree photos.tree.json --backbone mobilenetv2_100 --pretrained --frozen-trunk --cache-views 4
-        --out runs/photos
+            --img-size 32 --epochs 5 --aa none --hflip 0 --out runs/digits
+
+        hlnet train photos/ --tree photos.tree.json --backbone mobilenetv2_100 \\
+
+            --pretrained --frozen-trunk --cache-views 4 --out runs/photos
     """
     from pydantic import ValidationError
 
@@ -178,7 +187,13 @@ def train(
         history = training.train(net, train_data, val_data, config, out, place, on_epoch, on_batch)
     best = max(history, key=lambda epoch: epoch.val_top1)
     seconds = time.perf_counter() - started
-    result = {"out": str(out), "best_epoch": best.epoch, "val_top1": best.val_top1, "val_loss": best.val_loss, "seconds": seconds}
+    result = {
+        "out": str(out),
+        "best_epoch": best.epoch,
+        "val_top1": best.val_top1,
+        "val_loss": best.val_loss,
+        "seconds": seconds,
+    }
     if as_json:
         output.show_json(result)
     else:
