@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import init_empty_weights
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hlnet.errors import CheckpointError, HlnetError, UsageError
+from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError
 from hlnet.files import replacing
 from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
@@ -72,7 +71,8 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"'{path}': a checkpoint's name ends in .safetensors")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in (weights or model.state_dict()).items()}
+    weights = model.state_dict() if weights is None else weights
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     header = {
         "version": VERSION,
         "kind": "plain" if isinstance(model, PlainNet) else "hierarchical",
@@ -82,8 +82,12 @@ def save_checkpoint(
         "provenance": model.provenance.model_dump(mode="json"),
         "fingerprint": _fingerprint(weights),
     }
-    with replacing(path) as draft:
-        save_file(weights, draft, metadata={"format": "pt", KEY: json.dumps(header, ensure_ascii=False)})
+    metadata = {"format": "pt", KEY: json.dumps(header, ensure_ascii=False)}
+    try:
+        with replacing(path) as draft:
+            save_file(weights, draft, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"cannot write '{path}': {_one_line(error)}") from error
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> HierarchicalNet | PlainNet:
@@ -124,18 +128,25 @@ def read_header(path: str | Path) -> Header:
             raise CheckpointError(
                 f"'{path}' has format version {version}, this hlnet reads version {VERSION}; update hlnet"
             )
+        if data["kind"] not in ("hierarchical", "plain") or not isinstance(data["fingerprint"], str):
+            raise CheckpointError(f"'{path}' has a damaged header: 'kind' or 'fingerprint' is wrong")
         config = (PlainConfig if data["kind"] == "plain" else NetworkConfig).model_validate(data["config"])
+        tree = tree_from_json(data["tree"])
+        if isinstance(config, NetworkConfig) and len(config.widths) != tree.num_levels:
+            raise CheckpointError(
+                f"'{path}' has a damaged header: widths {config.widths}, but {tree.num_levels} levels"
+            )
         return Header(
             kind=data["kind"],
             config=config,
-            tree=tree_from_json(data["tree"]),
+            tree=tree,
             transform=InputTransform.model_validate(data["transform"]),
             provenance=Provenance.model_validate(data["provenance"]),
             fingerprint=data["fingerprint"],
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, ValidationError, HlnetError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' has a damaged header: {_one_line(error)}") from error
 
 
@@ -155,14 +166,15 @@ def opened(path: str | Path) -> Any:
 
 
 def empty_network(header: Header) -> HierarchicalNet | PlainNet:
-    """The network that a header describes, its parameters without storage; :func:`fill` gives them values."""
+    """The network that a header describes, its branches without storage; :func:`fill` gives everything its values."""
     model: HierarchicalNet | PlainNet
-    # Parameters only: some backbones compute buffers that no file holds.
-    with init_empty_weights(include_buffers=False):
+    try:
         if isinstance(header.config, PlainConfig):
             model = PlainNet(header.config, header.tree)
         else:
-            model = HierarchicalNet(header.config, header.tree)
+            model = HierarchicalNet(header.config, header.tree, empty=True)
+    except BackboneError as error:
+        raise CheckpointError(f"this model cannot be built with the installed timm: {error}") from error
     model.transform, model.provenance = header.transform, header.provenance
     return model.eval()
 
@@ -176,6 +188,11 @@ def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: st
     wanted = model.state_dict()
     problems = [f"lacks '{name}'" for name in wanted.keys() - weights.keys()]
     problems += [f"has an unknown '{name}'" for name in weights.keys() - wanted.keys()]
+    problems += [
+        f"has '{name}' as {weights[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].is_floating_point() != tensor.is_floating_point()
+    ]
     problems += [
         f"has '{name}' of shape {list(weights[name].shape)} instead of {list(tensor.shape)}"
         for name, tensor in wanted.items()
@@ -200,4 +217,9 @@ def _fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     return " ".join(str(error).split())[:200]

@@ -17,10 +17,13 @@ from torch import Tensor
 from hlnet.checkpoint import Header, empty_network, fill, opened, read_header
 from hlnet.errors import RunError, UsageError
 from hlnet.network import HierarchicalNet, Provenance
+from hlnet.plain import PlainNet
 from hlnet.selection import select_classes
 
 
-def cut_expert(source: HierarchicalNet | str | Path, classes: str | int | Iterable[str | int]) -> HierarchicalNet:
+def cut_expert(
+    source: HierarchicalNet | PlainNet | str | Path, classes: str | int | Iterable[str | int]
+) -> HierarchicalNet:
     """The expert for the selected classes, in evaluation mode.
 
     Args:
@@ -43,6 +46,8 @@ def cut_expert(source: HierarchicalNet | str | Path, classes: str | int | Iterab
         >>> expert.tree.counts, torch.allclose(expert(images), net(images)[:, :2], atol=1e-5)
         ((1, 2), True)
     """
+    if isinstance(source, PlainNet):
+        raise UsageError("a plain network has no branches to choose from")
     if isinstance(source, HierarchicalNet):
         weights = source.state_dict()
         header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")
@@ -81,7 +86,10 @@ def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor
     if images is None:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(2, *full.transform.input_size, generator=generator)
-    kept = [full.tree.indices.index(index) for index in expert.tree.indices]
+    place = {leaf: position for position, leaf in enumerate(zip(full.tree.classes, full.tree.indices, strict=True))}
+    kept = [place.get(leaf) for leaf in zip(expert.tree.classes, expert.tree.indices, strict=True)]
+    if None in kept:
+        raise RunError("the expert has classes that the full network lacks: it is not a cut of it")
     expert, full = (copy.deepcopy(net).eval().double() for net in (expert, full))
     with torch.no_grad():
         difference = float((expert(images.double()) - full(images.double())[:, kept]).abs().max())
@@ -104,10 +112,11 @@ def _cut(
     rows = header.tree.rows(leaves)
     provenance = Provenance(
         recipe=header.provenance.recipe,
-        # An expert of an expert names the full network.
-        parent=header.provenance.parent or header.fingerprint or None,
-        parent_counts=header.provenance.parent_counts or header.tree.counts,
+        parent=header.fingerprint or None,
+        parent_counts=header.tree.counts,
     )
+    if header.provenance.parent_counts is not None:  # an expert of an expert names the full network
+        provenance.parent, provenance.parent_counts = header.provenance.parent, header.provenance.parent_counts
     pruned = Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, "")
     expert = empty_network(pruned)
     assert isinstance(expert, HierarchicalNet)

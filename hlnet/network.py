@@ -7,6 +7,7 @@ classes share, an expert the tree cut down to some classes; the weights are the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any, Self
 
@@ -158,6 +159,7 @@ class HierarchicalNet(nn.Module):
         config: the network's shape.
         tree: its classes.
         pretrained: fetch timm's pretrained weights for the trunk.
+        empty: leave the branches without storage, for ``load_state_dict(…, assign=True)`` to give them some.
 
     Raises:
         BackboneError: if the backbone is unknown or cannot be split.
@@ -170,10 +172,11 @@ class HierarchicalNet(nn.Module):
         torch.Size([2, 3])
     """
 
-    def __init__(self, config: NetworkConfig, tree: ClassTree, pretrained: bool = False) -> None:
+    def __init__(self, config: NetworkConfig, tree: ClassTree, pretrained: bool = False, empty: bool = False) -> None:
         super().__init__()
         self.trunk = Trunk(config.backbone, config.split_point, pretrained, config.backbone_args)
-        self.head = BranchTree(tree, self.trunk.channels, config.block, config.widths, config.strides)
+        with torch.device("meta") if empty else nullcontext():
+            self.head = BranchTree(tree, self.trunk.channels, config.block, config.widths, config.strides)
         self.config = config.model_copy(update={"split_point": self.trunk.split_point})
         self.transform: InputTransform = self.trunk.transform
         self.provenance = Provenance()

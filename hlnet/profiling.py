@@ -126,6 +126,8 @@ def profile(
     size = (transform or trunk.transform).input_size
     parts = _unit_costs(config, trunk, size)
     full_counts = tuple(parent_counts or tree.counts)
+    if any(few > many for few, many in zip(tree.counts, full_counts, strict=False)):
+        raise UsageError(f"a network with {full_counts} nodes a level cannot be the parent of one with {tree.counts}")
     expert = None
     if classes is not None:
         expert = _cost(parts, tree.prune(select_classes(tree, classes)).counts)
@@ -216,9 +218,8 @@ def with_latency(
     """Add latencies to a profile: of the plain network, of ``model``, and of the expert for ``classes``."""
     config = model.config
     plain = create_backbone(config.backbone, config.backbone_args | {"num_classes": found.plain.classes})
-    is_expert = found.expert is not None and classes is None
     models: dict[str, nn.Module] = {"plain": plain.to(next(model.parameters()).device)}
-    models["expert" if is_expert else "full"] = model
+    models["full" if model.tree.counts == found.full.nodes else "expert"] = model
     if classes is not None:
         models["expert"] = cut_expert(model, classes)
     latencies = measure_latency(models, found.input_size, batch_sizes, threads, on_round=on_round)
@@ -250,10 +251,9 @@ def random_network(config: NetworkConfig, tree: ClassTree, transform: InputTrans
     size = transform or Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).transform
     model = empty_network(Header("hierarchical", config, tree, size, Provenance(), ""))
     assert isinstance(model, HierarchicalNet)
-    model.to_empty(device="cpu")
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.uniform_(0.01, 0.02)
+    model.head.to_empty(device="cpu")
+    for tensor in model.head.state_dict().values():
+        tensor.uniform_(0.01, 0.02)
     return model
 
 

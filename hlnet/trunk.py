@@ -93,6 +93,7 @@ class Trunk(nn.Module):
         BackboneError: if timm has no such model, it gives no spatial map, or the split point does not exist.
 
     Example:
+        >>> import torch
         >>> trunk = Trunk("resnet18")
         >>> trunk(torch.zeros(1, 3, 64, 64)).shape, trunk.stage
         (torch.Size([1, 256, 4, 4]), 'layer3')
