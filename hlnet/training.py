@@ -104,8 +104,8 @@ def train(
 
     Args:
         net: what to train; afterwards it holds the weights of the best epoch by validation accuracy.
-        train_data, val_data: images with labels in the order of ``net.tree.classes``, both as they come or both as
-            cached features of this network's trunk.
+        train_data, val_data: images with labels in the order of ``net.tree.classes``; or both as features of this
+            network's trunk that are cached already.
         config: the settings.
         out: run folder; gets ``config.toml``, ``metrics.csv``, ``curves.png``, ``best.safetensors`` and
             ``last.safetensors``.
@@ -121,7 +121,7 @@ def train(
         RunError: if the loss stops being a number.
     """
     config = config or TrainConfig()
-    cached = isinstance(train_data, CachedFeatures)
+    cached = config.cache_views > 0 or isinstance(train_data, CachedFeatures)
     if cached and not config.frozen_trunk:
         raise UsageError("training on cached features needs a frozen trunk: set frozen_trunk (--frozen-trunk)")
     set_seed(config.seed)
@@ -129,6 +129,10 @@ def train(
     tell = on_batch or (lambda phase, step, steps: None)
     if config.frozen_trunk:
         net.freeze_trunk()
+    if cached:
+        net.to(accelerator.device)
+        train_data = _cache(net, train_data, config, config.cache_views, "features", tell)
+        val_data = _cache(net, val_data, config, 1, "features (val)", tell)
     run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell)
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
@@ -275,6 +279,21 @@ def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
         on_gpu = torch.cuda.is_available() and not cpu
         mixed_precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
     return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+
+
+def _cache(
+    net: HierarchicalNet | PlainNet,
+    data: TreeData | CachedFeatures,
+    config: TrainConfig,
+    views: int,
+    phase: str,
+    tell: Callable[[str, int, int], None],
+) -> CachedFeatures:
+    if isinstance(data, CachedFeatures):
+        return data
+    batches = loader(data, config.batch_size, config.workers, seed=config.seed)
+    steps = views * len(batches)
+    return CachedFeatures.of(net, batches, views, lambda step: tell(phase, step, steps))
 
 
 def _write_config(net: HierarchicalNet | PlainNet, config: TrainConfig, out: Path) -> None:
