@@ -1,0 +1,79 @@
+"""Cached features: the trunk's own output in evaluation mode, view by view, renumbered without mixing up labels."""
+
+import itertools
+
+import pytest
+import torch
+
+from hlnet.features import CachedFeatures
+from hlnet.network import HierarchicalNet, NetworkConfig
+from hlnet.plain import PlainConfig, PlainNet
+from hlnet.tree import ClassTree
+
+TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": None})
+IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2])
+
+
+def build(kind):
+    torch.manual_seed(0)
+    if kind == "plain":
+        return PlainNet(PlainConfig(backbone="test_resnet"), TREE)
+    return HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(4, 4), strides=(1, 1)), TREE)
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "plain"])
+def test_features_are_the_trunks_in_evaluation_mode(kind):
+    net, seen = build(kind).train(), []
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    batches = [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]
+    found = CachedFeatures.of(net, batches, on_batch=seen.append)
+    with torch.no_grad():
+        expected = net.eval().features(IMAGES)
+    assert (found.features.dtype, found.features.shape) == (torch.float16, (1, *expected.shape))
+    torch.testing.assert_close(found.features[0].float(), expected, rtol=2**-10, atol=1e-6)
+    assert torch.equal(found.labels, LABELS) and seen == [1, 2]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    item, label = found[4]
+    assert torch.equal(item, found.features[0, 4].float()) and label == 0 and len(found) == 7
+    with torch.no_grad():
+        torch.testing.assert_close(net.head(item[None]), net(IMAGES[4:5]), rtol=0, atol=1e-2)
+
+
+class Rounds:
+    """Batches whose images differ from round to round, as augmented ones do."""
+
+    def __init__(self):
+        self.factor = itertools.count(1)
+
+    def __iter__(self):
+        factor = next(self.factor)
+        yield from ((IMAGES[i : i + 3] * factor, LABELS[i : i + 3]) for i in range(0, 7, 3))
+
+
+def test_each_view_is_one_round():
+    net = build("hierarchical")
+    found = CachedFeatures.of(net, Rounds(), views=3)
+    with torch.no_grad():
+        expected = torch.stack([net.features(IMAGES * factor) for factor in (1, 2, 3)])
+    torch.testing.assert_close(found.features.float(), expected, rtol=2**-10, atol=1e-6)
+    assert torch.equal(found.labels, LABELS)
+
+
+def test_items_draw_every_view_and_no_other_image():
+    features = torch.arange(3 * 5.0).view(3, 5, 1, 1, 1)
+    cached = CachedFeatures(features, torch.arange(5))
+    torch.manual_seed(0)
+    for position in range(5):
+        drawn = [cached[position][0].item() for _ in range(300)]
+        shares = {value: drawn.count(value) / 300 for value in drawn}
+        assert set(shares) == {position, position + 5, position + 10}
+        assert all(abs(share - 1 / 3) < 0.12 for share in shares.values())
+
+
+@pytest.mark.parametrize("classes", [[0, 2], [2, 0], [1], [2, 1, 0], (0, 1, 2)])
+def test_restriction_renumbers_in_the_order_given(classes):
+    cached = CachedFeatures(torch.arange(14.0).view(2, 7, 1, 1, 1), LABELS).restricted(iter(classes))
+    kept = [i for i in range(7) if LABELS[i] in classes]
+    assert cached.labels.tolist() == [list(classes).index(LABELS[i]) for i in kept] and len(cached) == len(kept)
+    assert cached.features.flatten(1).tolist() == [[float(i) for i in kept], [float(i + 7) for i in kept]]
