@@ -1,6 +1,6 @@
 """hlnet as a library, on the embedded digits: train a little, cut an expert, cue a class.
 
-    python examples/cut_and_cue.py
+python examples/cut_and_cue.py
 """
 
 import torch

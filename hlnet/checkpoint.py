@@ -158,7 +158,9 @@ def opened(path: str | Path) -> Any:
         CheckpointError: if it is no intact safetensors file.
     """
     if not Path(path).is_file():
-        raise UsageError(f"there is no model file '{path}'")
+        inside = Path(path) / "best.safetensors"
+        near = f"; did you mean '{inside}'?" if inside.is_file() else ""
+        raise UsageError(f"there is no model file '{path}'{near}")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -7,8 +7,11 @@ differ; so a label is a class *name* until the tree says which logit that is.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +121,8 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
         (360, ('0', '1', '2'), (8, 8))
     """
     data = str(data)
+    if split not in _SPLIT_FOLDERS:
+        raise UsageError(f"there is no split '{split}'; expected {', '.join(_SPLIT_FOLDERS)}")
     if data == "digits":
         return _digits(split)
     if data.startswith(TIMM_SOURCES):
@@ -131,13 +136,13 @@ def eval_transform(transform: InputTransform) -> Callable[[Image.Image], Tensor]
 
 
 def train_transform(
-    transform: InputTransform, aa: str | None = None, scale: tuple[float, float] = (0.35, 1.0), hflip: float = 0.5
+    transform: InputTransform, aa: str = "none", scale: tuple[float, float] = (0.35, 1.0), hflip: float = 0.5
 ) -> Callable[[Image.Image], Tensor]:
     """A random crop, a flip and timm's auto-augment policy, then normalisation.
 
     Args:
         transform: size, mean, std and interpolation.
-        aa: timm's name of the policy, such as ``rand-m9-mstd0.5`` (RandAugment); ``None`` for none.
+        aa: timm's name of the policy, such as ``rand-m9-mstd0.5`` (RandAugment), or ``none``.
         scale: share of the area that a crop keeps, low and high.
         hflip: probability of a horizontal flip.
 
@@ -147,7 +152,12 @@ def train_transform(
     settings = transform.model_dump(exclude={"crop_pct", "crop_mode"})
     try:
         augment = create_transform(
-            **settings, is_training=True, auto_augment=aa, scale=scale, hflip=hflip, color_jitter=0.0
+            **settings,
+            is_training=True,
+            auto_augment=None if aa == "none" else aa,
+            scale=scale,
+            hflip=hflip,
+            color_jitter=0.0,
         )
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise UsageError(f"timm has no augmentation policy '{aa}'; try rand-m9-mstd0.5, or none") from error
@@ -183,7 +193,9 @@ def open_image(path: str | Path) -> Image.Image:
             image.load()
             return image
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = (
+            "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error
+        )
         raise DataError(f"cannot read image '{path}': {reason}") from error
 
 
@@ -204,7 +216,7 @@ def _folder(root: Path, split: Split) -> LabelledImages:
     files: dict[str, list[Path]] = {}
     homes: dict[str, Path] = {}
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(place)
         images = sorted(here / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
         if images and here == folder:
@@ -218,10 +230,9 @@ def _folder(root: Path, split: Split) -> LabelledImages:
             files[here.name], homes[here.name] = images, here
     if not files:
         raise DataError(f"'{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    samples = [(path, label) for label, paths in enumerate(files.values()) for path in paths]
-    return LabelledImages(
-        f"'{folder}'", tuple(files), tuple(label for _, label in samples), lambda i: open_image(samples[i][0])
-    )
+    labels = tuple(label for label, paths in enumerate(files.values()) for _ in paths)
+    every = [path for paths in files.values() for path in paths]
+    return LabelledImages(f"'{folder}'", tuple(files), labels, partial(_load_file, every))
 
 
 def _digits(split: Split) -> LabelledImages:
@@ -236,25 +247,44 @@ def _digits(split: Split) -> LabelledImages:
         "digits",
         tuple(str(name) for name in digits.target_names),
         tuple(int(label) for label in digits.target[kept]),
-        lambda i: Image.fromarray(pixels[i]),
+        partial(_load_pixels, pixels),
     )
 
 
 def _from_timm(name: str, split: Split, root: str | Path | None) -> LabelledImages:
     try:
-        dataset = create_dataset(
-            name, root=str(root) if root else None, split="validation" if split == "val" else split
-        )
+        with redirect_stdout(sys.stderr):  # some sources print, and stdout is for results
+            dataset = create_dataset(
+                name, root=str(root) if root else None, split="validation" if split == "val" else split
+            )
     except Exception as error:  # each source has its own ways to fail: no package, no network, no such set
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"data source '{name}' could not be opened ({split}): {type(error).__name__}: {reason}"
-        ) from error
+        mend = "; pip install 'hlnet[hf]' brings what hfds/ needs" if isinstance(error, ImportError) else ""
+        raise UsageError(f"data source '{name}' could not be opened ({split}): {reason}{mend}") from error
     classes = getattr(dataset, "classes", None) or list(_class_to_idx(dataset))
     labels = _labels(dataset)
     if not classes or labels is None:
         raise UsageError(f"data source '{name}' does not tell its class names and labels, which a class tree needs")
-    return LabelledImages(f"'{name}'", tuple(map(str, classes)), tuple(labels), lambda i: dataset[i][0])
+    return LabelledImages(f"'{name}'", tuple(map(str, classes)), tuple(labels), partial(_load_item, dataset, name))
+
+
+# What loads an image travels to worker processes: functions of the module with their data, not closures.
+
+
+def _load_file(paths: list[Path], position: int) -> Image.Image:
+    return open_image(paths[position])
+
+
+def _load_pixels(pixels: np.ndarray[Any, Any], position: int) -> Image.Image:
+    return Image.fromarray(pixels[position])
+
+
+def _load_item(dataset: Any, name: str, position: int) -> Image.Image:
+    try:
+        image: Image.Image = dataset[position][0]
+    except Exception as error:  # each source has its own ways to fail
+        raise DataError(f"cannot read image {position} of '{name}': {' '.join(str(error).split())[:200]}") from error
+    return image
 
 
 def _class_to_idx(dataset: Any) -> Sequence[str]:
@@ -285,6 +315,8 @@ class _Prepare:
         self.then = then
 
     def __call__(self, image: Image.Image) -> Tensor:
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
+            image = image.convert("I").point(lambda value: value / 257).convert("L")
         return self.then(image.convert(self.mode))
 
 

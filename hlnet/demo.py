@@ -21,7 +21,7 @@ from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
 from hlnet.evaluation import accuracy, logits_of
 from hlnet.expert import cut_expert, verify_expert
-from hlnet.files import replacing
+from hlnet.files import make_folder, replacing
 from hlnet.nesting import class_means, cluster_tree
 from hlnet.network import HierarchicalNet
 from hlnet.presets import create_model
@@ -85,7 +85,7 @@ def run_demo(
         on_batch: see :func:`hlnet.train`.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     tell = on_stage or (lambda sentence: None)
     torch.manual_seed(seed)
 
@@ -99,7 +99,7 @@ def run_demo(
     net.transform = net.transform.adjusted(SIZE)
     train_data = TreeData(train_images, tree, train_transform(net.transform, scale=(0.7, 1.0), hflip=0.0))
     val_data = TreeData(held_out, tree, eval_transform(net.transform))
-    config = TrainConfig(epochs=epochs, lr=2e-3, aa=None, scale=(0.7, 1.0), hflip=0.0, workers=0, seed=seed)
+    config = TrainConfig(epochs=epochs, lr=2e-3, aa="none", scale=(0.7, 1.0), hflip=0.0, workers=0, seed=seed)
     train(net, train_data, val_data, config, out, device, on_batch=on_batch)
 
     full = load_checkpoint(out / "best.safetensors")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hlnet.errors import DataError
+
 if TYPE_CHECKING:
     from hlnet.network import HierarchicalNet
     from hlnet.plain import PlainNet
@@ -49,6 +51,9 @@ class CachedFeatures(Dataset[tuple[Tensor, int]]):
             batches: images ``[B, 3, H, W]`` and labels ``[B]``, in the same order each time.
             views: how often to go through them; more than one makes sense with random augmentation.
             on_batch: called with the number of batches done.
+
+        Raises:
+            DataError: if a feature does not fit float16.
         """
         net.eval()
         device = next(net.parameters()).device
@@ -66,6 +71,8 @@ class CachedFeatures(Dataset[tuple[Tensor, int]]):
                     if on_batch:
                         on_batch(done)
                 rounds.append(torch.cat(features))
+        if not all(features.isfinite().all() for features in rounds):
+            raise DataError("the trunk's features exceed what float16 holds (65504); train without cached features")
         return cls(torch.stack(rounds), torch.cat(labels))
 
     def restricted(self, classes: Iterable[int]) -> CachedFeatures:

@@ -27,8 +27,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     if target.is_dir():
         raise RunError(f"cannot write '{target}': it is a folder; give a file name")
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".hlnet-", suffix=target.suffix)
     except OSError as error:
         raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
@@ -43,3 +43,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        RunError: if that cannot be.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"cannot write into '{path}': it, or what it lies in, is a file and no folder") from error
+    except OSError as error:
+        raise RunError(f"cannot write into '{path}': {error.strerror or error}") from error

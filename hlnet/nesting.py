@@ -84,13 +84,10 @@ def cluster_tree(
     values = means.numpy()
     spread = values.std(axis=0)
     values = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    if len(classes) == 1:
-        return ClassTree.from_nested({classes[0]: 0}, levels=len(wanted))
-    merges = linkage(values, method="ward")
-    # One column a level: the group of each class. Cut from one dendrogram, they nest.
-    groups = cut_tree(merges, n_clusters=list(nodes))
-    nested = _nest(list(range(len(classes))), [list(column) for column in groups.T], list(classes))
-    tree = ClassTree.from_nested(nested, levels=len(wanted))
+    merges = linkage(values, method="ward") if len(classes) > 1 else np.empty((0, 4))
+    # The group of each class, level by level. Cut from one dendrogram, they nest.
+    groups = [cut_tree(merges, n_clusters=count)[:, 0].tolist() if len(merges) else [0] for count in nodes]
+    tree = ClassTree.from_nested(_nest(list(range(len(classes))), groups, list(classes)), levels=len(wanted))
     return tree if ids is None else tree.with_ids(dict(zip(classes, ids, strict=True)))
 
 

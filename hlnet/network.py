@@ -6,7 +6,7 @@ classes share, an expert the tree cut down to some classes; the weights are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any, Self
@@ -49,7 +49,7 @@ class NetworkConfig(BaseModel):
     @model_validator(mode="after")
     def _levels_match(self) -> Self:
         if len(self.widths) != len(self.strides):
-            raise ValueError(f"widths {self.widths} and strides {self.strides} must have one entry per level each")
+            raise ValueError(f"--widths {self.widths} and --strides {self.strides} must have one entry a level each")
         return self
 
 
@@ -73,6 +73,20 @@ class Provenance(BaseModel):
     attention_signal: float | None = None
 
 
+def check_levels(levels: int, widths: Sequence[object]) -> None:
+    """Each level of a tree needs its width.
+
+    Raises:
+        UsageError: if there are more or fewer.
+    """
+    if levels != len(widths):
+        raise UsageError(
+            f"the tree has {levels} level(s), the network's widths are for {len(widths)}: continue its classes with "
+            f"hlnet build-tree --levels {len(widths)} (levels={len(widths)} in read_tree), or give {levels} --widths "
+            "and --strides"
+        )
+
+
 class BranchTree(nn.Module):
     """All branches of a tree: features of the trunk in, one logit per class out.
 
@@ -89,12 +103,7 @@ class BranchTree(nn.Module):
         self, tree: ClassTree, in_channels: int, block: Block, widths: tuple[int, ...], strides: tuple[int, ...]
     ) -> None:
         super().__init__()
-        if tree.num_levels != len(widths):
-            raise UsageError(
-                f"the tree has {tree.num_levels} level(s) but widths {widths} are for {len(widths)}: "
-                f"read the tree with levels={len(widths)} (hlnet build-tree --levels {len(widths)}), or give "
-                f"{tree.num_levels} widths and strides"
-            )
+        check_levels(tree.num_levels, widths)
         self.tree = tree
         self.levels = nn.ModuleList()
         for siblings, width, stride in zip(tree.sibling_counts, widths, strides, strict=True):
@@ -224,10 +233,10 @@ class HierarchicalNet(nn.Module):
         """Names of the branches' norms, biases and scales, for timm's optimizers."""
         return {f"head.{name}" for name in self.head.no_weight_decay()}
 
-    def freeze_trunk(self) -> None:
-        """Train only the branches; the trunk keeps its weights and its normalisation statistics."""
-        self.frozen = True
-        self.trunk.requires_grad_(False)
+    def freeze_trunk(self, frozen: bool = True) -> None:
+        """Train only the branches: the trunk keeps its weights and its normalisation statistics. Or undo that."""
+        self.frozen = frozen
+        self.trunk.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -80,10 +80,16 @@ class PlainNet(nn.Module):
 
         Raises:
             BackboneError: for backbones whose later stages do not simply follow one another on the spatial map (ViT,
-                Swin, …).
+                Swin, …), and for those that were built with a dropout that is no module of theirs.
         """
+        if getattr(self.model, "drop_rate", 0) and not any(isinstance(m, nn.Dropout) for m in self.model.modules()):
+            raise BackboneError(
+                f"backbone '{self.config.backbone}' applies its drop_rate outside its modules, so its features cannot "
+                "be cached; train it without drop_rate or without cached features"
+            )
         rest = nn.Sequential(*_modules_after(self.model, self._stage.split(".")))
-        probe = torch.zeros(1, *self.transform.input_size, device=next(self.parameters()).device)
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(1, *self.transform.input_size, generator=generator).to(next(self.parameters()).device)
         was_training = self.training
         self.eval()
         try:
@@ -109,20 +115,28 @@ class PlainNet(nn.Module):
         """Names, within ``trunk_module``, of the tensors that belong to the trunk."""
         return self._trunk_names
 
-    def freeze_trunk(self) -> None:
-        """Train only what lies behind the split point."""
-        self.frozen = True
+    def freeze_trunk(self, frozen: bool = True) -> None:
+        """Train only what lies behind the split point. Or undo that."""
+        self.frozen = frozen
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in self._trunk_names)
+            parameter.requires_grad_(not frozen or name not in self._trunk_names)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if mode and self.frozen:
-            for name, module in self.model.named_modules():
-                own = [*module._parameters, *module._buffers]
-                if any(f"{name}.{tensor}".lstrip(".") in self._trunk_names for tensor in own):
-                    module.eval()
+            for module in self._trunk_modules():
+                module.eval()
         return self
+
+    def _trunk_modules(self) -> list[nn.Module]:
+        """Modules whose tensors all belong to the trunk, with whatever lies in them."""
+        tensors = self.model.state_dict().keys()
+        found = []
+        for name, module in self.model.named_modules():
+            own = [tensor for tensor in tensors if tensor.startswith(f"{name}.")]
+            if name and own and self._trunk_names.issuperset(own):
+                found.append(module)
+        return found
 
 
 def _modules_after(module: nn.Module, path: list[str]) -> list[nn.Module]:

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel
 
 from hlnet.data import eval_transform, open_image
-from hlnet.errors import DataError
+from hlnet.errors import DataError, UsageError
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 
@@ -44,7 +44,12 @@ def predict(
         images: paths. One that cannot be read gives a :class:`Prediction` with ``error`` and does not end the run.
         top: how many labels; never more than there are classes.
         batch_size: images that run together; memory does not grow with the number of images.
+
+    Raises:
+        UsageError: if ``top`` or ``batch_size`` is below 1.
     """
+    if top < 1 or batch_size < 1:
+        raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
     net.eval()
     transform = eval_transform(net.transform)
     device = next(net.parameters()).device

@@ -92,8 +92,10 @@ def network_config(name: str, levels: int, **overrides: Any) -> NetworkConfig:
         return NetworkConfig(**{**fields, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "widths and strides"
-        raise UsageError(f"network setting {place}: {first['msg']} (got {first['input']!r})") from None
+        if not first["loc"]:
+            raise UsageError(f"{first['msg'].removeprefix('Value error, ')}; the tree has {levels} levels") from None
+        field = str(first["loc"][0])
+        raise UsageError(f"network setting --{field} {given.get(field)!r}: {first['msg']}") from None
 
 
 def register_with_timm(_timm: Any = None) -> None:

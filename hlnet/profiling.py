@@ -24,11 +24,11 @@ from hlnet.branches import LEVELS, BranchLevel, Leaves
 from hlnet.checkpoint import Header, empty_network
 from hlnet.errors import UsageError
 from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
+from hlnet.network import HierarchicalNet, NetworkConfig, Provenance, check_levels
 from hlnet.plain import PlainConfig
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform, Trunk, create_backbone
+from hlnet.trunk import InputTransform, Trunk, check_size, create_backbone
 
 
 class Part(BaseModel):
@@ -123,8 +123,10 @@ def profile(
         (11929930, 3.894, 4.11)
     """
     trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
-    size = (transform or trunk.transform).input_size
-    parts = _unit_costs(config, trunk, size)
+    check_levels(tree.num_levels, config.widths)
+    transform = transform or trunk.transform
+    size = transform.input_size
+    parts = _unit_costs(config, trunk, check_size(trunk, transform), size)
     full_counts = tuple(parent_counts or tree.counts)
     if any(few > many for few, many in zip(tree.counts, full_counts, strict=False)):
         raise UsageError(f"a network with {full_counts} nodes a level cannot be the parent of one with {tree.counts}")
@@ -276,11 +278,10 @@ class _OneNode(nn.Module):
         return logits
 
 
-def _unit_costs(config: NetworkConfig, trunk: Trunk, size: tuple[int, int, int]) -> list[Part]:
-    """The trunk, and one node of each level."""
+def _unit_costs(config: NetworkConfig, trunk: Trunk, x: Tensor, size: tuple[int, int, int]) -> list[Part]:
+    """The trunk, whose output is ``x``, and one node of each level."""
     images = torch.zeros(1, *size)
     with torch.no_grad():
-        x = trunk(images)
         params = sum(tensor.numel() for tensor in trunk.parameters())
         parts = [Part(name="trunk", nodes=1, params=params, macs=count_macs(trunk, images), bytes=_bytes(trunk))]
         for number, (width, stride) in enumerate(zip(config.widths, config.strides, strict=True), start=1):
@@ -304,8 +305,7 @@ def _unit_costs(config: NetworkConfig, trunk: Trunk, size: tuple[int, int, int])
 
 
 def _cost(units: list[Part], counts: Sequence[int]) -> Cost:
-    if len(counts) != len(units) - 1:
-        raise UsageError(f"the tree has {len(counts)} levels, the network's widths are for {len(units) - 1}")
+    check_levels(len(counts), [unit.name for unit in units[1:]])
     parts = [units[0]] + [
         Part(name=unit.name, nodes=n, params=n * unit.params, macs=n * unit.macs, bytes=n * unit.bytes)
         for unit, n in zip(units[1:], counts, strict=True)

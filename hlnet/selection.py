@@ -88,7 +88,8 @@ class _Selector:
         elif any(sign in term for sign in "*?["):
             yield from self.matching(term)
         elif term:
-            raise SelectionError(f"the tree has no class or node '{term}'.{did_you_mean(term, self.paths)}")
+            near = did_you_mean(term, self.paths) or f" It has {', '.join(list(self.by_class)[:4])} …"
+            raise SelectionError(f"the tree has no class or node '{term}'.{near}")
 
     def under(self, word: str) -> list[int]:
         paths = self.paths[word]

@@ -10,14 +10,23 @@ import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -32,6 +41,8 @@ from hlnet.files import replacing
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
 
 class TrainConfig(BaseModel):
     """Settings of a run; names and defaults follow timm where it has them.
@@ -40,14 +51,14 @@ class TrainConfig(BaseModel):
         epochs: passes over the training images.
         batch_size: images a step.
         opt: any timm optimizer.
-        lr: peak learning rate; it falls to ``min_lr`` along a cosine.
+        lr: learning rate at the top of a cosine that falls to ``min_lr`` over all epochs.
         weight_decay: not applied to biases and normalisation.
-        warmup_epochs: rise of the learning rate from ``min_lr``.
+        warmup_epochs: rise from ``min_lr`` towards ``lr``; then the cosine is joined where it stands, as timm does.
         smoothing: label smoothing.
         clip_grad: largest norm of the gradient; ``None`` leaves it.
         ema_decay: keep an exponential moving average of the weights, evaluate and save that; ``None`` does not.
         mixed_precision: ``auto`` takes bfloat16 or float16 where the device has it.
-        aa: timm's auto-augment policy (``rand-…`` is RandAugment, as in the paper); ``None`` for none.
+        aa: timm's auto-augment policy (``rand-…`` is RandAugment, as in the paper), or ``none``.
         scale: share of the image's area that a random crop keeps, low and high.
         hflip: probability of a horizontal flip.
         frozen_trunk: train only what lies behind the split point.
@@ -61,7 +72,7 @@ class TrainConfig(BaseModel):
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 32
     opt: str = "adamw"
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = Field(default=1e-3, allow_inf_nan=False)
     min_lr: NonNegativeFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.05
     warmup_epochs: NonNegativeInt = 2
@@ -69,13 +80,19 @@ class TrainConfig(BaseModel):
     clip_grad: PositiveFloat | None = None
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    aa: str | None = "rand-m9-mstd0.5"
-    scale: tuple[float, float] = (0.35, 1.0)
+    aa: str = "rand-m9-mstd0.5"
+    scale: tuple[Share, Share] = (0.35, 1.0)
     hflip: float = Field(default=0.5, ge=0, le=1)
     frozen_trunk: bool = False
     cache_views: NonNegativeInt = 0
     workers: NonNegativeInt = 2
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {self.scale} must be low, high")
+        return self
 
 
 class Epoch(BaseModel):
@@ -127,8 +144,9 @@ def train(
     set_seed(config.seed)
     accelerator = _accelerator(config.mixed_precision, device)
     tell = on_batch or (lambda phase, step, steps: None)
-    if config.frozen_trunk:
-        net.freeze_trunk()
+    if isinstance(train_data, CachedFeatures) != isinstance(val_data, CachedFeatures) and not config.cache_views:
+        raise UsageError("training and validation data must both be images or both be cached features")
+    net.freeze_trunk(config.frozen_trunk)
     if cached:
         net.to(accelerator.device)
         train_data = _cache(net, train_data, config, config.cache_views, "features", tell)
@@ -212,18 +230,13 @@ class _Run:
 
     def weights(self) -> dict[str, Tensor]:
         """The network's weights as they are to be kept: the moving average, where there is one."""
-        weights = self.net.state_dict()
-        if self.average is not None:
-            trained = self.accelerator.unwrap_model(self.module)
-            place = {id(tensor): name for name, tensor in self._tensors(self.net)}
-            averaged = dict(self._tensors(self.average.module))
-            for name, tensor in self._tensors(trained):
+        weights: dict[str, Tensor] = self.net.state_dict()
+        if self.average is not None:  # what was trained may be a part of the network only: the head
+            place = {id(tensor): name for name, tensor in self.net.state_dict(keep_vars=True).items()}
+            averaged = self.average.module.state_dict()
+            for name, tensor in self.accelerator.unwrap_model(self.module).state_dict(keep_vars=True).items():
                 weights[place[id(tensor)]] = averaged[name]
         return weights
-
-    @staticmethod
-    def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-        return [*module.named_parameters(), *module.named_buffers()]
 
     def _train(self, number: int) -> tuple[float, float]:
         self.net.train()
@@ -278,7 +291,15 @@ def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
     if mixed_precision == "auto":
         on_gpu = torch.cuda.is_available() and not cpu
         mixed_precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
-    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    found = accelerator.device
+    asked = torch.device(device or found)
+    if asked.type != found.type or asked.index not in (None, found.index or 0):
+        raise UsageError(
+            f"training runs on '{found}', which accelerate chose, not on '{device}'; "
+            "choose among GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    return accelerator
 
 
 def _cache(

@@ -7,11 +7,12 @@ parameters keep timm's names, so that timm's weight files fit.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from pydantic import BaseModel, ConfigDict
 from timm.data import resolve_data_config
 from timm.models import load_state_dict
@@ -67,10 +68,15 @@ class InputTransform(BaseModel):
     ) -> InputTransform:
         """The same with another side in pixels, mean or deviation, where given.
 
+        Raises:
+            UsageError: if a deviation is not above 0.
+
         Example:
             >>> InputTransform().adjusted(img_size=160).input_size
             (3, 160, 160)
         """
+        if std is not None and min(std) <= 0:
+            raise UsageError(f"pixel deviations (--std) must be above 0, got {std}")
         size = (self.input_size[0], img_size, img_size) if img_size else self.input_size
         return self.model_copy(update={"input_size": size, "mean": mean or self.mean, "std": std or self.std})
 
@@ -93,7 +99,6 @@ class Trunk(nn.Module):
         BackboneError: if timm has no such model, it gives no spatial map, or the split point does not exist.
 
     Example:
-        >>> import torch
         >>> trunk = Trunk("resnet18")
         >>> trunk(torch.zeros(1, 3, 64, 64)).shape, trunk.stage
         (torch.Size([1, 256, 4, 4]), 'layer3')
@@ -170,6 +175,25 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
     return model
 
 
+def check_size(forward: Callable[[Tensor], Tensor], transform: InputTransform) -> Tensor:
+    """Run one black image of the transform's size through a trunk.
+
+    Returns:
+        its features, ``[1, C, h, w]``.
+
+    Raises:
+        UsageError: if the backbone cannot take images of this size.
+    """
+    try:
+        with torch.no_grad():
+            return forward(torch.zeros(1, *transform.input_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        side = "x".join(map(str, transform.input_size[1:]))
+        raise UsageError(
+            f"the backbone cannot take images of {side} pixels (--img-size): {_one_line(error)}"
+        ) from error
+
+
 def size_arguments(backbone: str, img_size: int | None) -> dict[str, Any]:
     """What ``timm.create_model`` must be told of the image size: something for ViT and its like, nothing for CNNs."""
     fixed = (
@@ -198,7 +222,9 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str
     try:
         weights = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each raise their own
-        raise CheckpointError(f"'{path}' is no file of weights that can be read safely: {_one_line(error)}") from error
+        raise CheckpointError(
+            f"'{path}' is no file of weights that can be read safely; give safetensors, or a .pth of tensors only"
+        ) from error
     wanted = {name: tensor for name, tensor in trunk.state_dict().items() if names is None or name in names}
     optional = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in weights and name not in optional]

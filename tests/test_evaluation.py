@@ -45,7 +45,9 @@ def noise(tree=TREE, count=40, subset=False):
 def by_hand(net, data, gains=None):
     """Logits and labels, one image at a time."""
     with torch.no_grad():
-        rows = [net(data[i][0][None], *(() if gains is None else (gains(data.labels[i]),)))[0] for i in range(len(data))]
+        rows = [
+            net(data[i][0][None], *(() if gains is None else (gains(data.labels[i]),)))[0] for i in range(len(data))
+        ]
     return torch.stack(rows), torch.tensor(data.labels)
 
 
@@ -74,7 +76,14 @@ def test_accuracy_is_scikit_learns(classes):
 @pytest.mark.parametrize("kind", ["hierarchical", "plain"])
 @pytest.mark.parametrize(
     ("classes", "kept"),
-    [(None, range(6)), ("dog,tabby", [0, 2, 3]), ([3, "cat"], [0, 1, 4]), ("beagle", [2]), ("*o*,cat,[bsa]*", range(6)), ("*a*", [0, 1, 2, 4, 5])],
+    [
+        (None, range(6)),
+        ("dog,tabby", [0, 2, 3]),
+        ([3, "cat"], [0, 1, 4]),
+        ("beagle", [2]),
+        ("*o*,cat,[bsa]*", range(6)),
+        ("*a*", [0, 1, 2, 4, 5]),
+    ],
 )
 def test_evaluation_is_a_choice_of_columns(kind, classes, kept):
     net, data, ticks = build(kind), noise(), []

@@ -4,10 +4,13 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
+from hlnet.errors import UsageError
 from hlnet.features import CachedFeatures
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
+from hlnet.training import TrainConfig, train
 from hlnet.tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": None})
@@ -77,3 +80,39 @@ def test_restriction_renumbers_in_the_order_given(classes):
     kept = [i for i in range(7) if LABELS[i] in classes]
     assert cached.labels.tolist() == [list(classes).index(LABELS[i]) for i in kept] and len(cached) == len(kept)
     assert cached.features.flatten(1).tolist() == [[float(i) for i in kept], [float(i + 7) for i in kept]]
+
+
+def settings(**more):
+    quick = {"epochs": 1, "batch_size": 4, "workers": 0, "opt": "sgd", "lr": 0.01, "frozen_trunk": True}
+    return TrainConfig(**quick | more)
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "plain"])
+def test_training_on_features_is_training_on_images(kind):
+    """One view, no augmentation: the same run but for the float16 of the cache, whoever fills it."""
+    images, found = TensorDataset(IMAGES, LABELS), []
+    for who in ("nobody", "us", "train", "both"):
+        net = build(kind)
+        features = CachedFeatures.of(net, [(IMAGES, LABELS)])
+        train_data, val_data = (features if who in names else images for names in (("us", "both"), ("us",)))
+        config = settings(cache_views=0 if who in ("nobody", "us") else 1)
+        (epoch,) = train(net, train_data, val_data, config, device="cpu")
+        found.append((epoch, dict(net.named_parameters())))
+    for epoch, weights in found[1:]:
+        assert epoch.train_loss == pytest.approx(found[0][0].train_loss, abs=1e-2)
+        assert epoch.val_loss == pytest.approx(found[0][0].val_loss, abs=1e-2)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, found[0][1][name], rtol=0, atol=2e-3)
+
+
+def test_views_are_counted():
+    steps, images = [], TensorDataset(IMAGES, LABELS)
+    train(build("plain"), images, images, settings(cache_views=3), device="cpu", on_batch=lambda *s: steps.append(s))
+    phases = [("features", 6), ("features (val)", 2), ("epoch 1", 2), ("validation", 1)]  # 7 images by 4
+    assert steps == [(phase, step, of) for phase, of in phases for step in range(1, of + 1)]
+
+
+def test_images_do_not_mix_with_cached_features_for_validation():
+    net = build("hierarchical")
+    with pytest.raises(UsageError, match="cached"):
+        train(net, TensorDataset(IMAGES, LABELS), CachedFeatures.of(net, [(IMAGES, LABELS)]), settings(), device="cpu")

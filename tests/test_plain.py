@@ -41,7 +41,9 @@ def test_net_is_timms(backbone, arguments):
     torch.testing.assert_close(net.features(IMAGES), trunk(IMAGES), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("backbone", "split"), [*((name, None) for name in CNNS), ("test_resnet", -3), ("resnet10t", 1)])
+@pytest.mark.parametrize(
+    ("backbone", "split"), [*((name, None) for name in CNNS), ("test_resnet", -3), ("resnet10t", 1)]
+)
 @torch.no_grad()
 def test_head_continues_from_the_features(backbone, split):
     net = build(backbone, split)
@@ -87,6 +89,20 @@ def test_frozen_trunk_keeps_its_statistics_and_its_output(backbone, arguments):
                if name not in net.trunk_names and not torch.equal(before[name], 0 * before[name]))  # fmt: skip
     with torch.no_grad():
         torch.testing.assert_close(net.train().features(IMAGES), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "test_efficientnet", "test_convnext"])
+@torch.no_grad()
+def test_head_drops_out_as_the_net_does(backbone):
+    net = build(backbone, arguments={"drop_rate": 0.5})
+    net.freeze_trunk()
+    net.train()
+    runs = []
+    for module, x in ((net, IMAGES), (net.head.train(), net.features(IMAGES)), (net, IMAGES)):
+        torch.manual_seed(1)
+        runs.append(module(x))
+    assert torch.equal(runs[0], runs[2])
+    torch.testing.assert_close(runs[1], runs[0], rtol=0, atol=1e-5)
 
 
 def test_trunk_trains_unless_frozen():

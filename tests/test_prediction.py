@@ -1,4 +1,4 @@
-"""Prediction: softmax labels in the order of the images, whatever the batches; an unreadable file stays in its place."""
+"""Prediction: softmax labels in the order of the images, whatever the batches; unreadable files keep their place."""
 
 import numpy as np
 import pytest

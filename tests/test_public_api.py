@@ -1,7 +1,9 @@
-"""The names that ``import hlnet`` promises: all there, documented, lazy, and known to timm."""
+"""What ``import hlnet`` promises: names, lazy and known to timm; and the frame around the commands."""
 
 import ast
+import errno
 import inspect
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -10,7 +12,10 @@ from pathlib import Path
 import pytest
 
 import hlnet
+from hlnet.cli import main as cli
+from hlnet.cli import output
 
+COMMANDS = ("demo", "build-tree", "train", "eval", "make-expert", "profile", "predict")
 TREE = '{"animal": {"pet": {"cat": None, "dog": None}}}'
 
 
@@ -76,3 +81,78 @@ assert isinstance(net, hlnet.HierarchicalNet) and net.tree.counts == (1, 1, 2) a
 
 def test_module_runs_and_tells_its_version():
     assert run("-m", "hlnet", "--version") == f"hlnet {hlnet.__version__}\n"
+
+
+def test_help_needs_no_heavy_import():
+    script = f"""
+import sys
+from typer.testing import CliRunner
+from hlnet.cli.main import app
+for command in [[], *([name] for name in {COMMANDS})]:
+    result = CliRunner().invoke(app, [*command, "--help"], env={{"COLUMNS": "200"}})
+    assert result.exit_code == 0 and "Usage: " in result.output, command
+    assert command == [] or "Examples" in result.output and f"hlnet {{command[0]}}" in result.output, command
+heavy = {{"torch", "timm", "numpy", "PIL", "sklearn", "scipy", "matplotlib"}} & set(sys.modules)
+sys.exit(f"imported: {{sorted(heavy)}}" if heavy else 0)
+"""
+    run("-c", script)
+
+
+@pytest.fixture
+def failing(capsys, monkeypatch):
+    """Run ``main()`` on arguments that must fail; its exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hlnet", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def tree(tmp_path):
+    path = tmp_path / "pets.txt"
+    path.write_text("cat\ndog\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("where", [0, 1, 4])
+def test_debug_shows_the_traceback(failing, where):
+    line, told = ["eval", "nope.safetensors", "--data", "digits"], "hlnet: there is no model file 'nope.safetensors'\n"
+    assert failing(*line) == (2, "", told)
+    code, out, err = failing(*line[:where], "--debug", *line[where:])
+    assert code == 2 and out == "" and err.startswith("Traceback") and err.endswith(told)
+
+
+@pytest.mark.parametrize(
+    "error, code, told",
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),  # `hlnet … | head`
+        (KeyError("a\nb"), 1, "hlnet: KeyError: 'a\\nb' (run again with --debug for the traceback)\n"),
+    ],
+)
+def test_what_no_command_foresees(failing, tree, tmp_path, monkeypatch, error, code, told):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr(output, "show_tree", stop)
+    monkeypatch.setattr(sys.stderr, "close", lambda: None, raising=False)
+    found, _, err = failing("build-tree", tree, "--out", str(tmp_path / "t.json"))
+    assert (found, err) == (code, told)
+
+
+def test_closed_pipe_is_silent(tree, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, "-m", "hlnet", "build-tree", tree, "--out", str(tmp_path / "t.json"), "--json"]
+    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("line", ["", "nonsense", "--nonsense", "eval", "eval x --dta x", "demo --epochs 0"])
+def test_wrong_usage_exits_with_2(failing, line):
+    assert failing(*line.split())[0] == 2

@@ -26,7 +26,9 @@ class Method(StrEnum):
 
 
 def build_tree(
-    source: Annotated[str, typer.Argument(help="A tree file, a folder of image folders, a data set, or 'digits'.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A tree file, a folder of image folders, a data set, or 'digits'.")
+    ],
     out: Annotated[Path, typer.Option(help="The tree file to write: NAME.tree.json.")],
     method: Annotated[
         Method,
@@ -43,7 +45,7 @@ def build_tree(
         str, typer.Option(help="cluster: timm model whose early stages give the features.")
     ] = "resnet18",
     split_point: Annotated[int | None, typer.Option(help="cluster: last stage to use, negative from the end.")] = None,
-    pretrained: Annotated[bool, typer.Option(help="cluster: fetch timm's pretrained weights.")] = False,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="cluster: fetch timm's pretrained weights.")] = False,
     trunk_weights: Annotated[Path | None, typer.Option(help="cluster: file of timm weights.")] = None,
     backbone_arg: Annotated[list[str], typer.Option(help="cluster: timm argument, name=value; repeatable.")] = [],  # noqa: B006
     img_size: Annotated[int | None, typer.Option(min=8, help="cluster: side of the images in pixels.")] = None,
@@ -73,12 +75,27 @@ def build_tree(
     from hlnet.cli import output
     from hlnet.tree_io import read_tree, write_tree
 
+    given = {
+        "--nodes": nodes,
+        "--trunk-weights": trunk_weights,
+        "--pretrained": pretrained or None,
+        "--split-point": split_point,
+        "--img-size": img_size,
+        "--mean": mean,
+        "--std": std,
+    }
+    if method is not Method.cluster and (unused := [option for option, value in given.items() if value is not None]):
+        raise UsageError(f"{unused[0]} goes with --method cluster")
     if method is Method.cluster:
         from hlnet.data import load_data
 
+        if nodes is None:
+            raise UsageError("--method cluster needs --nodes: how many each level above the classes has, such as 6,26")
+        if levels is not None:
+            raise UsageError("--levels does not go with --method cluster: --nodes says how many there are")
         tree = _cluster(
             load_data(source, "train", data_root),
-            options.integers(nodes, "--nodes"),
+            options.integers(nodes, "--nodes") or (),
             _trunk(backbone, split_point, pretrained, trunk_weights, backbone_arg, img_size, mean, std, device, seed),
             grid,
             batch_size,
@@ -130,15 +147,13 @@ def _trunk(
 
 
 def _cluster(
-    images: LabelledImages, nodes: tuple[int, ...] | None, trunk: Trunk, grid: int, batch_size: int, workers: int
+    images: LabelledImages, nodes: tuple[int, ...], trunk: Trunk, grid: int, batch_size: int, workers: int
 ) -> ClassTree:
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, loader
     from hlnet.nesting import class_means, cluster_tree
     from hlnet.tree import ClassTree
 
-    if nodes is None:
-        raise UsageError("--method cluster needs --nodes, the number of nodes of each level above the classes (6,26)")
     data = TreeData(images, ClassTree.from_nested(list(images.classes)), eval_transform(trunk.transform))
     batches = loader(data, batch_size, workers)
     with output.progress() as bar:
@@ -149,10 +164,11 @@ def _cluster(
 
 def _classes(source: str, data_root: Path | None) -> ClassTree:
     """The classes of a tree file, a folder or a data set."""
-    from hlnet.data import TIMM_SOURCES, load_data
     from hlnet.tree import ClassTree
     from hlnet.tree_io import read_tree
 
-    if source == "digits" or source.startswith(TIMM_SOURCES):
-        return ClassTree.from_nested(list(load_data(source, "train", data_root).classes))
-    return read_tree(source)
+    if Path(source).exists():
+        return read_tree(source)
+    from hlnet.data import load_data
+
+    return ClassTree.from_nested(list(load_data(source, "train", data_root).classes))

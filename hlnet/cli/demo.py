@@ -12,7 +12,7 @@ from hlnet.cli import options
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Of training.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
     as_json: options.Json = False,

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from hlnet.cli import options
 
 
+class Split(StrEnum):
+    """Parts of a data set."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file of hlnet's: full network, expert or plain.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .safetensors file of hlnet's: full network, expert or plain.")
+    ],
     data: Annotated[
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.val,
     classes: options.Classes = None,
     attention_signal: Annotated[
         float | None,
@@ -42,13 +53,9 @@ def evaluate(
     from hlnet import evaluation
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, loader
-    from hlnet.errors import UsageError
 
-    if split not in ("train", "val", "test"):
-        raise UsageError(f"--split '{split}': expected train, val or test")
-    which: Literal["train", "val", "test"] = split  # type: ignore[assignment]
     net = options.load_model(model, device)
-    images = TreeData(load_data(data, which, data_root), net.tree, eval_transform(net.transform), subset=True)
+    images = TreeData(load_data(data, split.value, data_root), net.tree, eval_transform(net.transform), subset=True)
     batches = loader(images, batch_size, workers)
     with output.progress() as bar:
         task = bar.add_task("evaluating", total=len(batches))

@@ -62,15 +62,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    if "" in arguments:  # as a path it would mean the current folder
+        fail("an argument is empty (''); give it a value or leave it out", 2, debug)
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="hlnet")
     except HlnetError as error:
         fail(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
-        fail("interrupted", 130, debug)
-    except BrokenPipeError:  # the reader of our output went away, as `hlnet … | head` does
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:  # whatever we did not foresee is still one line
         reason = " ".join(str(error).split())[:300]
         fail(f"{type(error).__name__}: {reason} (run again with --debug for the traceback)", 1, debug)

@@ -12,7 +12,9 @@ from hlnet.errors import UsageError
 
 
 def make_expert(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file of hlnet's, full network or expert.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .safetensors file of hlnet's, full network or expert.")
+    ],
     classes: options.Classes,
     out: Annotated[Path, typer.Option(help="The expert's .safetensors file to write.")],
     verify: Annotated[
@@ -55,5 +57,5 @@ def make_expert(
     output.show_tree(expert.tree)
     output.show_profile(costs)
     if difference is not None:
-        output.show(f"verified: kept logits differ from the full network's by at most {difference:.1g} (float64)")
+        output.show(f"verified: kept logits equal the full network's (largest difference {difference:.1g}, float64)")
     output.show(f"{len(expert.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")

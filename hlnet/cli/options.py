@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one.")]
-Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is random.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that run together.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where timm's data sources (torch/…, hfds/…) keep their files.")]
@@ -91,10 +91,9 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UsageError(f"--device '{name}' cannot be used here: {reason}") from error
+        raise UsageError(f"--device '{name}' cannot be used here; try auto, cpu, cuda, cuda:1 or mps") from error
     return name
 
 

@@ -40,7 +40,8 @@ def show_json(data: Any) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table whose first column is text and whose others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    stdout.print(escape(title), style="bold", highlight=False)
+    table = Table()
     for number, column in enumerate(columns):
         table.add_column(escape(column), justify="right" if number else "left")
     for row in rows:

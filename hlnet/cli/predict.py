@@ -12,8 +12,8 @@ from hlnet.errors import RunError, UsageError
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file of hlnet's.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file of hlnet's.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import UsageError
+from hlnet.errors import TreeError, UsageError
 
 if TYPE_CHECKING:
     from hlnet.tree import ClassTree
 
 
 def profile(
-    model: Annotated[str, typer.Argument(help="A .safetensors file, a preset (n3hl_resnet50 …) or a timm model.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A .safetensors file, a preset (n3hl_resnet50 …) or a timm model.")
+    ],
     tree: Annotated[Path | None, typer.Option(help="Class tree file, for a preset or a timm model.")] = None,
     nodes: Annotated[str | None, typer.Option(help="Instead of a tree: its nodes a level, such as 6,26,100.")] = None,
     classes: options.Classes = None,
@@ -50,7 +52,7 @@ def profile(
         raise UsageError("--batch-size and --threads must be at least 1")
     net: HierarchicalNet | None = None
     parent_counts = None
-    if model.endswith(".safetensors"):
+    if model.endswith(".safetensors") or Path(model).exists():
         if tree or nodes or img_size:
             raise UsageError(
                 "--tree, --nodes and --img-size are for presets; a checkpoint brings its own tree and size"
@@ -94,4 +96,7 @@ def _tree(model: str, tree: Path | None, nodes: str | None) -> ClassTree:
         raise UsageError(
             f"'{model}' needs a class tree: give --tree FILE, or --nodes with its nodes a level, such as 6,26,100"
         )
-    return ClassTree.balanced(counts)
+    try:
+        return ClassTree.balanced(counts)
+    except TreeError as error:
+        raise UsageError(f"--nodes: {error}") from error

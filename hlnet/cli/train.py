@@ -21,7 +21,9 @@ NETWORK, TRUNK, IMAGES, TRAINING = "Network", "Trunk", "Images", "Training"
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="Folder with train/ and val/, 'digits', or one of timm's sources.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Folder with train/ and val/, 'digits', or one of timm's sources.")
+    ],
     tree: Annotated[Path, typer.Option(help="Class tree file; classes are matched to the data by name or id.")],
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     backbone: Annotated[
@@ -66,22 +68,29 @@ def train(
     aa: Annotated[
         str, typer.Option(help="timm's auto-augment policy, or 'none'.", rich_help_panel=IMAGES)
     ] = "rand-m9-mstd0.5",
-    scale: Annotated[str, typer.Option(help="Share of the area that crops keep.", rich_help_panel=IMAGES)] = "0.35,1",
+    scale: Annotated[
+        str, typer.Option(help="Share of the area that crops keep: low,high.", rich_help_panel=IMAGES)
+    ] = "0.35,1",
     hflip: Annotated[float, typer.Option(min=0, max=1, help="Probability of a flip.", rich_help_panel=IMAGES)] = 0.5,
     data_root: options.DataRoot = None,
-    epochs: Annotated[int, typer.Option(min=1, rich_help_panel=TRAINING)] = 30,
-    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=TRAINING)] = 32,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.", rich_help_panel=TRAINING)] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.", rich_help_panel=TRAINING)] = 32,
     opt: Annotated[str, typer.Option(help="timm optimizer: adamw, sgd, …", rich_help_panel=TRAINING)] = "adamw",
     lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 1e-3,
     min_lr: Annotated[float, typer.Option(help="At the end of the cosine.", rich_help_panel=TRAINING)] = 1e-6,
-    weight_decay: Annotated[float, typer.Option(rich_help_panel=TRAINING)] = 0.05,
-    warmup_epochs: Annotated[int, typer.Option(min=0, rich_help_panel=TRAINING)] = 2,
+    weight_decay: Annotated[
+        float, typer.Option(help="Of convolutions and linear rows only.", rich_help_panel=TRAINING)
+    ] = 0.05,
+    warmup_epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of rising learning rate.", rich_help_panel=TRAINING)
+    ] = 2,
     smoothing: Annotated[float, typer.Option(help="Label smoothing.", rich_help_panel=TRAINING)] = 0.1,
     clip_grad: Annotated[
         float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=TRAINING)
     ] = None,
     ema_decay: Annotated[
-        float | None, typer.Option(help="Keep a moving average of the weights.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option(help="Keep a moving average of the weights, decaying by this.", rich_help_panel=TRAINING),
     ] = None,
     mixed_precision: Annotated[str, typer.Option(help="auto, no, fp16 or bf16.", rich_help_panel=TRAINING)] = "auto",
     workers: options.Workers = 2,
@@ -99,13 +108,9 @@ def train(
 
         hlnet build-tree digits --method parallel --out digits.tree.json
 
-        hlnet train digits --tree digits.tree.json --backbone resnet10t --split-point 2 \\
+        hlnet train digits --tree digits.tree.json --backbone resnet10t --img-size 32 --aa none --out runs/digits
 
-            --img-size 32 --epochs 5 --aa none --hflip 0 --out runs/digits
-
-        hlnet train photos/ --tree photos.tree.json --backbone mobilenetv2_100 \\
-
-            --pretrained --frozen-trunk --cache-views 4 --out runs/photos
+        hlnet train photos --tree photos.tree.json --backbone resnet50 --pretrained --frozen-trunk --out runs/photos
     """
     from pydantic import ValidationError
 
@@ -113,6 +118,7 @@ def train(
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, train_transform
     from hlnet.tree_io import read_tree
+    from hlnet.trunk import check_size
 
     if (out / "metrics.csv").exists() and not overwrite:
         raise UsageError(f"'{out}' already holds a run; choose another --out, or give --overwrite")
@@ -130,7 +136,7 @@ def train(
             clip_grad=clip_grad,
             ema_decay=ema_decay,
             mixed_precision=mixed_precision,  # type: ignore[arg-type]
-            aa=None if aa == "none" else aa,
+            aa=aa,
             scale=(crop[0], crop[1]),
             hflip=hflip,
             frozen_trunk=frozen_trunk,
@@ -164,6 +170,7 @@ def train(
     net.transform = net.transform.adjusted(
         img_size, options.floats(mean, "--mean", channels), options.floats(std, "--std", channels)
     )
+    check_size(net.eval().features, net.transform)
     if frozen_trunk and not (pretrained or trunk_weights):
         output.hint("the frozen trunk is untrained: give --pretrained or --trunk-weights")
     train_data = TreeData(
