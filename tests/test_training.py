@@ -100,7 +100,9 @@ def test_it_learns_and_writes_what_it_did(tmp_path, kind):
     assert net.provenance.metrics["epoch"] == best.epoch and not net.training
 
 
-@pytest.mark.parametrize("settings", [{"aa": None}, {"aa": "rand-m9"}, {"clip_grad": 1.0, "ema_decay": 0.9, "seed": 4}])
+@pytest.mark.parametrize(
+    "settings", [{"aa": "none"}, {"aa": "rand-m9"}, {"clip_grad": 1.0, "ema_decay": 0.9, "seed": 4}]
+)
 def test_written_config_is_the_config(tmp_path, settings):
     settings = TrainConfig(epochs=1, workers=0, **settings)
     fit(build(), settings, count=4, out=tmp_path)
