@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import hlnet
-from hlnet.attention import gains_for
+from hlnet.attention import gains_for, other_classes
 from hlnet.data import TreeData, eval_transform, loader, train_transform
 from hlnet.evaluation import accuracy
 from hlnet.features import CachedFeatures
@@ -88,17 +88,11 @@ def top1(scores: Tensor, labels: Tensor) -> float:
     return accuracy(scores, labels, map(str, range(scores.shape[1]))).top1
 
 
-def wrong_classes(labels: Tensor, classes: int) -> Tensor:
-    """A random other class for each image; the same in every run."""
-    shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(0))
-    return (labels + shift) % classes
-
-
 def cue_accuracies(net: Any, kind: str, data: CachedFeatures) -> dict[str, dict[str, tuple[float, float]]]:
     """For each mechanism and strength: top-1 under right cues and under wrong ones (a random other class)."""
     neutral = logits(net, data)
     labels, classes = data.labels, neutral.shape[1]
-    wrong = wrong_classes(labels, classes)
+    wrong = other_classes(labels, classes)
     found: dict[str, dict[str, tuple[float, float]]] = {"bias": {}, "gain": {}}
     for bias in BIASES:
         shifted = (neutral + bias * torch.nn.functional.one_hot(cue, classes) for cue in (labels, wrong))

@@ -6,7 +6,6 @@ python examples/cut_and_cue.py
 import torch
 
 import hlnet
-from hlnet.data import TreeData, eval_transform, loader, train_transform
 
 # A tree: inner nodes are mappings, classes are names with their index in the data set.
 tree = hlnet.ClassTree.from_nested(
@@ -21,10 +20,12 @@ torch.manual_seed(0)
 net = hlnet.create_model("resnet10t", tree=tree, split_point=1, widths=(32, 16, 16), strides=(2, 1, 2))
 net.transform = net.transform.adjusted(img_size=32)
 
-train_data = TreeData(hlnet.load_data("digits", "train"), tree, train_transform(net.transform, hflip=0, scale=(0.7, 1)))
-val_data = TreeData(hlnet.load_data("digits", "val"), tree, eval_transform(net.transform))
+train_data = hlnet.TreeData(
+    hlnet.load_data("digits", "train"), tree, hlnet.train_transform(net.transform, hflip=0, scale=(0.7, 1))
+)
+val_data = hlnet.TreeData(hlnet.load_data("digits", "val"), tree, hlnet.eval_transform(net.transform))
 hlnet.train(net, train_data, val_data, hlnet.TrainConfig(epochs=3, lr=2e-3, workers=0), device="cpu")
-print("full network:", hlnet.evaluate(net, val_data, loader(val_data, 60)).neutral.top1)
+print("full network:", hlnet.evaluate(net, val_data, hlnet.loader(val_data, 60)).neutral.top1)
 
 # Cut: only the paths of these classes; their logits stay as they are.
 expert = hlnet.cut_expert(net, "round/closed")
@@ -32,7 +33,7 @@ print("expert for", expert.tree.classes, "- largest change of a logit:", hlnet.v
 hlnet.save_checkpoint(expert, "closed.safetensors")
 
 # Cue: somebody says "eight"; scale the features of that branch.
-images, labels = next(iter(loader(val_data, 8)))
+images, labels = next(iter(hlnet.loader(val_data, 8)))
 eight = torch.full((8,), tree.classes.index("8"))
 with torch.no_grad():
     change = net(images, hlnet.gains_for(tree, eight, signal=3.0)) - net(images)

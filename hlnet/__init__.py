@@ -12,9 +12,9 @@ from wrapt import when_imported
 from hlnet.presets import register_with_timm
 
 if TYPE_CHECKING:
-    from hlnet.attention import gains_for
+    from hlnet.attention import gains_for, other_classes
     from hlnet.checkpoint import load_checkpoint, save_checkpoint
-    from hlnet.data import load_data
+    from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
     from hlnet.errors import (
         BackboneError,
         CheckpointError,
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     )
     from hlnet.evaluation import evaluate
     from hlnet.expert import cut_expert, verify_expert
+    from hlnet.features import CachedFeatures
     from hlnet.nesting import class_means, cluster_tree
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.plain import PlainConfig, PlainNet
     from hlnet.prediction import predict
-    from hlnet.presets import PRESETS, create_model
+    from hlnet.presets import PRESETS, create_model, network_config
     from hlnet.profiling import profile
     from hlnet.selection import select_classes
     from hlnet.training import TrainConfig, train
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "attention": ("gains_for",),
+    "attention": ("gains_for", "other_classes"),
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
-    "data": ("load_data",),
+    "data": ("TreeData", "eval_transform", "load_data", "loader", "train_transform"),
     "errors": (
         "BackboneError",
         "CheckpointError",
@@ -57,11 +58,12 @@ _MODULES = {
     ),
     "evaluation": ("evaluate",),
     "expert": ("cut_expert", "verify_expert"),
+    "features": ("CachedFeatures",),
     "nesting": ("class_means", "cluster_tree"),
     "network": ("HierarchicalNet", "NetworkConfig"),
     "plain": ("PlainConfig", "PlainNet"),
     "prediction": ("predict",),
-    "presets": ("PRESETS", "create_model"),
+    "presets": ("PRESETS", "create_model", "network_config"),
     "profiling": ("profile",),
     "selection": ("select_classes",),
     "training": ("TrainConfig", "train"),

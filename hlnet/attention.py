@@ -39,3 +39,22 @@ def gains_for(tree: ClassTree, classes: Tensor, signal: float) -> Tensor:
     gains = torch.ones(len(classes), tree.num_nodes, device=classes.device)
     gains[torch.arange(len(classes), device=classes.device), tree.offsets[-2] + classes] = signal
     return gains
+
+
+def other_classes(classes: Tensor, count: int, seed: int = 0) -> Tensor:
+    """For each image a class other than its own, drawn at random: what a wrong cue names.
+
+    Args:
+        classes: ``[B]``, positions of the images' own classes.
+        count: number of classes, at least 2.
+        seed: of the draw.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> other_classes(torch.tensor([0, 1, 0]), count=2)
+        tensor([1, 0, 1])
+    """
+    shift = torch.randint(1, count, classes.shape, generator=torch.Generator().manual_seed(seed))
+    return (classes + shift.to(classes.device)) % count

@@ -2,7 +2,7 @@
 
 Notable here: every parameter carries the node as its first dimension, in tree order, so that an expert is a choice of
 rows. A level runs one *family* (the children of one parent) at a time: what siblings share is one dense convolution on
-their common input, what each has alone is one grouped convolution. There is no loop over nodes.
+their common input, what each has alone is one grouped convolution. There is no loop over siblings.
 
 Each stacked tensor is split into families once per forward pass. (Slicing it family by family would make autograd fill
 one full-size gradient for each slice.) Convolution weights are stored as ``[nodes, out, in]``, or ``[nodes, out, in,

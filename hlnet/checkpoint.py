@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError
+from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, one_line
 from hlnet.files import replacing
 from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
@@ -87,7 +87,7 @@ def save_checkpoint(
         with replacing(path) as draft:
             save_file(weights, draft, metadata=metadata)
     except (SafetensorError, OSError) as error:
-        raise RunError(f"cannot write '{path}': {_one_line(error)}") from error
+        raise RunError(f"cannot write '{path}': {_reason(error)}") from error
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> HierarchicalNet | PlainNet:
@@ -147,7 +147,7 @@ def read_header(path: str | Path) -> Header:
     except CheckpointError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{path}' has a damaged header: {_one_line(error)}") from error
+        raise CheckpointError(f"'{path}' has a damaged header: {_reason(error)}") from error
 
 
 def opened(path: str | Path) -> Any:
@@ -164,7 +164,7 @@ def opened(path: str | Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not an intact safetensors file: {_one_line(error)}") from error
+        raise CheckpointError(f"'{path}' is not an intact safetensors file: {_reason(error)}") from error
 
 
 def empty_network(header: Header) -> HierarchicalNet | PlainNet:
@@ -218,10 +218,10 @@ def _fingerprint(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _one_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     if isinstance(error, KeyError):
         return f"{error} is missing"
-    return " ".join(str(error).split())[:200]
+    return one_line(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ from timm.data import create_dataset, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hlnet.errors import DataError, UsageError
+from hlnet.errors import DataError, UsageError, one_line
 from hlnet.tree import ClassTree
 from hlnet.tree_io import IMAGE_SUFFIXES
 from hlnet.trunk import InputTransform
 
 Split = Literal["train", "val", "test"]
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
-TIMM_SOURCES = ("hfds/", "hfids/", "torch/", "wds/", "tfds/")
+TIMM_SOURCES = ("hfds/", "torch/")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         position = {leaf.id: i for i, leaf in enumerate(tree.leaves) if leaf.id is not None}
         position |= {name: i for i, name in enumerate(tree.classes)}  # a name goes before an id
         known = [position.get(name) for name in images.classes]
+        if doubled := [tree.classes[i] for i, count in Counter(known).items() if i is not None and count > 1]:
+            raise DataError(f"two classes of {images.name} are one in the tree, by name and by id: {_some(doubled)}")
         unknown = [name for name, found in zip(images.classes, known, strict=True) if found is None]
         absent = [tree.classes[i] for i in sorted(set(range(len(tree.classes))) - set(known))]
         if (unknown or absent) and not subset:
@@ -106,8 +109,9 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
 
     Args:
         data: a folder with ``train`` and ``val`` folders (``test`` too, if it has one) that hold one folder a class,
-            nested or flat; ``digits``, scikit-learn's embedded 8x8 handwriting, four fifths of it for training; or one
-            of timm's sources, such as ``torch/cifar10`` or ``hfds/cifar100``.
+            nested or flat; ``digits``, scikit-learn's embedded 8x8 handwriting, four fifths of it for training and the
+            rest for ``val`` and ``test`` alike; or one of timm's sources that know their labels, such as
+            ``torch/cifar10`` or a Hugging Face set with a validation split, ``hfds/…``.
         split: ``train``, ``val`` or ``test``.
         root: where timm's sources keep their files.
 
@@ -258,7 +262,7 @@ def _from_timm(name: str, split: Split, root: str | Path | None) -> LabelledImag
                 name, root=str(root) if root else None, split="validation" if split == "val" else split
             )
     except Exception as error:  # each source has its own ways to fail: no package, no network, no such set
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         mend = "; pip install 'hlnet[hf]' brings what hfds/ needs" if isinstance(error, ImportError) else ""
         raise UsageError(f"data source '{name}' could not be opened ({split}): {reason}{mend}") from error
     classes = getattr(dataset, "classes", None) or list(_class_to_idx(dataset))
@@ -283,7 +287,7 @@ def _load_item(dataset: Any, name: str, position: int) -> Image.Image:
     try:
         image: Image.Image = dataset[position][0]
     except Exception as error:  # each source has its own ways to fail
-        raise DataError(f"cannot read image {position} of '{name}': {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"cannot read image {position} of '{name}': {one_line(error)}") from error
     return image
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from hlnet import plots
-from hlnet.attention import gains_for
+from hlnet.attention import gains_for, other_classes
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
 from hlnet.evaluation import accuracy, logits_of
@@ -94,7 +94,7 @@ def run_demo(
     tree = _tree(train_images)
     write_tree(tree, out / "digits.tree.json")
 
-    tell("training a hierarchical network on 1437 handwritten digits")
+    tell(f"training a hierarchical network on {len(train_images)} handwritten digits")
     net = create_model(BACKBONE, tree, **SHAPE)
     net.transform = net.transform.adjusted(SIZE)
     train_data = TreeData(train_images, tree, train_transform(net.transform, scale=(0.7, 1.0), hflip=0.0))
@@ -186,17 +186,12 @@ def _noisy(images: LabelledImages, seed: int) -> LabelledImages:
     return replace(images, name="noisy digits", load=load)
 
 
-def _wrong(labels: Tensor, classes: int) -> Tensor:
-    shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(0))
-    return (labels + shift) % classes
-
-
 @torch.inference_mode()
 def _sweep(net: HierarchicalNet, images: Tensor, labels: Tensor) -> Iterator[tuple[float, float, float]]:
     """For each signal, top-1 when each image's own class is cued, and when a random other one is."""
     features = net.features(images)
     for signal in SIGNALS:
-        cues = (labels, _wrong(labels, len(net.tree.classes)))
+        cues = (labels, other_classes(labels, len(net.tree.classes)))
         shares = [
             float((net.head(features, gains_for(net.tree, cue, signal)).argmax(1) == labels).float().mean())
             for cue in cues
@@ -210,7 +205,7 @@ def _bias_as_harmful(net: HierarchicalNet, images: Tensor, labels: Tensor, wrong
     logits, classes = net(images), len(net.tree.classes)
     right, wrong = (
         [float(((logits + bias * one_hot(cue, classes)).argmax(1) == labels).float().mean()) for bias in BIASES]
-        for cue in (labels, _wrong(labels, classes))
+        for cue in (labels, other_classes(labels, classes))
     )
     return float(np.interp(-wrong_share, [-share for share in wrong], right))  # wrong shares fall as the bias grows
 
@@ -228,7 +223,7 @@ def _examples(
     runs = {
         "no cue": neutral[chosen],
         "right cue": net.head(part, gains_for(net.tree, labels, SIGNAL)),
-        "wrong cue": net.head(part, gains_for(net.tree, _wrong(labels, len(net.tree.classes)), SIGNAL)),
+        "wrong cue": net.head(part, gains_for(net.tree, other_classes(labels, len(net.tree.classes)), SIGNAL)),
     }
     return [
         plots.Example(

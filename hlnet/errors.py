@@ -23,6 +23,12 @@ class HlnetError(ValueError):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # From a worker process, torch hands on the error with the worker's whole traceback as its message.
+        if "Original Traceback" in message:
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        super().__init__(message)
+
 
 class UsageError(HlnetError):
     """The request itself is wrong: an option, a name, a combination."""
@@ -52,6 +58,11 @@ class CheckpointError(RunError):
 
 class DataError(RunError):
     """The images or labels cannot be read, or do not fit the tree."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What another library's error says, on one line of at most ``limit`` characters."""
+    return " ".join(str(error).split())[:limit]
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -88,8 +88,16 @@ def logits_of(
 
     Returns:
         for each signal the logits ``[N, K]``, and the labels ``[N]``; on the CPU.
+
+    Raises:
+        UsageError: if a plain network is to be cued, or a signal is below 0.
     """
     signals = list(signals)
+    for signal in signals:
+        if signal is not None and isinstance(net, PlainNet):
+            raise UsageError("a plain network has no branches to cue; leave the attention signal out")
+        if signal is not None:  # before any image is read
+            gains_for(net.tree, torch.empty(0, dtype=torch.long), signal)
     device = next(net.parameters()).device
     found: list[list[Tensor]] = [[] for _ in signals]
     labels: list[Tensor] = []
@@ -99,7 +107,8 @@ def logits_of(
             images, target = images.to(device), target.to(device)
             labels.append(target.cpu())
             if isinstance(net, PlainNet):
-                found[0].append(net(images).float().cpu())
+                for logits in found:
+                    logits.append(net(images).float().cpu())
             else:
                 features = net.features(images)
                 for logits, signal in zip(found, signals, strict=True):
@@ -137,11 +146,9 @@ def evaluate(
     Raises:
         UsageError: if a plain network is to be cued, or the selected classes have no images.
     """
-    if attention_signal is not None and isinstance(net, PlainNet):
-        raise UsageError("a plain network has no branches to cue; leave --attention-signal out")
+    kept = list(range(len(net.tree.classes))) if classes is None else list(select_classes(net.tree, classes))
     signals = [None] if attention_signal is None else [None, attention_signal]
     runs, labels = logits_of(net, batches, signals, on_batch)
-    kept = list(range(len(net.tree.classes))) if classes is None else list(select_classes(net.tree, classes))
     column = torch.full((len(net.tree.classes),), -1)
     column[kept] = torch.arange(len(kept))
     targets = column[labels]

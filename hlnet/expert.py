@@ -51,7 +51,8 @@ def cut_expert(
     if isinstance(source, HierarchicalNet):
         weights = source.state_dict()
         header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")
-        return _cut(header, classes, weights.keys(), lambda name, rows: _rows_of(weights[name], rows), "the network")
+        expert = _cut(header, classes, weights.keys(), lambda name, rows: _rows_of(weights[name], rows), "the network")
+        return expert.to(next(source.parameters()).device)
     header = read_header(source)
     if header.kind == "plain":
         raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
@@ -90,9 +91,9 @@ def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor
     kept = [place.get(leaf) for leaf in zip(expert.tree.classes, expert.tree.indices, strict=True)]
     if None in kept:
         raise RunError("the expert has classes that the full network lacks: it is not a cut of it")
-    expert, full = (copy.deepcopy(net).eval().double() for net in (expert, full))
+    expert, full = (copy.deepcopy(net).cpu().eval().double() for net in (expert, full))
     with torch.no_grad():
-        difference = float((expert(images.double()) - full(images.double())[:, kept]).abs().max())
+        difference = float((expert(images.cpu().double()) - full(images.cpu().double())[:, kept]).abs().max())
     if not difference < 1e-9:
         raise RunError(f"the expert's logits differ from the full network's by {difference:.3g}: it is not a cut of it")
     return difference

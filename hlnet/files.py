@@ -17,6 +17,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     On any error the temporary file is removed and whatever stood at ``path`` stays as it was.
 
+    Raises:
+        RunError: if the file cannot be written; an OSError within the block counts as that.
+
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "note.txt"
     >>> with replacing(target) as draft:
@@ -40,7 +43,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         draft.chmod(0o666 & ~umask)
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(draft, target)
+    except OSError as error:
+        raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)
 

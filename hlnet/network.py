@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hlnet.branches import LEVELS, Block, Family, Leaves
 from hlnet.errors import UsageError
 from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform, Trunk
+from hlnet.trunk import InputTransform, Trunk, backbone_no_weight_decay
 
 
 class NetworkConfig(BaseModel):
@@ -49,7 +49,7 @@ class NetworkConfig(BaseModel):
     @model_validator(mode="after")
     def _levels_match(self) -> Self:
         if len(self.widths) != len(self.strides):
-            raise ValueError(f"--widths {self.widths} and --strides {self.strides} must have one entry a level each")
+            raise ValueError(f"widths {self.widths} and strides {self.strides} must have one entry a level each")
         return self
 
 
@@ -81,9 +81,8 @@ def check_levels(levels: int, widths: Sequence[object]) -> None:
     """
     if levels != len(widths):
         raise UsageError(
-            f"the tree has {levels} level(s), the network's widths are for {len(widths)}: continue its classes with "
-            f"hlnet build-tree --levels {len(widths)} (levels={len(widths)} in read_tree), or give {levels} --widths "
-            "and --strides"
+            f"the tree has {levels} level(s), the network's widths are for {len(widths)}: build the tree with "
+            f"levels={len(widths)}, or give {levels} widths and strides"
         )
 
 
@@ -230,8 +229,9 @@ class HierarchicalNet(nn.Module):
         return set(self.trunk.model.state_dict())
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the branches' norms, biases and scales, for timm's optimizers."""
-        return {f"head.{name}" for name in self.head.no_weight_decay()}
+        """Names of the branches' norms, biases and scales, and of what the backbone exempts, for timm's optimizers."""
+        own = {f"head.{name}" for name in self.head.no_weight_decay()}
+        return own | backbone_no_weight_decay(self.trunk.model, "trunk.model.")
 
     def freeze_trunk(self, frozen: bool = True) -> None:
         """Train only the branches: the trunk keeps its weights and its normalisation statistics. Or undo that."""

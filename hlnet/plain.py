@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from hlnet.errors import BackboneError
 from hlnet.network import Provenance
 from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform, Trunk, create_backbone
+from hlnet.trunk import InputTransform, Trunk, backbone_no_weight_decay, create_backbone
 
 
 class PlainConfig(BaseModel):
@@ -36,7 +38,8 @@ class PlainNet(nn.Module):
     Args:
         config: its backbone and split point.
         tree: names and order of the classes; its inner nodes do not matter here.
-        pretrained: fetch timm's pretrained weights, classifier apart.
+        pretrained: fetch timm's pretrained weights for the stages up to the split point; as in a
+            :class:`HierarchicalNet`, what lies behind starts from random ones.
 
     Raises:
         BackboneError: if the backbone is unknown or has no such split point.
@@ -50,12 +53,13 @@ class PlainNet(nn.Module):
 
     def __init__(self, config: PlainConfig, tree: ClassTree, pretrained: bool = False) -> None:
         super().__init__()
-        with torch.device("meta"):
-            trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
+        with nullcontext() if pretrained else torch.device("meta"):  # without weights, only its names are wanted
+            trunk = Trunk(config.backbone, config.split_point, pretrained, config.backbone_args)
         self._trunk_names = set(trunk.model.state_dict())
         self._stage = trunk.stage
-        arguments = config.backbone_args | {"num_classes": len(tree.classes)}
-        self.model = create_backbone(config.backbone, arguments, pretrained)
+        self.model = create_backbone(config.backbone, config.backbone_args | {"num_classes": len(tree.classes)})
+        if pretrained:
+            self.model.load_state_dict(trunk.model.state_dict(), strict=False)
         self.config = config.model_copy(update={"split_point": trunk.split_point})
         self.tree = tree
         self.transform = InputTransform.of(self.model, config.backbone_args)
@@ -74,7 +78,7 @@ class PlainNet(nn.Module):
         )[-1]
         return result
 
-    @property
+    @cached_property
     def head(self) -> nn.Sequential:
         """What comes after the trunk: features to logits. It shares this network's weights.
 
@@ -95,9 +99,10 @@ class PlainNet(nn.Module):
         try:
             with torch.no_grad():
                 same = torch.allclose(rest(self.features(probe)), self(probe), atol=1e-4)
-        except RuntimeError:  # shapes that do not fit
+        except Exception:  # whatever a stage says that was given what it cannot take
             same = False
-        self.train(was_training)
+        finally:
+            self.train(was_training)
         if not same:
             raise BackboneError(
                 f"backbone '{self.config.backbone}' does not run from its features after '{self._stage}' alone, "
@@ -114,6 +119,10 @@ class PlainNet(nn.Module):
     def trunk_names(self) -> set[str]:
         """Names, within ``trunk_module``, of the tensors that belong to the trunk."""
         return self._trunk_names
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of what the backbone exempts from weight decay, for timm's optimizers."""
+        return backbone_no_weight_decay(self.model, "model.")
 
     def freeze_trunk(self, frozen: bool = True) -> None:
         """Train only what lies behind the split point. Or undo that."""

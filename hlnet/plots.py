@@ -114,8 +114,6 @@ def plot_costs(found: Profile, path: str | Path) -> None:
 
 def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
     """Each image above the shares of its classes under each kind of cue."""
-    if not examples:
-        examples = []
     kinds = list(examples[0].shares) if examples else []
     figure = Figure(figsize=(1.9 * max(1, len(examples)), 1.7 + 1.15 * len(kinds)), layout="constrained")
     if not examples:

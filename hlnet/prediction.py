@@ -50,6 +50,12 @@ def predict(
     """
     if top < 1 or batch_size < 1:
         raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
+    return _predict(net, images, top, batch_size)
+
+
+def _predict(
+    net: HierarchicalNet | PlainNet, images: Iterable[str | Path], top: int, batch_size: int
+) -> Iterator[Prediction]:
     net.eval()
     transform = eval_transform(net.transform)
     device = next(net.parameters()).device

@@ -95,7 +95,7 @@ def network_config(name: str, levels: int, **overrides: Any) -> NetworkConfig:
         if not first["loc"]:
             raise UsageError(f"{first['msg'].removeprefix('Value error, ')}; the tree has {levels} levels") from None
         field = str(first["loc"][0])
-        raise UsageError(f"network setting --{field} {given.get(field)!r}: {first['msg']}") from None
+        raise UsageError(f"network setting {field} {given.get(field)!r}: {first['msg']}") from None
 
 
 def register_with_timm(_timm: Any = None) -> None:

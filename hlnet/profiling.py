@@ -128,7 +128,7 @@ def profile(
     size = transform.input_size
     parts = _unit_costs(config, trunk, check_size(trunk, transform), size)
     full_counts = tuple(parent_counts or tree.counts)
-    if any(few > many for few, many in zip(tree.counts, full_counts, strict=False)):
+    if len(full_counts) != tree.num_levels or any(a > b for a, b in zip(tree.counts, full_counts, strict=True)):
         raise UsageError(f"a network with {full_counts} nodes a level cannot be the parent of one with {tree.counts}")
     expert = None
     if classes is not None:
@@ -221,7 +221,9 @@ def with_latency(
     config = model.config
     plain = create_backbone(config.backbone, config.backbone_args | {"num_classes": found.plain.classes})
     models: dict[str, nn.Module] = {"plain": plain.to(next(model.parameters()).device)}
-    models["full" if model.tree.counts == found.full.nodes else "expert"] = model
+    is_expert = found.expert is not None and model.tree.counts == found.expert.nodes
+    if classes is None or model.tree.counts == found.full.nodes:
+        models["expert" if is_expert and classes is None else "full"] = model
     if classes is not None:
         models["expert"] = cut_expert(model, classes)
     latencies = measure_latency(models, found.input_size, batch_sizes, threads, on_round=on_round)

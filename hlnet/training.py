@@ -7,6 +7,7 @@ behind the trunk runs and is handed to the optimizer.
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import tomli_w
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from pydantic import (
     BaseModel,
@@ -41,11 +43,14 @@ from hlnet.files import replacing
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 
+#: What a run folder holds.
+RUN_FILES = ("config.toml", "metrics.csv", "curves.png", "best.safetensors", "last.safetensors")
+
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class TrainConfig(BaseModel):
-    """Settings of a run; names and defaults follow timm where it has them.
+    """Settings of a run; names follow timm's where it has them.
 
     Attributes:
         epochs: passes over the training images.
@@ -63,6 +68,7 @@ class TrainConfig(BaseModel):
         hflip: probability of a horizontal flip.
         frozen_trunk: train only what lies behind the split point.
         cache_views: with a frozen trunk, how many augmented views of each image are cached as features; 0 for none.
+            They take ``2 * cache_views * images * C * h * w`` bytes of memory.
         workers: processes that load images.
         seed: of weights, order and augmentation.
     """
@@ -140,13 +146,14 @@ def train(
     config = config or TrainConfig()
     cached = config.cache_views > 0 or isinstance(train_data, CachedFeatures)
     if cached and not config.frozen_trunk:
-        raise UsageError("training on cached features needs a frozen trunk: set frozen_trunk (--frozen-trunk)")
+        raise UsageError("training on cached features (cache_views) needs frozen_trunk")
     set_seed(config.seed)
     accelerator = _accelerator(config.mixed_precision, device)
     tell = on_batch or (lambda phase, step, steps: None)
     if isinstance(train_data, CachedFeatures) != isinstance(val_data, CachedFeatures) and not config.cache_views:
         raise UsageError("training and validation data must both be images or both be cached features")
-    net.freeze_trunk(config.frozen_trunk)
+    if config.frozen_trunk or net.frozen:  # what a caller froze by hand otherwise stays as it is
+        net.freeze_trunk(config.frozen_trunk)
     if cached:
         net.to(accelerator.device)
         train_data = _cache(net, train_data, config, config.cache_views, "features", tell)
@@ -156,6 +163,8 @@ def train(
     best: dict[str, Tensor] = {}
     net.provenance.recipe = config.model_dump(mode="json")
     if out and accelerator.is_main_process:
+        for name in RUN_FILES:  # an earlier run's must not stand beside this one's
+            (Path(out) / name).unlink(missing_ok=True)
         _write_config(net, config, Path(out))
     for number in range(1, config.epochs + 1):
         epoch = run.epoch(number)
@@ -170,6 +179,7 @@ def train(
             best_metrics = net.provenance.metrics
         if out and accelerator.is_main_process:
             _write_progress(net, weights, history, Path(out), improved)
+    accelerator.unwrap_model(run.module, keep_fp32_wrapper=False)  # mixed precision was for training only
     net.load_state_dict(best)
     net.provenance.metrics = best_metrics
     net.to(accelerator.device).eval()
@@ -211,6 +221,8 @@ class _Run:
             updates_per_epoch=len(self.batches),
         )
         self.schedule.step_update(0)
+        if config.ema_decay and accelerator.num_processes > 1:
+            raise UsageError("ema_decay is for one process: each would average its own normalisation statistics")
         self.average = ModelEmaV3(trained, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
 
     def epoch(self, number: int) -> Epoch:
@@ -247,7 +259,7 @@ class _Run:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
             if not torch.isfinite(loss):
                 raise RunError(
-                    f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower --lr or --clip-grad 1"
+                    f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower lr, or clip_grad 1"
                 )
             self.accelerator.backward(loss)
             if self.config.clip_grad:
@@ -287,10 +299,14 @@ class _Run:
 
 
 def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # accelerate remembers the settings of an earlier run in this process
+        AcceleratorState._reset_state(reset_partial_state=True)
     cpu = device == "cpu"
     if mixed_precision == "auto":
         on_gpu = torch.cuda.is_available() and not cpu
-        mixed_precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
+        mixed_precision = (
+            ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if on_gpu else "no"
+        )
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
     found = accelerator.device
     asked = torch.device(device or found)

@@ -18,8 +18,7 @@ from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from hlnet.errors import BackboneError, CheckpointError, UsageError, did_you_mean
-from hlnet.presets import PRESETS
+from hlnet.errors import BackboneError, CheckpointError, UsageError, did_you_mean, one_line
 
 
 class InputTransform(BaseModel):
@@ -76,7 +75,7 @@ class InputTransform(BaseModel):
             (3, 160, 160)
         """
         if std is not None and min(std) <= 0:
-            raise UsageError(f"pixel deviations (--std) must be above 0, got {std}")
+            raise UsageError(f"std {std} must be above 0")
         size = (self.input_size[0], img_size, img_size) if img_size else self.input_size
         return self.model_copy(update={"input_size": size, "mean": mean or self.mean, "std": std or self.std})
 
@@ -152,10 +151,8 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
     """
     arguments = arguments or {}
     architecture = name.split(".")[0]
-    if architecture in PRESETS:
-        raise BackboneError(
-            f"'{name}' is a preset of hlnet, not a backbone; its backbone is {PRESETS[architecture]['backbone']}"
-        )
+    if timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__.startswith("hlnet."):
+        raise BackboneError(f"'{name}' is a preset of hlnet, not a backbone; name the timm model that it is built on")
     if ":" not in name and not timm.is_model(architecture):
         near = did_you_mean(name.split("/")[-1], timm.list_models())
         raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all")
@@ -164,7 +161,7 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # each backbone has its own ways to refuse
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         if pretrained:
             raise UsageError(
                 f"pretrained weights of '{name}' could not be had ({reason}); "
@@ -173,6 +170,12 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
         given = f" with {arguments}" if arguments else ""
         raise BackboneError(f"backbone '{name}' cannot be built{given} ({reason})") from error
     return model
+
+
+def backbone_no_weight_decay(model: nn.Module, prefix: str) -> set[str]:
+    """What a timm model exempts from weight decay, such as position embeddings, each name with a prefix."""
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    return {prefix + name for name in exempt}
 
 
 def check_size(forward: Callable[[Tensor], Tensor], transform: InputTransform) -> Tensor:
@@ -189,9 +192,7 @@ def check_size(forward: Callable[[Tensor], Tensor], transform: InputTransform) -
             return forward(torch.zeros(1, *transform.input_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         side = "x".join(map(str, transform.input_size[1:]))
-        raise UsageError(
-            f"the backbone cannot take images of {side} pixels (--img-size): {_one_line(error)}"
-        ) from error
+        raise UsageError(f"the backbone cannot take images of {side} pixels (img_size): {one_line(error)}") from error
 
 
 def size_arguments(backbone: str, img_size: int | None) -> dict[str, Any]:
@@ -255,7 +256,3 @@ def _resolve(backbone: str, split_point: int | None, stages: list[dict[str, Any]
         names = ", ".join(f"{i}: {stage['module']}" for i, stage in enumerate(stages))
         raise BackboneError(f"backbone '{backbone}' has no split point {split_point}; it has {names}")
     return split_point % len(stages)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

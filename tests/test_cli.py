@@ -215,7 +215,7 @@ ERRORS = """
 2 | make-expert {plain} --classes cat --out {new}.safetensors | is a plain network & no branches
 1 | make-expert {cut} --classes cat --out {new}.safetensors | cut.safetensors' is not an intact safetensors file
 2 | eval {full} --data {photos} --workers 0 --attention-signal -1 | signal -1.0 & at least 0
-2 | eval {plain} --data {photos} --workers 0 --attention-signal 2 | --attention-signal
+2 | eval {plain} --data {photos} --workers 0 --attention-signal 2 | attention signal
 2 | eval {full} --data '' | ''
 2 | eval {full} --data {photos} --device warp | --device 'warp' cannot be used here
 2 | eval {full} --data {photos} --device meta | --device 'meta' cannot be used here
@@ -225,16 +225,16 @@ ERRORS = """
 2 | profile test_vit --nodes 2,3 --img-size 33 --no-latency | 33
 2 | build-tree {n} --nodes 2,3 --out {new} | --nodes & --method cluster
 2 | build-tree {photos} --out {new} --method cluster | --nodes
-2 | build-tree {photos} --out {new} --method cluster --nodes 2 --backbone test_resnet --std 0 --workers 0 | --std
+2 | build-tree {photos} --out {new} --method cluster --nodes 2 --backbone test_resnet --std 0 --workers 0 | std
 2 | train {photos} --tree {tree} --out {root}/run | run' already holds a run & --overwrite
 1 | train digits --tree {tree} --out {new} SMALL | Only in the data: 0, 1 & Only in the tree: cat
 2 | train {photos} --tree '' --out {new} SMALL | ''
-2 | train {photos} --tree {tree} --out {new} SMALL --widths 8,4 | --widths & 3 levels
-2 | train {photos} --tree {tree} --out {new} SMALL --widths 8,0,4 | --widths & greater than 0
+2 | train {photos} --tree {tree} --out {new} SMALL --widths 8,4 | widths & 3 levels
+2 | train {photos} --tree {tree} --out {new} SMALL --widths 8,0,4 | widths & greater than 0
 2 | train {photos} --tree {tree} --out {new} SMALL --backbone test_resnt | 'test_resnt' & Did you mean 'test_resnet'
 2 | train {photos} --tree {tree} --out {new} SMALL --scale 2,1 | --scale
 2 | train {photos} --tree {tree} --out {new} SMALL --device meta | --device 'meta' cannot be used here
-2 | train {photos} --tree {tree} --out {new} SMALL --cache-views 2 | --frozen-trunk
+2 | train {photos} --tree {tree} --out {new} SMALL --cache-views 2 | frozen_trunk
 """
 
 

@@ -61,9 +61,21 @@ def test_labels_go_by_id_and_names_before_ids(tmp_path):
     tree = ClassTree.from_nested({"cat": "n2", "n1": "cat", "saw": "tool"})
     data = TreeData(load_data(tmp_path), tree, PREPARE)
     assert shades_by_class(data, tree) == {"n1": {10}, "cat": {20}, "saw": {30}}
-    tree = ClassTree.from_nested({"n1": None, "saw": None, "cat": None}).with_ids({"saw": "n1", "n1": "n2"})
-    data = TreeData(load_data(tmp_path), tree, PREPARE, subset=True)
-    assert tree.classes[data[0][1]] == "n1"
+
+
+def test_two_classes_of_the_data_never_become_one(tmp_path):
+    write_images(tmp_path / "train", {"n1": 10, "n2": 20})
+    tree = ClassTree.from_nested({"n1": "n2", "saw": "n3"})  # n1 by name, n2 by id
+    with pytest.raises(DataError, match="n1"):
+        TreeData(load_data(tmp_path), tree, PREPARE, subset=True)
+
+
+def test_error_in_a_worker_process_is_one_line(tmp_path):
+    write_images(tmp_path / "train", {"cat": 10})
+    (tmp_path / "train" / "cat" / "junk.png").write_bytes(b"junk")
+    data = TreeData(load_data(tmp_path), ClassTree.from_nested(["cat"]), PREPARE)
+    with pytest.raises(DataError, match=r"^cannot read image '.*junk.png': not an image$"):
+        list(loader(data, 1, workers=1))
 
 
 def labelled(classes, labels):

@@ -76,7 +76,7 @@ def test_gains_of_another_shape_are_refused(shape):
 @pytest.mark.parametrize("levels", [1, 3])
 def test_tree_with_another_number_of_levels_is_refused(levels):
     tree = ClassTree.parallel(["a", "b"], levels)
-    with pytest.raises(UsageError, match=rf"tree has {levels} level.*widths are for 2.*--levels 2"):
+    with pytest.raises(UsageError, match=rf"tree has {levels} level.*widths are for 2.*levels=2"):
         BranchTree(tree, 16, "bottleneck", (8, 4), (1, 2))
 
 

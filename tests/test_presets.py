@@ -122,7 +122,7 @@ def test_number_of_classes_must_agree_with_the_tree(name):
 
 
 def test_tree_of_other_levels_than_the_preset_is_refused():
-    with pytest.raises(UsageError, match=r"tree has 2 level.*widths are for 3.*--levels 3"):
+    with pytest.raises(UsageError, match=r"tree has 2 level.*widths are for 3.*levels=3"):
         create_model("n3hl_resnet50", tree={"cat": ["tabby"], "dog": ["beagle"]})
 
 
@@ -166,7 +166,7 @@ def test_settings_override_a_preset():
         ({"width": (8, 6, 4)}, "no setting 'width'. Did you mean 'widths'"),
         ({"splitpoint": 2}, "no setting 'splitpoint'. Did you mean 'split_point'"),
         ({"xyz": 2}, "no setting 'xyz'"),
-        ({"widths": (8, 6)}, r"widths \(8, 6\) and --strides \(1, 1, 2\).*one entry a level"),
+        ({"widths": (8, 6)}, r"widths \(8, 6\) and strides \(1, 1, 2\).*one entry a level"),
         ({"strides": (1, 2)}, "one entry a level"),
         ({"widths": (8, 6), "strides": (1, 2)}, r"tree has 3 level.*for 2"),
         ({"widths": (8, 6, 0)}, r"widths.*greater than 0"),

@@ -156,3 +156,12 @@ def test_closed_pipe_is_silent(tree, tmp_path):
 @pytest.mark.parametrize("line", ["", "nonsense", "--nonsense", "eval", "eval x --dta x", "demo --epochs 0"])
 def test_wrong_usage_exits_with_2(failing, line):
     assert failing(*line.split())[0] == 2
+
+
+def test_train_options_have_the_defaults_of_the_library():
+    from hlnet.cli.train import train
+
+    options = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    fields = {name: field.default for name, field in hlnet.TrainConfig.model_fields.items()}
+    assert options.pop("scale") == ",".join(f"{share:g}" for share in fields.pop("scale"))
+    assert {name: options[name] for name in fields} == fields

@@ -249,3 +249,25 @@ def test_interrupted_epoch_leaves_the_files_of_the_last(tmp_path, moment):
         loaded, data = load_checkpoint(cut / f"{name}.safetensors"), squares(8, 1)
         assert loaded.provenance.metrics["epoch"] == 1
         assert evaluate(loaded, data, loader(data, 8)).neutral.top1 == pytest.approx(float(row["val_top1"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_mixed_precision_ends_with_the_run_and_precisions_may_follow_each_other(cache):
+    for precision in ("bf16", "no"):
+        net = build()
+        fit(net, config(epochs=1, mixed_precision=precision, frozen_trunk=cache), cache=cache)
+        images = torch.rand(2, 3, 32, 32)
+        with torch.no_grad():
+            assert torch.equal(net(images), net.head(net.features(images)))
+            assert net(images).dtype == torch.float32 and "forward" not in {**net.__dict__, **net.head.__dict__}
+
+
+def test_new_run_clears_the_folder_of_the_old(tmp_path):
+    fit(build(), out=tmp_path)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(build(), config(epochs=3), out=tmp_path, on_epoch=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]

@@ -62,7 +62,7 @@ def profile(
             raise UsageError(f"'{model}' is a plain network; it is the first column of any other network's profile")
         net = loaded
         config, class_tree, transform = net.config, net.tree, net.transform
-        parent_counts = net.provenance.parent_counts if classes is None else None
+        parent_counts = net.provenance.parent_counts
     else:
         class_tree = _tree(model, tree, nodes)
         arguments = size_arguments(PRESETS.get(model, {}).get("backbone", model), img_size)

@@ -58,7 +58,7 @@ def train(
         int,
         typer.Option(
             min=0,
-            help="With a frozen trunk: run it only this often over each image, and keep its features in memory.",
+            help="With a frozen trunk: run it this often over each image, and keep the features in memory.",
             rich_help_panel=TRUNK,
         ),
     ] = 0,
