@@ -179,7 +179,8 @@ def train(
             best_metrics = net.provenance.metrics
         if out and accelerator.is_main_process:
             _write_progress(net, weights, history, Path(out), improved)
-    accelerator.unwrap_model(run.module, keep_fp32_wrapper=False)  # mixed precision was for training only
+    # Mixed precision was for training only: accelerate gives the method back, as an attribute that shadows the class's.
+    vars(accelerator.unwrap_model(run.module, keep_fp32_wrapper=False)).pop("forward", None)
     net.load_state_dict(best)
     net.provenance.metrics = best_metrics
     net.to(accelerator.device).eval()
