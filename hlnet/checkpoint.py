@@ -164,7 +164,10 @@ def opened(path: str | Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not an intact safetensors file: {_reason(error)}") from error
+        raise CheckpointError(
+            f"'{path}' is not an intact safetensors file: damaged, cut short or of another kind; "
+            "give a file written by hlnet train or make-expert"
+        ) from error
 
 
 def empty_network(header: Header) -> HierarchicalNet | PlainNet:

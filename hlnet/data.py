@@ -81,9 +81,11 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         unknown = [name for name, found in zip(images.classes, known, strict=True) if found is None]
         absent = [tree.classes[i] for i in sorted(set(range(len(tree.classes))) - set(known))]
         if (unknown or absent) and not subset:
+            told = [f"Only in the data: {_some(unknown)}."] if unknown else []
+            told += [f"Only in the tree, without an image here: {_some(absent)}."] if absent else []
             raise DataError(
-                f"the classes of {images.name} and of the tree differ. Only in the data: {_some(unknown)}. "
-                f"Only in the tree: {_some(absent)}. Rename folders or tree nodes so that they match by name or id"
+                f"the classes of {images.name} and of the tree differ. {' '.join(told)} "
+                "They are matched by name or id: rename folders or nodes, or add what is missing"
             )
         kept = [(i, known[label]) for i, label in enumerate(images.labels)]
         self.samples = [(i, label) for i, label in kept if label is not None]
@@ -200,7 +202,7 @@ def open_image(path: str | Path) -> Image.Image:
         reason = (
             "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error
         )
-        raise DataError(f"cannot read image '{path}': {reason}") from error
+        raise DataError(f"cannot read image '{path}': {reason}; remove or replace it") from error
 
 
 # ---------------------------------------------------------------------- sources

@@ -19,6 +19,7 @@ from hlnet import plots
 from hlnet.attention import gains_for, other_classes
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
+from hlnet.errors import UsageError
 from hlnet.evaluation import accuracy, logits_of
 from hlnet.expert import cut_expert, verify_expert
 from hlnet.files import make_folder, replacing
@@ -83,8 +84,13 @@ def run_demo(
         device: a torch device.
         on_stage: called with a sentence before each step.
         on_batch: see :func:`hlnet.train`.
+
+    Raises:
+        UsageError: if ``out`` holds another training run.
     """
     out = Path(out)
+    if (out / "metrics.csv").exists() and not (out / "report.json").exists():
+        raise UsageError(f"'{out}' holds a training run; choose another folder for the demo")
     make_folder(out)
     tell = on_stage or (lambda sentence: None)
     torch.manual_seed(seed)
@@ -220,16 +226,18 @@ def _examples(
     neutral = net.head(features)
     chosen = (neutral.argmax(1) != labels).nonzero().flatten()[:count]
     labels, part = labels[chosen], features[chosen]
+    wrong = other_classes(labels, len(net.tree.classes))
     runs = {
         "no cue": neutral[chosen],
         "right cue": net.head(part, gains_for(net.tree, labels, SIGNAL)),
-        "wrong cue": net.head(part, gains_for(net.tree, other_classes(labels, len(net.tree.classes)), SIGNAL)),
+        "wrong cue": net.head(part, gains_for(net.tree, wrong, SIGNAL)),
     }
     return [
         plots.Example(
             image=np.asarray(data.images.load(data.samples[int(position)][0])),
             title=f"a {net.tree.classes[int(labels[row])]}",
             shares={name: scores[row].softmax(0).tolist() for name, scores in runs.items()},
+            cues={"right cue": net.tree.classes[int(labels[row])], "wrong cue": net.tree.classes[int(wrong[row])]},
             classes=net.tree.classes,
         )
         for row, position in enumerate(chosen)

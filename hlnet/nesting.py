@@ -107,5 +107,5 @@ def _nest(members: list[int], levels: list[list[int]], names: list[str]) -> dict
 
 
 def _group_name(names: Sequence[str], limit: int = 3) -> str:
-    rest = f"+{len(names) - limit} more" if len(names) > limit else ""
+    rest = f"+{len(names) - limit}-more" if len(names) > limit else ""
     return "+".join(names[:limit]) + rest

@@ -21,11 +21,12 @@ BLUE, RED, GREY, LIGHT = "#3465a4", "#c4443c", "#8a8a8a", "#d5d9de"
 
 @dataclass(frozen=True)
 class Example:
-    """One image with the shares that each class gets under each kind of cue."""
+    """One image with the shares that each class gets under each kind of cue, and the class that is cued."""
 
     image: Any
     title: str
     shares: dict[str, list[float]]
+    cues: dict[str, str]
     classes: tuple[str, ...]
 
 
@@ -106,6 +107,7 @@ def plot_costs(found: Profile, path: str | Path) -> None:
     for axes, (label, values) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
         bars = axes.bar([name for name, _ in columns], values, color=[GREY, BLUE, RED][: len(columns)], width=0.65)
         axes.bar_label(bars, fmt="%.3g", padding=2)
+        axes.margins(y=0.12)
         axes.set_title(label, fontsize=11)
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -133,6 +135,8 @@ def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
             colours = [LIGHT] * len(shares)
             colours[best] = BLUE if example.classes[best] == truth else RED
             axes.bar(example.classes, shares, color=colours)
+            if kind in example.cues:
+                axes.set_title(f"cue: {example.cues[kind]}", fontsize=8, pad=2)
             axes.set(ylim=(0, 1), yticks=[])
             axes.tick_params(length=0, labelsize=7)
             axes.spines[["top", "right", "left"]].set_visible(False)

@@ -29,7 +29,7 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from torch.utils.data import Dataset
 
 from hlnet.checkpoint import save_checkpoint
 from hlnet.data import TreeData, loader
-from hlnet.errors import RunError, UsageError
+from hlnet.errors import RunError, UsageError, did_you_mean
 from hlnet.features import CachedFeatures
 from hlnet.files import replacing
 from hlnet.network import HierarchicalNet
@@ -207,7 +207,8 @@ class _Run:
         try:
             optimizer = create_optimizer_v2(trained, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
         except (ValueError, AssertionError, KeyError) as error:
-            raise UsageError(f"timm has no optimizer '{config.opt}': {error}") from error
+            near = did_you_mean(config.opt, map(str, list_optimizers()))
+            raise UsageError(f"timm has no optimizer '{config.opt}'.{near} See timm.optim.list_optimizers()") from error
         val_batches = loader(val_data, 2 * config.batch_size, workers)
         prepared = self.accelerator.prepare(trained, optimizer, batches, val_batches)
         self.module, self.optimizer, self.batches, self.val_batches = prepared

@@ -346,6 +346,8 @@ def _flatten(nested: Mapping[Any, Any] | Sequence[Any]) -> list[tuple[str, bool,
                     f"node '{child}': expected a mapping, a list of class names, an index or an id, got {below!r}"
                 )
 
+    if nested is None:
+        raise TreeError("the tree is empty")
     if not isinstance(nested, Mapping | list | tuple):
         raise TreeError(f"a tree is a mapping or a list of class names, got {type(nested).__name__}")
     visit(nested, "", 0)

@@ -18,7 +18,7 @@ from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from hlnet.errors import BackboneError, CheckpointError, UsageError, did_you_mean, one_line
+from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, did_you_mean, one_line
 
 
 class InputTransform(BaseModel):
@@ -147,15 +147,10 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
 
     Raises:
         BackboneError: for an unknown name (with the nearest ones) or arguments that the backbone refuses.
-        UsageError: if pretrained weights cannot be had.
+        RunError: if pretrained weights cannot be had.
     """
     arguments = arguments or {}
-    architecture = name.split(".")[0]
-    if timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__.startswith("hlnet."):
-        raise BackboneError(f"'{name}' is a preset of hlnet, not a backbone; name the timm model that it is built on")
-    if ":" not in name and not timm.is_model(architecture):
-        near = did_you_mean(name.split("/")[-1], timm.list_models())
-        raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all")
+    check_backbone(name)
     if reserved := arguments.keys() & {"features_only", "pretrained", "model_name", "out_indices"}:
         raise BackboneError(f"backbone '{name}': argument '{min(reserved)}' is set by hlnet itself; leave it out")
     try:
@@ -163,9 +158,9 @@ def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrain
     except Exception as error:  # each backbone has its own ways to refuse
         reason = f"{type(error).__name__}: {one_line(error)}"
         if pretrained:
-            raise UsageError(
-                f"pretrained weights of '{name}' could not be had ({reason}); "
-                "check name and network, or give a local file"
+            raise RunError(
+                f"pretrained weights of '{name}' could not be had; check name and network, or give a local file "
+                f"(trunk_weights). The cause: {reason}"
             ) from error
         given = f" with {arguments}" if arguments else ""
         raise BackboneError(f"backbone '{name}' cannot be built{given} ({reason})") from error
@@ -201,6 +196,20 @@ def size_arguments(backbone: str, img_size: int | None) -> dict[str, Any]:
         img_size and timm.is_model(backbone) and getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)
     )
     return {"img_size": img_size} if fixed else {}
+
+
+def check_backbone(name: str) -> None:
+    """Refuse what timm does not know, before anything else is done.
+
+    Raises:
+        BackboneError: for an unknown name, with the nearest ones.
+    """
+    architecture = name.split(".")[0]
+    if timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__.startswith("hlnet."):
+        raise BackboneError(f"'{name}' is a preset of hlnet, not a backbone; name the timm model that it is built on")
+    if ":" not in name and not timm.is_model(architecture):
+        near = did_you_mean(name.split("/")[-1], timm.list_models())
+        raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all")
 
 
 def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str] | None = None) -> None:

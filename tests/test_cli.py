@@ -227,7 +227,7 @@ ERRORS = """
 2 | build-tree {photos} --out {new} --method cluster | --nodes
 2 | build-tree {photos} --out {new} --method cluster --nodes 2 --backbone test_resnet --std 0 --workers 0 | std
 2 | train {photos} --tree {tree} --out {root}/run | run' already holds a run & --overwrite
-1 | train digits --tree {tree} --out {new} SMALL | Only in the data: 0, 1 & Only in the tree: cat
+1 | train digits --tree {tree} --out {new} SMALL | Only in the data: 0, 1 & Only in the tree, without an image here: cat
 2 | train {photos} --tree '' --out {new} SMALL | ''
 2 | train {photos} --tree {tree} --out {new} SMALL --widths 8,4 | widths & 3 levels
 2 | train {photos} --tree {tree} --out {new} SMALL --widths 8,0,4 | widths & greater than 0

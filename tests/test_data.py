@@ -74,7 +74,7 @@ def test_error_in_a_worker_process_is_one_line(tmp_path):
     write_images(tmp_path / "train", {"cat": 10})
     (tmp_path / "train" / "cat" / "junk.png").write_bytes(b"junk")
     data = TreeData(load_data(tmp_path), ClassTree.from_nested(["cat"]), PREPARE)
-    with pytest.raises(DataError, match=r"^cannot read image '.*junk.png': not an image$"):
+    with pytest.raises(DataError, match=r"^cannot read image '.*junk.png': not an image; remove or replace it$"):
         list(loader(data, 1, workers=1))
 
 
@@ -84,7 +84,7 @@ def labelled(classes, labels):
 
 def test_differing_classes_are_named_on_both_sides():
     images, tree = labelled(["cat", "dog", "newt"], [0, 1, 2, 1]), ClassTree.parallel(["saw", "dog", "axe"])
-    with pytest.raises(DataError, match=r"data: cat, newt\. Only in the tree: saw, axe\."):
+    with pytest.raises(DataError, match=r"data: cat, newt\. Only in the tree, without an image here: saw, axe\."):
         TreeData(images, tree, PREPARE)
     with pytest.raises(DataError, match=r"data: none\. Only in the tree: saw\."):
         TreeData(labelled(["dog"], [0]), ClassTree.parallel(["dog", "saw"]), PREPARE)

@@ -59,7 +59,7 @@ def test_order_and_units_of_features_do_not_matter():
 def test_groups_are_named_after_their_first_members():
     means = torch.tensor([[0.0], [0.1], [0.2], [0.3], [9.0], [5.0]])
     tree = cluster_tree(means, ["a", "b", "c", "d", "e", "f"], [3])
-    assert tree.to_nested() == {"a+b+c+1 more": {"a": 0, "b": 1, "c": 2, "d": 3}, "e": 4, "f": 5}
+    assert tree.to_nested() == {"a+b+c+1-more": {"a": 0, "b": 1, "c": 2, "d": 3}, "e": 4, "f": 5}
 
 
 @pytest.mark.parametrize("classes", [["only"], ["one", "two"]])

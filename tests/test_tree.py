@@ -160,7 +160,7 @@ REFUSED = {
     "no name": ([None], "None"),
     "boolean value": ({"x": True}, "True"),
     "fraction": ({"x": 0.5}, "0.5"),
-    "nothing": (None, "NoneType"),
+    "nothing": (None, "empty"),
     "deep mapping": (chain(5000), "64"),
     "deep list": ({"a": reduce(lambda below, _: [below], range(5000), [])}, "'a'"),
 }

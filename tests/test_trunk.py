@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from hlnet.errors import BackboneError, CheckpointError, UsageError
+from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.tree import ClassTree
 from hlnet.trunk import Trunk, create_backbone, load_trunk_weights
@@ -145,7 +145,7 @@ def test_arguments_that_the_backbone_refuses(backbone, arguments):
 
 def test_pretrained_weights_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match=r"pretrained weights of 'test_resnet' could not be had.*local file"):
+    with pytest.raises(RunError, match=r"pretrained weights of 'test_resnet' could not be had.*local file"):
         create_backbone(TINY, {"cache_dir": tmp_path}, pretrained=True)
 
 

@@ -78,6 +78,6 @@ def evaluate(
     if found.cued is not None:
         change = 100 * (found.cued.top1 - found.neutral.top1)
         output.show(
-            f"The cue came from the label of each image (an oracle): {change:+.2f} points is what right cues give. "
-            "A wrong cue costs accuracy; this figure does not show how much."
+            f"The cue came from the label of each image (an oracle): {change:+.2f} points with every cue right. "
+            "What wrong cues do is not in this figure."
         )

@@ -93,7 +93,9 @@ def pick_device(name: str) -> str:
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device '{name}' cannot be used here; try auto, cpu, cuda, cuda:1 or mps") from error
+        raise UsageError(
+            f"--device '{name}' cannot be used here; auto takes what there is, cpu always works"
+        ) from error
     return name
 
 

@@ -21,7 +21,8 @@ def predict(
 ) -> None:
     """Label images: classes with probabilities and their paths in the tree.
 
-    Reads images; writes nothing. Probabilities are shares among the network's own classes. One that cannot be read is
+    Reads images; writes nothing. Probabilities are shares among the network's own classes: with one class, always
+    100 %. An image that cannot be read is
     reported and does not end the run, but the exit code is then 1. With --json, one object a line.
 
     **Examples**

@@ -42,7 +42,7 @@ def profile(
     from hlnet.cli import output
     from hlnet.network import HierarchicalNet
     from hlnet.presets import PRESETS, network_config
-    from hlnet.trunk import Trunk, size_arguments
+    from hlnet.trunk import Trunk, check_backbone, size_arguments
 
     batches, counts = (
         options.integers(batch_size, "--batch-size") or (1,),
@@ -59,11 +59,16 @@ def profile(
             )
         loaded = options.load_model(Path(model), device)
         if not isinstance(loaded, HierarchicalNet):
-            raise UsageError(f"'{model}' is a plain network; it is the first column of any other network's profile")
+            raise UsageError(
+                f"'{model}' is a plain network, the first column of any profile on its backbone: "
+                f"hlnet profile {loaded.config.backbone} --nodes 1,{len(loaded.tree.classes)}"
+            )
         net = loaded
         config, class_tree, transform = net.config, net.tree, net.transform
         parent_counts = net.provenance.parent_counts
     else:
+        if model not in PRESETS:
+            check_backbone(model)
         class_tree = _tree(model, tree, nodes)
         arguments = size_arguments(PRESETS.get(model, {}).get("backbone", model), img_size)
         config = network_config(model, class_tree.num_levels, backbone_args=arguments)
@@ -81,6 +86,8 @@ def profile(
         output.show_json(found)
     else:
         output.show_profile(found)
+        if latency and found.expert and not found.full.latency:
+            output.hint("full: counted from its number of nodes, not timed; its weights are not in this file")
 
 
 def _tree(model: str, tree: Path | None, nodes: str | None) -> ClassTree:

@@ -76,7 +76,7 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.", rich_help_panel=TRAINING)] = 30,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.", rich_help_panel=TRAINING)] = 32,
     opt: Annotated[str, typer.Option(help="timm optimizer: adamw, sgd, …", rich_help_panel=TRAINING)] = "adamw",
-    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate at the top of the cosine.", rich_help_panel=TRAINING)] = 1e-3,
     min_lr: Annotated[float, typer.Option(help="At the end of the cosine.", rich_help_panel=TRAINING)] = 1e-6,
     weight_decay: Annotated[
         float, typer.Option(help="Of convolutions and linear rows only.", rich_help_panel=TRAINING)
@@ -122,6 +122,10 @@ def train(
 
     if (out / "metrics.csv").exists() and not overwrite:
         raise UsageError(f"'{out}' already holds a run; choose another --out, or give --overwrite")
+    if Path(data).is_dir() and out.resolve() == Path(data).resolve():
+        raise UsageError(f"--out '{out}' is the data folder; choose another one for the run")
+    if pretrained and trunk_weights:
+        raise UsageError("give either --pretrained or --trunk-weights")
     crop = options.floats(scale, "--scale", 2) or (0.35, 1.0)
     try:
         config = training.TrainConfig(
