@@ -86,7 +86,7 @@ def test_differing_classes_are_named_on_both_sides():
     images, tree = labelled(["cat", "dog", "newt"], [0, 1, 2, 1]), ClassTree.parallel(["saw", "dog", "axe"])
     with pytest.raises(DataError, match=r"data: cat, newt\. Only in the tree, without an image here: saw, axe\."):
         TreeData(images, tree, PREPARE)
-    with pytest.raises(DataError, match=r"data: none\. Only in the tree: saw\."):
+    with pytest.raises(DataError, match=r"differ\. Only in the tree, without an image here: saw\."):
         TreeData(labelled(["dog"], [0]), ClassTree.parallel(["dog", "saw"]), PREPARE)
 
 
