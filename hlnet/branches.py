@@ -12,6 +12,7 @@ k * k]`` where the kernel is larger than a pixel: torch allows a change to chann
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ Block = Literal["bottleneck", "convnext"]
 Family = dict[str, Tensor]  # the rows of one parent's children, of every stacked tensor of a level
 
 
-class BranchLevel(nn.Module):
+class BranchLevel(nn.Module, ABC):
     """The blocks of all nodes of one level; subclasses define the block.
 
     Args:
@@ -50,6 +51,7 @@ class BranchLevel(nn.Module):
         parts = {name: torch.split(tensor, list(self.sibling_counts)) for name, tensor in tensors.items()}
         return [{name: rows[parent] for name, rows in parts.items()} for parent in range(len(self.sibling_counts))]
 
+    @abstractmethod
     def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
         """All children of one parent.
 
@@ -61,7 +63,6 @@ class BranchLevel(nn.Module):
         Returns:
             ``[B, m, out_channels, H', W']`` for ``m`` children.
         """
-        raise NotImplementedError
 
     def stack(self, name: str, *shape: int, init: float | None = None) -> None:
         """Add a parameter ``[nodes, *shape]``, constant where ``init`` is given."""
