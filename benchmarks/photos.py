@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 
 import hlnet
@@ -62,7 +63,7 @@ def network(kind: str, tree: hlnet.ClassTree, weights: Path) -> Any:
 def features(root: Path, tree: hlnet.ClassTree, weights: Path) -> dict[str, CachedFeatures]:
     """Augmented views for training; validation and test images as they are."""
     net = network("N3HL", tree, weights)
-    torch.manual_seed(0)
+    set_seed(0)  # timm augments with Python's and NumPy's generators too
     found = {}
     for split in ("train", "val", "test"):
         training = split == "train"
