@@ -220,6 +220,11 @@ class Leaves(nn.Module):
         return logits.squeeze(-1).t() + self.bias
 
 
+def pooled(children: Tensor) -> Tensor:
+    """Global average pooling of a family's output: ``[B, m, C, H, W]`` to ``[B, m, C]``."""
+    return F.adaptive_avg_pool2d(children.flatten(0, 1), 1).view(children.shape[:3])
+
+
 def _by_child(x: Tensor, children: int) -> Tensor:
     """``[B, m * C, H, W]`` as ``[B, m, C, H, W]``."""
     return x.view(len(x), children, -1, *x.shape[2:])

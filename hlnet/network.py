@@ -12,11 +12,10 @@ from itertools import accumulate
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from hlnet.branches import LEVELS, Block, Family, Leaves
+from hlnet.branches import LEVELS, Block, Family, Leaves, pooled
 from hlnet.errors import UsageError
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform, Trunk, backbone_no_weight_decay
@@ -125,8 +124,8 @@ class BranchTree(nn.Module):
         """
         families: list[list[Family]] = [level.families() for level in self.levels]  # type: ignore[operator]
         family_gains = self._split_gains(gains, len(features))
-        pooled = torch.cat(list(self._grow(features, 0, 0, families, family_gains)), dim=1)
-        logits: Tensor = self.leaves(pooled)
+        leaf_features = torch.cat(list(self._grow(features, 0, 0, families, family_gains)), dim=1)
+        logits: Tensor = self.leaves(leaf_features)
         return logits
 
     def no_weight_decay(self) -> set[str]:
@@ -142,7 +141,7 @@ class BranchTree(nn.Module):
         """Pooled leaf features ``[B, m, C]`` below one parent, family by family."""
         children: Tensor = self.levels[depth](x, families[depth][parent], gains[depth][parent])
         if depth == len(self.levels) - 1:
-            yield F.adaptive_avg_pool2d(children.flatten(0, 1), 1).view(children.shape[:3])
+            yield pooled(children)
             return
         for position, child in enumerate(children.unbind(1), start=self._first_child[depth][parent]):
             yield from self._grow(child, depth + 1, position, families, gains)

@@ -31,6 +31,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Presets that give every class a private chain, whatever tree they are given.
+PARALLEL = frozenset({"phl_resnet50"})
+
 
 def create_model(
     name: str,
@@ -61,11 +64,18 @@ def create_model(
     """
     from hlnet.network import HierarchicalNet
 
-    classes = _as_tree(name, tree, num_classes)
-    config = network_config(name, classes.num_levels, **overrides)
-    if name.startswith("phl_"):
-        classes = classes.parallelized(levels=len(config.widths))
+    config, classes = configure(name, _as_tree(name, tree, num_classes), **overrides)
     return HierarchicalNet(config, classes, pretrained)
+
+
+def configure(name: str, tree: ClassTree, **overrides: Any) -> tuple[NetworkConfig, ClassTree]:
+    """What :func:`create_model` builds, before it is built: the config, and the tree as the preset shapes it.
+
+    Raises:
+        UsageError: as :func:`network_config`.
+    """
+    config = network_config(name, tree.num_levels, **overrides)
+    return config, tree.parallelized(levels=len(config.widths)) if name in PARALLEL else tree
 
 
 def network_config(name: str, levels: int, **overrides: Any) -> NetworkConfig:
@@ -122,7 +132,7 @@ def _general_form(backbone: str, levels: int, block: str | None) -> dict[str, An
 
 
 def _as_tree(name: str, tree: Any, num_classes: int | None) -> ClassTree:
-    if tree is None and num_classes and name.startswith("phl_"):
+    if tree is None and num_classes and name in PARALLEL:
         return ClassTree.balanced([num_classes])
     if tree is None:
         raise UsageError(f"'{name}' needs a class tree: give tree=…, a file, a folder, or nested mappings")

@@ -15,16 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from hlnet.branches import LEVELS, BranchLevel, Leaves
-from hlnet.checkpoint import Header, empty_network
+from hlnet.branches import LEVELS, BranchLevel, Leaves, pooled
 from hlnet.errors import UsageError
 from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig, Provenance, check_levels
+from hlnet.network import HierarchicalNet, NetworkConfig, check_levels
 from hlnet.plain import PlainConfig
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
@@ -221,11 +219,12 @@ def with_latency(
     config = model.config
     plain = create_backbone(config.backbone, config.backbone_args | {"num_classes": found.plain.classes})
     models: dict[str, nn.Module] = {"plain": plain.to(next(model.parameters()).device)}
-    is_expert = found.expert is not None and model.tree.counts == found.expert.nodes
-    if classes is None or model.tree.counts == found.full.nodes:
-        models["expert" if is_expert and classes is None else "full"] = model
     if classes is not None:
         models["expert"] = cut_expert(model, classes)
+    if model.tree.counts == found.full.nodes:
+        models["full"] = model
+    elif classes is None:  # the model is itself an expert
+        models["expert"] = model
     latencies = measure_latency(models, found.input_size, batch_sizes, threads, on_round=on_round)
     costs = {name: getattr(found, name).model_copy(update={"latency": value}) for name, value in latencies.items()}
     return with_reductions(found.model_copy(update=costs))
@@ -250,11 +249,9 @@ def with_reductions(found: Profile) -> Profile:
     return found.model_copy(update={"reductions": reductions})
 
 
-def random_network(config: NetworkConfig, tree: ClassTree, transform: InputTransform | None = None) -> HierarchicalNet:
+def random_network(config: NetworkConfig, tree: ClassTree) -> HierarchicalNet:
     """The network with arbitrary weights, quickly: for timing only."""
-    size = transform or Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).transform
-    model = empty_network(Header("hierarchical", config, tree, size, Provenance(), ""))
-    assert isinstance(model, HierarchicalNet)
+    model = HierarchicalNet(config, tree, empty=True).eval()
     model.head.to_empty(device="cpu")
     for tensor in model.head.state_dict().values():
         tensor.uniform_(0.01, 0.02)
@@ -275,8 +272,7 @@ class _OneNode(nn.Module):
         children: Tensor = self.level(x, self.level.families()[0], None)
         if self.leaves is None:
             return children
-        pooled = F.adaptive_avg_pool2d(children.flatten(0, 1), 1).view(children.shape[:3])
-        logits: Tensor = self.leaves(pooled)
+        logits: Tensor = self.leaves(pooled(children))
         return logits
 
 

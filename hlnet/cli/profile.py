@@ -41,8 +41,8 @@ def profile(
     from hlnet import profiling
     from hlnet.cli import output
     from hlnet.network import HierarchicalNet
-    from hlnet.presets import PRESETS, network_config
-    from hlnet.trunk import Trunk, check_backbone, size_arguments
+    from hlnet.presets import PRESETS, configure
+    from hlnet.trunk import InputTransform, check_backbone, size_arguments
 
     batches, counts = (
         options.integers(batch_size, "--batch-size") or (1,),
@@ -51,6 +51,7 @@ def profile(
     if min(batches) < 1 or min(counts) < 1:
         raise UsageError("--batch-size and --threads must be at least 1")
     net: HierarchicalNet | None = None
+    transform: InputTransform | None
     parent_counts = None
     if model.endswith(".safetensors") or Path(model).exists():
         if tree or nodes or img_size:
@@ -71,14 +72,11 @@ def profile(
             check_backbone(model)
         class_tree = _tree(model, tree, nodes)
         arguments = size_arguments(PRESETS.get(model, {}).get("backbone", model), img_size)
-        config = network_config(model, class_tree.num_levels, backbone_args=arguments)
-        if model.startswith("phl_"):
-            class_tree = class_tree.parallelized(len(config.widths))
-        trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
-        transform = trunk.transform.adjusted(img_size)
+        config, class_tree = configure(model, class_tree, backbone_args=arguments)
+        transform = InputTransform().adjusted(img_size) if img_size else None  # of which only the size counts here
     found = profiling.profile(config, class_tree, transform, classes, parent_counts)
     if latency:
-        net = net or profiling.random_network(config, class_tree, transform).to(options.pick_device(device))
+        net = net or profiling.random_network(config, class_tree).to(options.pick_device(device))
         with output.progress() as bar:
             bar.add_task("timing", total=None)
             found = profiling.with_latency(found, net, classes, batches, counts)
