@@ -1,0 +1,116 @@
+"""The outline of a hierarchy of any depth: what every source of trees yields before levels are chosen.
+
+WordNet, a dendrogram and a deep file have far more levels than a network; ``hlnet.condense`` makes levels of them.
+Nothing here recurses: a dendrogram may be as deep as it has classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hlnet.tree import ClassTree
+
+
+@dataclass(slots=True, eq=False)
+class Outline:
+    """A node of a hierarchy, with all that lies below it; the root stands for the trunk and has no name of its own.
+
+    Attributes:
+        name: of the group or class; it may hold no ``/``, which parts the names of a path.
+        children: empty for a class.
+        index: for a class, its original index; ``None``: numbered in the outline's order.
+        id: an outside identifier, such as a WordNet id.
+        height: how unlike the children are (a dendrogram's merge height); 0 where nothing is known.
+
+    Example:
+        >>> root = Outline("", [Outline("cat", [Outline("tabby"), Outline("siamese")]), Outline("saw")])
+        >>> root.to_tree().counts
+        (2, 3)
+    """
+
+    name: str
+    children: list[Outline] = field(default_factory=list)
+    index: int | None = None
+    id: str | None = None
+    height: float = 0.0
+
+    @classmethod
+    def of(cls, tree: ClassTree) -> Outline:
+        """The outline of a class tree, without the nodes that only continue a class."""
+        root = cls("")
+        above = [root]
+        for row in tree.levels:
+            here = []
+            for node in row:
+                if node.continued:
+                    here.append(above[node.parent])
+                    continue
+                here.append(cls(node.name, id=node.id))
+                above[node.parent].children.append(here[-1])
+            above = here
+        for outline, leaf in zip(above, tree.leaves, strict=True):
+            outline.index = leaf.index
+        return root
+
+    def walk(self) -> Iterator[Outline]:
+        """This node and all below it, a node before its children, in order."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(reversed(node.children))
+
+    def leaves(self) -> list[Outline]:
+        """The classes below, in order; a node without children is its own."""
+        return [node for node in self.walk() if not node.children]
+
+    def contracted(self) -> Outline:
+        """The same classes without single-child chains: a node with one child gives way to that child."""
+        kept: dict[int, Outline] = {}
+        for node in reversed(list(self.walk())):
+            below = [kept.pop(id(child)) for child in node.children]
+            if len(below) == 1:
+                kept[id(node)] = below[0]
+            else:
+                kept[id(node)] = Outline(node.name, below, node.index, node.id, node.height)
+        top = kept.pop(id(self))
+        return top if top.children else Outline(self.name, [top])
+
+    def to_tree(self, levels: int | None = None) -> ClassTree:
+        """The class tree with these groups as its nodes.
+
+        A name that stands twice under one node gets its id, or a number, in parentheses.
+
+        Args:
+            levels: classes that end early are continued to this many; default: the depth of the deepest.
+
+        Raises:
+            TreeError: if there is no class, a class name stands twice, or the outline is too deep.
+        """
+        nested: dict[str, Any] = {}
+        ids: dict[str, str] = {}
+        waiting = [(self, nested, "")]
+        numbers = {id(leaf): i for i, leaf in enumerate(self.leaves())}
+        while waiting:
+            node, place, above = waiting.pop()
+            for child in node.children:
+                name = _free_name(child, place)
+                path = above + name
+                if child.id is not None:
+                    ids[path] = child.id
+                if child.children:
+                    place[name] = {}
+                    waiting.append((child, place[name], path + "/"))
+                else:
+                    place[name] = numbers[id(child)] if child.index is None else child.index
+        return ClassTree.from_nested(nested, levels).with_ids(ids)
+
+
+def _free_name(child: Outline, taken: dict[str, Any]) -> str:
+    if child.name not in taken:
+        return child.name
+    marks = [child.id] if child.id else []
+    marks += [str(number) for number in range(2, len(taken) + 3)]
+    return next(name for mark in marks if (name := f"{child.name} ({mark})") not in taken)
