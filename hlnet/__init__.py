@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hlnet.evaluation import evaluate
     from hlnet.expert import cut_expert, verify_expert
     from hlnet.features import CachedFeatures
-    from hlnet.nesting import class_means, cluster_tree
+    from hlnet.clustering import class_means, cluster_tree
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.plain import PlainConfig, PlainNet
     from hlnet.prediction import predict
@@ -59,7 +59,7 @@ _MODULES = {
     "evaluation": ("evaluate",),
     "expert": ("cut_expert", "verify_expert"),
     "features": ("CachedFeatures",),
-    "nesting": ("class_means", "cluster_tree"),
+    "clustering": ("class_means", "cluster_tree"),
     "network": ("HierarchicalNet", "NetworkConfig"),
     "plain": ("PlainConfig", "PlainNet"),
     "prediction": ("predict",),

@@ -23,7 +23,7 @@ from hlnet.errors import UsageError
 from hlnet.evaluation import accuracy, logits_of
 from hlnet.expert import cut_expert, verify_expert
 from hlnet.files import make_folder, replacing
-from hlnet.nesting import class_means, cluster_tree
+from hlnet.clustering import class_means, cluster_tree
 from hlnet.network import HierarchicalNet
 from hlnet.presets import create_model
 from hlnet.profiling import Profile, profile, with_latency

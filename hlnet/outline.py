@@ -6,7 +6,7 @@ Nothing here recurses: a dendrogram may be as deep as it has classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +106,17 @@ class Outline:
                 else:
                     place[name] = numbers[id(child)] if child.index is None else child.index
         return ClassTree.from_nested(nested, levels).with_ids(ids)
+
+
+def group_name(names: Sequence[str], count: int | None = None) -> str:
+    """A name for a group that has none of its own: its first three members, of ``count`` (default: all given).
+
+    Example:
+        >>> group_name(["cat", "dog", "owl", "rook", "saw"])
+        'cat+dog+owl+2-more'
+    """
+    count = len(names) if count is None else count
+    return "+".join(names[:3]) + (f"+{count - 3}-more" if count > 3 else "")
 
 
 def _free_name(child: Outline, taken: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import nn
 
 from hlnet.errors import DataError, UsageError
-from hlnet.nesting import class_means, cluster_tree
+from hlnet.clustering import class_means, cluster_tree
 from hlnet.tree import ClassTree
 
 
