@@ -151,7 +151,7 @@ def _cluster(
 ) -> ClassTree:
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, loader
-    from hlnet.nesting import class_means, cluster_tree
+    from hlnet.clustering import class_means, cluster_tree
     from hlnet.tree import ClassTree
 
     data = TreeData(images, ClassTree.from_nested(list(images.classes)), eval_transform(trunk.transform))
