@@ -1,8 +1,8 @@
 """Making a network's few levels out of a hierarchy of any depth, by splitting groups until there are enough.
 
 First every node is made to split in two: children of one node are paired up from the smallest, as in a Huffman code.
-Then a level is a set of groups: from one group of everything, the largest group (of a dendrogram, the one merged last) is
-split until the wanted number is reached. Levels are made from the classes upwards, each from the groups of the level
+Then a level is a set of groups: from one group of everything, the largest group (of a dendrogram, the one merged last)
+is split until there are as many as wanted. Levels are made from the classes upwards, each from the groups of the level
 below, so they nest.
 """
 
@@ -131,7 +131,9 @@ def _cut(top: _Group, count: int, largest: int, level: int) -> list[_Group]:
         parted = _common(*group.halves) if group.halves else 0
         return group.size <= largest, parted, -group.height, -group.size, group.first, group
 
-    waiting, single, split = [entry(top)], [], []
+    waiting = [entry(top)]
+    single: list[_Group] = []
+    split: list[_Group] = []
     while waiting and (len(waiting) + len(single) < count or not waiting[0][0]):
         group = heapq.heappop(waiting)[-1]
         if not group.halves:

@@ -6,7 +6,7 @@ Nothing here recurses: a dendrogram may be as deep as it has classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,16 @@ class Outline:
                 kept[id(node)] = Outline(node.name, below, node.index, node.id, node.height)
         top = kept.pop(id(self))
         return top if top.children else Outline(self.name, [top])
+
+    def only(self, names: Collection[str]) -> Outline:
+        """The hierarchy of these classes alone; groups that lose all theirs go."""
+        wanted = set(names)
+        kept: dict[int, Outline] = {}
+        for node in reversed(list(self.walk())):
+            below = [kept.pop(id(child)) for child in node.children if id(child) in kept]
+            if below or (not node.children and node.name in wanted):
+                kept[id(node)] = Outline(node.name, below, node.index, node.id, node.height)
+        return kept.get(id(self), Outline(self.name))
 
     def to_tree(self, levels: int | None = None) -> ClassTree:
         """The class tree with these groups as its nodes.

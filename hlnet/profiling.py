@@ -120,21 +120,54 @@ def profile(
         >>> found.full.params, round(found.full.gmacs, 3), round(found.plain.gmacs, 2)
         (11929930, 3.894, 4.11)
     """
-    trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
     check_levels(tree.num_levels, config.widths)
-    transform = transform or trunk.transform
-    size = transform.input_size
-    parts = _unit_costs(config, trunk, check_size(trunk, transform), size)
+    parts, size = unit_costs(config, transform)
     full_counts = tuple(parent_counts or tree.counts)
     if len(full_counts) != tree.num_levels or any(a > b for a, b in zip(tree.counts, full_counts, strict=True)):
         raise UsageError(f"a network with {full_counts} nodes a level cannot be the parent of one with {tree.counts}")
     expert = None
     if classes is not None:
-        expert = _cost(parts, tree.prune(select_classes(tree, classes)).counts)
+        expert = total_cost(parts, tree.prune(select_classes(tree, classes)).counts)
     elif parent_counts is not None:
-        expert = _cost(parts, tree.counts)
+        expert = total_cost(parts, tree.counts)
     plain = plain_cost(config, full_counts[-1], size)
-    return with_reductions(Profile(input_size=size, plain=plain, full=_cost(parts, full_counts), expert=expert))
+    return with_reductions(Profile(input_size=size, plain=plain, full=total_cost(parts, full_counts), expert=expert))
+
+
+def unit_costs(
+    config: NetworkConfig, transform: InputTransform | None = None
+) -> tuple[list[Part], tuple[int, int, int]]:
+    """What every tree's cost is made of: the trunk, and one node of each level; and the size of the image counted.
+
+    Raises:
+        BackboneError, UsageError: if the network cannot be built.
+
+    Example:
+        >>> from hlnet.presets import network_config
+        >>> units, _ = unit_costs(network_config("n3hl_resnet50", levels=3))
+        >>> [unit.params for unit in units]
+        [8543296, 870912, 218368, 55041]
+    """
+    trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
+    transform = transform or trunk.transform
+    return _unit_costs(config, trunk, check_size(trunk, transform), transform.input_size), transform.input_size
+
+
+def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
+    """The cost of a network with these nodes at each level, from its :func:`unit_costs`."""
+    check_levels(len(counts), [unit.name for unit in units[1:]])
+    parts = [units[0]] + [
+        Part(name=unit.name, nodes=n, params=n * unit.params, macs=n * unit.macs, bytes=n * unit.bytes)
+        for unit, n in zip(units[1:], counts, strict=True)
+    ]
+    return Cost(
+        classes=counts[-1],
+        nodes=tuple(counts),
+        params=sum(part.params for part in parts),
+        gmacs=sum(part.macs for part in parts) / 1e9,
+        bytes=sum(part.bytes for part in parts),
+        parts=parts,
+    )
 
 
 def plain_cost(config: NetworkConfig | PlainConfig, classes: int, input_size: tuple[int, int, int]) -> Cost:
@@ -300,22 +333,6 @@ def _unit_costs(config: NetworkConfig, trunk: Trunk, x: Tensor, size: tuple[int,
             )
             x = level(x, level.families()[0], None)[:, 0]
     return parts
-
-
-def _cost(units: list[Part], counts: Sequence[int]) -> Cost:
-    check_levels(len(counts), [unit.name for unit in units[1:]])
-    parts = [units[0]] + [
-        Part(name=unit.name, nodes=n, params=n * unit.params, macs=n * unit.macs, bytes=n * unit.bytes)
-        for unit, n in zip(units[1:], counts, strict=True)
-    ]
-    return Cost(
-        classes=counts[-1],
-        nodes=tuple(counts),
-        params=sum(part.params for part in parts),
-        gmacs=sum(part.macs for part in parts) / 1e9,
-        bytes=sum(part.bytes for part in parts),
-        parts=parts,
-    )
 
 
 def _bytes(module: nn.Module) -> int:

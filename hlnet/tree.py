@@ -12,9 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hlnet.errors import SelectionError, TreeError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 MAX_LEVELS = 64
 
@@ -244,6 +249,26 @@ class ClassTree:
         if not inside:
             raise SelectionError(f"the tree has no node '{path}'")
         return inside
+
+    def ancestors(self) -> csr_array:
+        """Which nodes lie on the path to each class: sparse, boolean, ``[classes, num_nodes]``, nodes level by level.
+
+        Example:
+            >>> ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": {}}).ancestors().toarray().astype(int)
+            array([[1, 0, 1, 0, 0],
+                   [1, 0, 0, 1, 0],
+                   [0, 1, 0, 0, 1]])
+        """
+        from scipy.sparse import csr_array
+
+        above = list(range(len(self.leaves)))
+        columns = [above]
+        for row in reversed(self.levels[1:]):
+            above = [row[i].parent for i in above]
+            columns.append(above)
+        nodes = np.array(columns[::-1]).T + np.array(self.offsets[:-1])  # [classes, levels]
+        filled = np.arange(0, nodes.size + 1, self.num_levels)
+        return csr_array((np.ones(nodes.size, bool), nodes.ravel(), filled), shape=(len(nodes), self.num_nodes))
 
     # ------------------------------------------------------------------ cutting
 
