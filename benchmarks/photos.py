@@ -35,7 +35,6 @@ from hlnet.files import replacing
 from hlnet.presets import network_config
 from hlnet.trunk import load_trunk_weights
 
-TREES = Path(__file__).parent.parent / "examples" / "trees"
 BACKBONE, BACKBONE_ARGS = "mobilenetv2_100", {"pad_type": "same"}
 #: Half the paper's widths, with its strides.
 BRANCHES: dict[str, dict[str, Any]] = {
@@ -154,7 +153,7 @@ def print_report(results: dict[str, Any]) -> None:
     transform = hlnet.InputTransform(input_size=(3, 160, 160))
     print("| network | nodes | parameters, M | GMACs | expert of 5: parameters, M | GMACs |\n|---|---|---|---|---|---|")
     for kind, shape in BRANCHES.items():
-        tree = hlnet.read_tree(TREES / "imagenette.tree.json")
+        tree = hlnet.read_tree("preset:imagenette")
         tree = tree.parallelized() if kind == "PHL" else tree
         config = network_config(BACKBONE, 3, backbone_args=BACKBONE_ARGS, **shape)
         cost = hlnet.profile(config, tree, transform, "0-4")
@@ -257,7 +256,7 @@ def main() -> None:
         parser.error("--data and --trunk-weights are needed")
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in ("imagenette", "imagewoof"):
-        tree = hlnet.read_tree(TREES / f"{name}.tree.json")
+        tree = hlnet.read_tree(f"preset:{name}")
         data: dict[str, CachedFeatures] = {}
         for seed in range(args.seeds):
             for kind in ("plain", "N3HL", "PHL", "plain, lower 5 alone", "plain, upper 5 alone"):

@@ -52,13 +52,22 @@ def condense(
         'dog/terrier+pug'
     """
     top = _in_halves(outline, list(together))
-    if not nodes or nodes[0] < 1 or any(a > b for a, b in pairwise((*nodes, top.size))):
-        given = ",".join(map(str, nodes))
-        raise UsageError(f"nodes {given} must be positive, not decrease, and not exceed the {top.size} classes")
-    found: list[_Group] = []
+    check_nodes(nodes, top.size)
+    found = top.units()
     for level in range(len(nodes), 0, -1):
         found = _cut(top, nodes[level - 1], max_children or top.size, level)
     return Outline("", [group.outline for group in sorted(found, key=lambda group: group.first)])
+
+
+def check_nodes(nodes: Sequence[int], classes: int) -> None:
+    """Refuse nodes of the levels above the classes that no tree can have.
+
+    Raises:
+        UsageError: if one is not positive, or they decrease, or exceed the classes.
+    """
+    if any(above > below for above, below in pairwise((1, *nodes, classes))):
+        given = ",".join(map(str, nodes))
+        raise UsageError(f"nodes {given} must be positive, not decrease, and not exceed the {classes} classes")
 
 
 def even_counts(classes: int, levels: int) -> tuple[int, ...]:

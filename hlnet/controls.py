@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from hlnet.errors import UsageError
+from hlnet.condense import check_nodes
 from hlnet.outline import Outline
 from hlnet.tree import ClassTree
 
@@ -65,11 +65,8 @@ def random_tree(tree: ClassTree, nodes: Sequence[int], seed: int = 0) -> ClassTr
 
 def _steps(tree: ClassTree, nodes: Sequence[int]) -> list[tuple[int, int]]:
     """Parents and children from each level to the next."""
-    counts = (*nodes, len(tree.leaves))
-    if not nodes or nodes[0] < 1 or any(a > b for a, b in pairwise(counts)):
-        given = ",".join(map(str, nodes))
-        raise UsageError(f"nodes {given} must be positive, not decrease, and not exceed the {counts[-1]} classes")
-    return list(pairwise(counts))
+    check_nodes(nodes, len(tree.leaves))
+    return list(pairwise((*nodes, len(tree.leaves))))
 
 
 def _grouped(order: list[int], tree: ClassTree, shares: list[list[int]]) -> ClassTree:

@@ -18,18 +18,19 @@ from torch.nn.functional import one_hot
 from hlnet import plots
 from hlnet.attention import gains_for, other_classes
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.clustering import class_means, cluster_tree
 from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
 from hlnet.errors import UsageError
 from hlnet.evaluation import accuracy, logits_of
 from hlnet.expert import cut_expert, verify_expert
 from hlnet.files import make_folder, replacing
-from hlnet.clustering import class_means, cluster_tree
 from hlnet.network import HierarchicalNet
 from hlnet.presets import create_model
 from hlnet.profiling import Profile, profile, with_latency
 from hlnet.training import TrainConfig, train
 from hlnet.tree import ClassTree
 from hlnet.tree_io import write_tree
+from hlnet.tree_picture import draw_tree
 from hlnet.trunk import Trunk
 
 BACKBONE, SPLIT_POINT = "resnet10t", 1
@@ -133,7 +134,7 @@ def run_demo(
     cost = with_latency(cost, full, family)
 
     tell("drawing the report")
-    plots.plot_tree(tree, out / "tree.png", kept=kept)
+    draw_tree(tree, out / "tree.png", kept=kept)
     plots.plot_sweep(sweep, out / "cues.png")
     plots.plot_costs(cost, out / "costs.png")
     plots.plot_examples(_examples(full, noisy, batch), out / "examples.png")

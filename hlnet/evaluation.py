@@ -72,6 +72,21 @@ def accuracy(logits: Tensor, labels: Tensor, names: Iterable[str]) -> Accuracy:
     return Accuracy(top1=float(right.mean()), top5=top5, per_class=per_class)
 
 
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many images of class i (row) were called class j (column): ``[K, K]``, int64.
+
+    Args:
+        logits: ``[N, K]``.
+        labels: ``[N]``, column of the right class.
+
+    Example:
+        >>> confusion_matrix(torch.tensor([[2.0, 1.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])).tolist()
+        [[1, 0], [1, 1]]
+    """
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+
+
 def logits_of(
     net: HierarchicalNet | PlainNet,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -88,6 +88,17 @@ class Outline:
                 kept[id(node)] = Outline(node.name, below, node.index, node.id, node.height)
         return kept.get(id(self), Outline(self.name))
 
+    def with_classes(self, tree: ClassTree) -> Outline:
+        """The same hierarchy, in which the class of index i is the tree's i-th: its name, original index and id.
+
+        For hierarchies found over a tree's classes by their position.
+        """
+        for node in self.walk():
+            if not node.children and node.index is not None:
+                leaf = tree.leaves[node.index]
+                node.name, node.index, node.id = leaf.name, leaf.index, leaf.id or node.id
+        return self
+
     def to_tree(self, levels: int | None = None) -> ClassTree:
         """The class tree with these groups as its nodes.
 

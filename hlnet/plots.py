@@ -1,4 +1,4 @@
-"""Pictures: training curves, a class tree with an expert's paths, costs, cues, examples."""
+"""Pictures: training curves, costs, cues, examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hlnet.files import replacing
 if TYPE_CHECKING:
     from hlnet.profiling import Profile
     from hlnet.training import Epoch
-    from hlnet.tree import ClassTree
 
 BLUE, RED, GREY, LIGHT = "#3465a4", "#c4443c", "#8a8a8a", "#d5d9de"
 
@@ -43,38 +42,6 @@ def plot_curves(history: Sequence[Epoch], path: str | Path) -> None:
             axes.plot(epochs, values, label=name, marker=marker, color=colour)
         _tidy(axes, xlabel="epoch", ylabel=labels[what])
         axes.legend(frameon=False)
-    save(figure, path)
-
-
-def plot_tree(tree: ClassTree, path: str | Path, kept: Sequence[int] = ()) -> None:
-    """The tree from the trunk (bottom) to the classes (top), as in the paper's Fig. 3; the paths to ``kept`` in red."""
-    rows = [set(row) for row in tree.rows(kept)] if kept else [set() for _ in tree.levels]
-    figure = Figure(figsize=(max(5.0, 0.55 * len(tree.classes) + 2), 3.4), layout="constrained")
-    axes = figure.subplots()
-    x: list[list[float]] = [[float(i) for i in range(len(tree.classes))]]
-    for level in reversed(tree.levels):  # a parent stands above the middle of its children
-        above = max(node.parent for node in level) + 1
-        members: list[list[float]] = [[] for _ in range(above)]
-        for node, place in zip(level, x[0], strict=True):
-            members[node.parent].append(place)
-        x.insert(0, [(places[0] + places[-1]) / 2 for places in members])
-    for height, (level, chosen) in enumerate(zip(tree.levels, rows, strict=True), start=1):
-        for i, node in enumerate(level):
-            colour, order = (RED, 2) if i in chosen else (LIGHT if kept else BLUE, 1)
-            style = ":" if node.continued else "-"
-            ends = [x[height - 1][node.parent], x[height][i]]
-            axes.plot(ends, [height - 1, height], style, color=colour, lw=2, zorder=order)
-            axes.plot(ends[1], height, "o", color=colour, ms=7, zorder=order + 2)
-    axes.plot(x[0][0], 0, "s", color="black", ms=11)
-    axes.text(x[0][0], -0.28, "trunk", ha="center", va="top")
-    turn = 0 if max(map(len, tree.classes)) < 6 else 35
-    for i, name in enumerate(tree.classes):
-        colour = RED if i in rows[-1] else "black"
-        axes.text(i, tree.num_levels + 0.18, name, ha="center" if not turn else "left", rotation=turn, color=colour)
-    axes.set(ylim=(-0.6, tree.num_levels + 0.6), yticks=range(1, tree.num_levels + 1), xticks=[])
-    axes.set_yticklabels([f"level {level}" for level in range(1, tree.num_levels + 1)])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     save(figure, path)
 
 

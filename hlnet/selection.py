@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import translate
 from pathlib import Path
 
-from hlnet.errors import SelectionError, did_you_mean
+from hlnet.errors import SelectionError, UsageError, did_you_mean, one_line
 from hlnet.tree import ClassTree
 
 _INDEX_OR_RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
@@ -40,6 +40,44 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
         ((0, 1, 3), (1, 2), (0, 2, 3))
     """
     return _Selector(tree).all(selection)
+
+
+def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, ...]]:
+    """Several named selections from one YAML or JSON file: a mapping from each name to a selection.
+
+    Returns:
+        by name, what :func:`select_classes` finds.
+
+    Raises:
+        UsageError: if the file cannot be read or is no such mapping.
+        SelectionError: for a term that matches nothing; the message names the selection.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "groups.yaml"
+        >>> _ = path.write_text("pets: tabby,beagle\\ndogs: [dog]\\n")
+        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"]})
+        >>> read_selections(path, tree)
+        {'pets': (0, 2), 'dogs': (2, 3)}
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read the selections in '{path}': {one_line(error)}") from error
+    if not isinstance(found, dict) or not found:
+        raise UsageError(f"'{path}' must hold a mapping from names to selections, such as 'cats: tabby,281-285'")
+    selected = {}
+    for name, selection in found.items():
+        terms = selection if isinstance(selection, list) else [selection]
+        if not all(isinstance(term, str | int) and not isinstance(term, bool) for term in terms):
+            raise UsageError(f"'{path}', '{name}': expected a selection or a list of them, got {selection!r}")
+        try:
+            selected[str(name)] = select_classes(tree, terms)
+        except SelectionError as error:
+            raise SelectionError(f"'{path}', '{name}': {error}") from error
+    return selected
 
 
 class _Selector:

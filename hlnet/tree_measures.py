@@ -168,7 +168,7 @@ def _cophenetic_correlation(first: csc_array, second: csc_array) -> float | None
 
     def mean(a: csc_array, b: csc_array) -> float:
         depths = [np.asarray(matrix.sum(axis=1), float).ravel() for matrix in (a, b)]
-        return float((np.asarray((a.T @ b).data, float) ** 2).sum() - depths[0] @ depths[1]) / pairs
+        return float((np.asarray((a.T @ b).data, float) ** 2).sum() - depths[0] @ depths[1]) / float(pairs)
 
     means = [mean(first, everything), mean(second, everything)]
     spreads = [mean(matrix, matrix) - average**2 for matrix, average in zip((first, second), means, strict=True)]

@@ -12,48 +12,150 @@ from hlnet.cli import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.data import LabelledImages
+    from torch import Tensor
+
     from hlnet.tree import ClassTree
-    from hlnet.trunk import Trunk
+
+SHAPE, CLUSTER, WORDNET, LLM = "Shape", "Method cluster", "Method wordnet", "Method llm"
 
 
 class Method(StrEnum):
-    """Where the tree comes from."""
+    """Where the hierarchy comes from."""
 
     read = "read"
-    parallel = "parallel"
+    wordnet = "wordnet"
+    llm = "llm"
     cluster = "cluster"
+    parallel = "parallel"
+    balanced = "balanced"
+    random = "random"
+
+
+class By(StrEnum):
+    """What classes are clustered by."""
+
+    features = "features"
+    weights = "weights"
+    confusions = "confusions"
+
+
+TRUNK = ("split_point", "pretrained", "trunk_weights", "backbone_arg", "img_size", "mean", "std", "grid")
+
+#: Options that only some methods look at, with these methods; the others refuse them.
+GOES_WITH: list[tuple[tuple[str, ...], set[Method]]] = [
+    (("nodes", "budget"), {*Method} - {Method.parallel}),
+    (("max_children", "groups"), {Method.read, Method.wordnet, Method.cluster}),
+    (("by", "linkage", "model"), {Method.cluster}),
+    (TRUNK, {Method.cluster, Method.llm}),
+    (("wordnet", "download"), {Method.wordnet}),
+    (("prompt", "answer", "llm_model", "base_url"), {Method.llm}),
+]
 
 
 def build_tree(
+    context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A tree file, a folder of image folders, a data set, or 'digits'.")
-    ],
-    out: Annotated[Path, typer.Option(help="The tree file to write: NAME.tree.json.")],
+        str | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A tree file, preset:NAME, a list of class names (.txt), a folder of image folders, or a data set.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The tree file to write: NAME.tree.json.")] = None,
     method: Annotated[
         Method,
         typer.Option(
-            help="read: take the nesting of SOURCE as it is; parallel: a private chain for each class (PHL); "
-            "cluster: group the classes of a data set by a trunk's features."
+            help="read: SOURCE's own nesting; wordnet: its hypernyms; llm: a language model's nesting; cluster: by "
+            "features, weights or confusions; and the controls: parallel (PHL, a private chain for each class), "
+            "balanced, random."
         ),
     ] = Method.read,
-    levels: Annotated[int | None, typer.Option(min=1, help="Levels; classes that end early go on to the last.")] = None,
+    list_presets: Annotated[
+        bool, typer.Option("--list", help="List the trees that come with hlnet, and stop.")
+    ] = False,
+    levels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Levels, the classes' included [default: 3, or those of SOURCE].", rich_help_panel=SHAPE
+        ),
+    ] = None,
     nodes: Annotated[
-        str | None, typer.Option(help="cluster: nodes of each level above the classes, such as 6,26.")
+        str | None,
+        typer.Option(help="Nodes of each level above the classes, such as 17,161.", rich_help_panel=SHAPE),
+    ] = None,
+    max_children: Annotated[
+        int | None, typer.Option(min=2, help="No node gets more children; only the trunk may.", rich_help_panel=SHAPE)
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of --nodes: what the network may cost, 25M (parameters) or 4.2GMAC.", rich_help_panel=SHAPE
+        ),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(help="A preset or timm model: the network that --budget is for.", rich_help_panel=SHAPE)
+    ] = "n3hl_resnet50",
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of named selections (YAML) that will be asked for together: make experts for them cheap.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = None,
+    by: Annotated[
+        By | None,
+        typer.Option(
+            help="features: of a trunk, on SOURCE's images [default]; weights: rows of a plain classifier, of the "
+            "checkpoint SOURCE or of --backbone; confusions: of --model on SOURCE's validation images.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    linkage: Annotated[
+        str | None,
+        typer.Option(help="scipy's: ward, average, complete, single …", rich_help_panel=CLUSTER),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Trained network, for confusions.", rich_help_panel=CLUSTER)
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="cluster: timm model whose early stages give the features.")
+        str, typer.Option(help="timm model whose early stages give the features.", rich_help_panel=CLUSTER)
     ] = "resnet18",
-    split_point: Annotated[int | None, typer.Option(help="cluster: last stage to use, negative from the end.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="cluster: fetch timm's pretrained weights.")] = False,
-    trunk_weights: Annotated[Path | None, typer.Option(help="cluster: file of timm weights.")] = None,
-    backbone_arg: Annotated[list[str], typer.Option(help="cluster: timm argument, name=value; repeatable.")] = [],  # noqa: B006
-    img_size: Annotated[int | None, typer.Option(min=8, help="cluster: side of the images in pixels.")] = None,
-    mean: Annotated[str | None, typer.Option(help="cluster: pixel means, one or three numbers.")] = None,
-    std: Annotated[str | None, typer.Option(help="cluster: pixel deviations, one or three numbers.")] = None,
+    split_point: Annotated[
+        int | None, typer.Option(help="Last stage to use, negative from the end.", rich_help_panel=CLUSTER)
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Fetch timm's pretrained weights.", rich_help_panel=CLUSTER)
+    ] = False,
+    trunk_weights: Annotated[Path | None, typer.Option(help="File of timm weights.", rich_help_panel=CLUSTER)] = None,
+    backbone_arg: Annotated[
+        list[str], typer.Option(help="timm argument, name=value; repeatable.", rich_help_panel=CLUSTER)
+    ] = [],  # noqa: B006
+    img_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images in pixels.", rich_help_panel=CLUSTER)
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Pixel means, one or three.", rich_help_panel=CLUSTER)] = None,
+    std: Annotated[str | None, typer.Option(help="Pixel deviations, likewise.", rich_help_panel=CLUSTER)] = None,
     grid: Annotated[
-        int, typer.Option(min=1, help="cluster: average features over a grid of this many cells a side.")
+        int,
+        typer.Option(min=1, help="Average features over a grid of this many cells a side.", rich_help_panel=CLUSTER),
     ] = 1,
+    wordnet: Annotated[
+        Path | None, typer.Option(help="Dictionary folder [default: an installed one].", rich_help_panel=WORDNET)
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch WordNet first, with nltk.", rich_help_panel=WORDNET)
+    ] = False,
+    prompt: Annotated[
+        Path | None, typer.Option(help="Write the question to this file, for any chat window.", rich_help_panel=LLM)
+    ] = None,
+    answer: Annotated[Path | None, typer.Option(help="File with the answer to it.", rich_help_panel=LLM)] = None,
+    llm_model: Annotated[
+        str | None, typer.Option(help="Ask this model in place of files.", rich_help_panel=LLM)
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="Of a server that speaks OpenAI's protocol; key: OPENAI_API_KEY.", rich_help_panel=LLM),
+    ] = None,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
     data_root: options.DataRoot = None,
@@ -61,52 +163,76 @@ def build_tree(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Make a class tree.
+    """Make a class tree, by any of seven methods.
 
-    Reads SOURCE: nested JSON or YAML, a list of names (.txt), nested image folders, or for *cluster* any data set with
-    training images. Writes the canonical tree file that the other commands take.
+    Reads SOURCE and writes the canonical tree file that the other commands take. Hierarchies that are deeper than a
+    network (wordnet, cluster, or a file with --nodes or --budget) are cut to --nodes, --budget or --levels.
 
     **Examples**
 
-        hlnet build-tree photos/ --method parallel --out photos.tree.json
+        hlnet build-tree preset:imagenet1k --out imagenet1k.tree.json
 
-        hlnet build-tree digits --method cluster --nodes 2,5 --grid 2 --img-size 32 --out digits.tree.json
+        hlnet build-tree digits --method parallel --out digits.tree.json
+
+        hlnet build-tree photos --method cluster --pretrained --nodes 2,5 --out photos.tree.json
+
+        hlnet build-tree classes.txt --method wordnet --budget 25M --out classes.tree.json
     """
     from hlnet.cli import output
-    from hlnet.tree_io import read_tree, write_tree
+    from hlnet.cli import tree_sources as sources
+    from hlnet.tree_io import write_tree
 
-    given = {
-        "--nodes": nodes,
-        "--trunk-weights": trunk_weights,
-        "--pretrained": pretrained or None,
-        "--split-point": split_point,
-        "--img-size": img_size,
-        "--mean": mean,
-        "--std": std,
-    }
-    if method is not Method.cluster and (unused := [option for option, value in given.items() if value is not None]):
-        raise UsageError(f"{unused[0]} goes with --method cluster")
-    if method is Method.cluster:
-        from hlnet.data import load_data
+    if list_presets:
+        _list_presets(as_json)
+        return
+    if source is None or (out is None and prompt is None):
+        raise UsageError("give a SOURCE (a tree file, preset:NAME, a list of names, a folder, a data set) and --out")
+    _check_given(context, method)
+    shape = sources.Shape(options.integers(nodes, "--nodes"), levels, budget, network, max_children, groups)
 
-        if nodes is None:
-            raise UsageError("--method cluster needs --nodes: how many each level above the classes has, such as 6,26")
-        if levels is not None:
-            raise UsageError("--levels does not go with --method cluster: --nodes says how many there are")
-        tree = _cluster(
-            load_data(source, "train", data_root),
-            options.integers(nodes, "--nodes") or (),
-            _trunk(backbone, split_point, pretrained, trunk_weights, backbone_arg, img_size, mean, std, device, seed),
-            grid,
-            batch_size,
-            workers,
+    def features() -> tuple[ClassTree, Tensor]:
+        trunk = sources.feature_trunk(
+            backbone, split_point, pretrained, trunk_weights, backbone_arg, img_size, mean, std, device, seed
         )
-    elif method is Method.parallel:
-        tree = _classes(source, data_root).parallelized(levels or 3)
-    elif source == "digits":
-        raise UsageError("'digits' has no nesting to read; give --method parallel, or --method cluster --nodes 2,5")
-    else:
-        tree = read_tree(source, levels)
+        return sources.feature_means(source, data_root, trunk, grid, batch_size, workers)
+
+    tree: ClassTree
+    match method:
+        case Method.read:
+            tree = sources.read(source, shape)
+        case Method.parallel:
+            tree = sources.classes_of(source, data_root).parallelized(levels or 3)
+        case Method.balanced | Method.random:
+            tree = sources.control(
+                sources.classes_of(source, data_root), shape, seed if method is Method.random else None
+            )
+        case Method.wordnet:
+            tree = shape.cut(sources.by_wordnet(sources.classes_of(source, data_root), wordnet, download))
+        case Method.cluster if by is By.weights:
+            tree = shape.cut(sources.by_weights(source, backbone, pretrained, trunk_weights, linkage))
+        case Method.cluster if by is By.confusions:
+            if model is None:
+                raise UsageError("--by confusions needs --model, the trained network whose mistakes are counted")
+            tree = shape.cut(sources.by_confusions(model, source, data_root, linkage, batch_size, workers, device))
+        case Method.cluster:
+            tree = shape.cut(sources.by_features(*features(), linkage))
+        case Method.llm:
+            classes, means = (
+                features() if pretrained or trunk_weights else (sources.classes_of(source, data_root), None)
+            )
+            wanted = shape.nodes_for(len(classes.leaves)) if shape.given else None
+            if prompt:
+                sources.write_prompt(prompt, classes, wanted)
+            if not answer and not llm_model:
+                if not prompt:
+                    raise UsageError(
+                        "--method llm needs --prompt FILE to write the question, --answer FILE, or --llm-model"
+                    )
+                output.show(f"prompt written to {prompt}; put it to a language model, and give its reply with --answer")
+                return
+            tree = sources.by_language_model(classes, wanted, answer, llm_model, base_url, means)
+    if out is None:
+        raise UsageError("give --out, the tree file to write")
     write_tree(tree, out)
     if as_json:
         output.show_json({"out": str(out), "nodes": tree.counts, "classes": tree.classes})
@@ -115,60 +241,23 @@ def build_tree(
         output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
 
 
-def _trunk(
-    backbone: str,
-    split_point: int | None,
-    pretrained: bool,
-    weights: Path | None,
-    backbone_arg: list[str],
-    img_size: int | None,
-    mean: str | None,
-    std: str | None,
-    device: str,
-    seed: int,
-) -> Trunk:
-    import torch
+def _check_given(context: typer.Context, method: Method) -> None:
+    """Refuse options that the method would not look at."""
+    for names, methods in GOES_WITH:
+        for name in names if method not in methods else ():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                option, others = name.replace("_", "-"), ", ".join(sorted(methods))
+                raise UsageError(f"--{option} goes with --method {others}, not with {method.value}")
 
+
+def _list_presets(as_json: bool) -> None:
     from hlnet.cli import output
-    from hlnet.trunk import Trunk, load_trunk_weights, size_arguments
+    from hlnet.tree_io import read_tree, shipped_trees
 
-    torch.manual_seed(seed)
-    arguments = size_arguments(backbone, img_size) | options.settings(backbone_arg, "--backbone-arg")
-    trunk = Trunk(backbone, split_point, pretrained, arguments)
-    if weights:
-        load_trunk_weights(trunk.model, weights)
-    elif not pretrained:
-        output.hint("the trunk is untrained; --pretrained or --trunk-weights makes its features more telling")
-    channels = trunk.transform.input_size[0]
-    trunk.transform = trunk.transform.adjusted(
-        img_size, options.floats(mean, "--mean", channels), options.floats(std, "--std", channels)
-    )
-    return trunk.to(options.pick_device(device))
-
-
-def _cluster(
-    images: LabelledImages, nodes: tuple[int, ...], trunk: Trunk, grid: int, batch_size: int, workers: int
-) -> ClassTree:
-    from hlnet.cli import output
-    from hlnet.data import TreeData, eval_transform, loader
-    from hlnet.clustering import class_means, cluster_tree
-    from hlnet.tree import ClassTree
-
-    data = TreeData(images, ClassTree.from_nested(list(images.classes)), eval_transform(trunk.transform))
-    batches = loader(data, batch_size, workers)
-    with output.progress() as bar:
-        task = bar.add_task("features", total=len(batches))
-        means = class_means(trunk, batches, len(images.classes), grid, on_batch=lambda: bar.advance(task))
-    return cluster_tree(means, images.classes, nodes)
-
-
-def _classes(source: str, data_root: Path | None) -> ClassTree:
-    """The classes of a tree file, a folder or a data set."""
-    from hlnet.tree import ClassTree
-    from hlnet.tree_io import read_tree
-
-    if Path(source).exists():
-        return read_tree(source)
-    from hlnet.data import load_data
-
-    return ClassTree.from_nested(list(load_data(source, "train", data_root).classes))
+    counts = {name: read_tree(f"preset:{name}").counts for name in shipped_trees()}
+    if as_json:
+        output.show_json(counts)
+        return
+    rows = [[f"preset:{name}", ", ".join(map(str, nodes))] for name, nodes in counts.items()]
+    output.show_table("Class trees that come with hlnet", ["", "nodes a level"], rows)

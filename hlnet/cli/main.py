@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import hlnet
+from hlnet.cli import tree
 from hlnet.cli.build_tree import build_tree
 from hlnet.cli.demo import demo
 from hlnet.cli.eval import evaluate
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("build-tree")(build_tree)
+app.add_typer(tree.app, name="tree")
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("make-expert")(make_expert)

@@ -80,6 +80,19 @@ def settings(pairs: list[str], option: str) -> dict[str, Any]:
     return found
 
 
+def read_text(path: Path, option: str) -> str:
+    """A text file that an option names.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UsageError(f"{option} '{path}' cannot be read: {reason}") from error
+
+
 def pick_device(name: str) -> str:
     """The torch device for a name; ``auto`` takes a GPU where there is one.
 

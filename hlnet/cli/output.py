@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -98,20 +99,40 @@ def _latency(cost: Cost, position: int) -> str:
     return f"{cost.latency[position].median_ms:.1f}" if len(cost.latency) > position else "–"
 
 
-def show_tree(tree: ClassTree, limit: int = 40) -> None:
-    """The tree, with at most ``limit`` classes written out."""
+def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), depth: int | None = None) -> None:
+    """The tree, down to ``depth`` or as many levels as ``limit`` lines hold; the paths to ``kept`` classes in full."""
     root = Tree(f"[bold]trunk[/] · nodes a level: {', '.join(map(str, tree.counts))}")
-    places = {"": root}
-    for leaf in tree.leaves[:limit]:
-        parts = leaf.path.split("/")
-        for end in range(1, len(parts) + 1):
-            path = "/".join(parts[:end])
-            if path not in places:
-                label = escape(parts[end - 1]) + (f" [dim]{leaf.index}[/]" if end == len(parts) else "")
-                places[path] = places["/".join(parts[: end - 1])].add(label)
-    if len(tree.leaves) > limit:
-        root.add(f"[dim]… {len(tree.leaves) - limit} more classes[/]")
+    chosen = [set(row) for row in tree.rows(kept)] if kept else [set()] * tree.num_levels
+    depth = depth or max(1, sum(1 for end in tree.offsets[1:] if end <= limit))
+    below = Counter(part for leaf in tree.leaves for part in _prefixes(leaf.path))
+    places: list[Tree | None] = [root]
+    for level, (row, marked) in enumerate(zip(tree.levels, chosen, strict=True), start=1):
+        here: list[Tree | None] = []
+        hidden = 0
+        for i, node in enumerate(row):
+            parent = places[node.parent]
+            if node.continued:
+                here.append(parent)
+                continue
+            if parent is None or not (i in marked or (level <= depth and i < limit)):
+                hidden += level <= depth
+                here.append(None)
+                continue
+            label = f"[bold red]{escape(node.name)}[/]" if i in marked else escape(node.name)
+            if node.index is not None:
+                label += f" [dim]{node.index}[/]"
+            elif level >= depth and below[node.path] > 1:
+                label += f" [dim]{below[node.path]} classes[/]"
+            here.append(parent.add(label))
+        if hidden:
+            root.add(f"[dim]… {hidden} more at level {level}[/]")
+        places = here
     stdout.print(root)
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 @contextmanager

@@ -1,0 +1,189 @@
+"""``hlnet tree show``, ``check``, ``compare`` and ``convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.tree import ClassTree
+
+app = typer.Typer(
+    help="Look at class trees: show, check, compare, convert.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+
+Tree = Annotated[
+    str, typer.Argument(metavar="TREE", help="A tree file, preset:NAME, a folder, or the checkpoint of a network.")
+]
+
+
+@app.command()
+def show(
+    tree: Tree,
+    classes: options.Classes = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Print only so many levels.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Print at most so many nodes.")] = 200,
+    svg: Annotated[Path | None, typer.Option(help="Write a picture; the text stays text.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to search and unfold.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Print a tree, and draw it; with --classes, the paths of that expert are marked.
+
+    Reads a tree; writes the pictures that are asked for.
+
+    **Examples**
+
+        hlnet tree show preset:imagenet100 --depth 2
+
+        hlnet tree show preset:imagenet1k --classes 281-285 --svg cats.svg --html cats.html
+    """
+    from hlnet.cli import output
+    from hlnet.selection import select_classes
+    from hlnet.tree_io import tree_to_json
+    from hlnet.tree_picture import draw_tree, tree_page
+
+    found = read(tree)
+    kept = select_classes(found, classes) if classes else ()
+    for path, suffix in ((svg, ".svg"), (png, ".png")):
+        if path and path.suffix.lower() != suffix:
+            raise UsageError(f"--{suffix[1:]} '{path}': give a name that ends in {suffix}")
+    for path in (svg, png):
+        if path:
+            draw_tree(found, path, kept)
+    if html:
+        tree_page(found, html, kept)
+    if as_json:
+        output.show_json(tree_to_json(found) | {"kept": [found.leaves[i].path for i in kept]})
+        return
+    output.show_tree(found, limit, kept, depth)
+    for path in filter(None, (svg, png, html)):
+        output.hint(f"written to {path}")
+
+
+@app.command()
+def check(
+    tree: Tree,
+    network: Annotated[
+        str, typer.Option(help="A preset or timm model: what the tree costs with it.")
+    ] = "n3hl_resnet50",
+    as_json: options.Json = False,
+) -> None:
+    """Say what is odd about a tree, and what a network on it will cost, before any training.
+
+    Reads a tree; writes nothing. A tree with oddities is a tree all the same: the exit code is 0.
+
+    **Examples**
+
+        hlnet tree check preset:imagenet1k
+
+        hlnet tree check photos.tree.json --network mobilenetv2_100 --json
+    """
+    from hlnet.cli import output
+    from hlnet.presets import configure
+    from hlnet.profiling import profile
+    from hlnet.tree_measures import check_tree
+
+    found = read(tree)
+    oddities = check_tree(found)
+    cost = profile(*configure(network, found))
+    if as_json:
+        listed = [{"kind": oddity.kind, "message": oddity.message} for oddity in oddities]
+        output.show_json({"nodes": found.counts, "oddities": listed, "cost": cost.model_dump(mode="json")})
+        return
+    rows = []
+    for level, counts in enumerate(found.sibling_counts, start=1):
+        children = "–" if level == 1 else f"{min(counts)} – {max(counts)}"
+        continued = sum(node.continued for node in found.levels[level - 1])
+        rows.append([f"level {level}", str(found.counts[level - 1]), children, str(continued)])
+    output.show_table("The tree", ["", "nodes", "children a parent", "only continue a class"], rows)
+    for oddity in oddities:
+        output.show(f"{oddity.kind}: {oddity.message}")
+    if not oddities:
+        output.show("Nothing odd.")
+    output.show_profile(cost)
+
+
+@app.command()
+def compare(
+    first: Tree,
+    second: Annotated[str, typer.Argument(metavar="TREE", help="Another one.")],
+    as_json: options.Json = False,
+) -> None:
+    """Compare two trees on the classes that they share.
+
+    The Robinson-Foulds distance counts the groups of classes that only one of them has; the cophenetic correlation asks
+    whether classes that are close in one are close in the other. Reads two trees; writes nothing.
+
+    **Examples**
+
+        hlnet tree compare preset:imagenet1k wordnet.tree.json
+
+        hlnet tree compare preset:imagenette other.tree.json --json
+    """
+    from hlnet.cli import output
+    from hlnet.tree_measures import compare_trees
+
+    found = compare_trees(read(first), read(second))
+    if as_json:
+        output.show_json(found)
+        return
+    correlation = found.cophenetic_correlation
+    rows = [
+        ["classes in both", str(found.classes)],
+        [
+            "groups of at least two classes: first, second, both",
+            f"{found.groups[0]}, {found.groups[1]}, {found.shared_groups}",
+        ],
+        ["Robinson-Foulds distance", str(found.robinson_foulds)],
+        ["normalised: 0 the same groups, 1 none in common", f"{found.normalized_robinson_foulds:.3f}"],
+        ["cophenetic correlation", "–" if correlation is None else f"{correlation:.3f}"],
+    ]
+    output.show_table("Two trees", ["", ""], rows)
+    for name, only in (("first", found.only_first), ("second", found.only_second)):
+        if only:
+            output.hint(f"only in the {name}: {', '.join(only[:10])}{' …' if len(only) > 10 else ''}")
+
+
+@app.command()
+def convert(
+    tree: Tree,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write; its suffix says the format.")],
+    to: Annotated[
+        str | None,
+        typer.Option(help="canonical, nested, paths, edges, newick, node-link, children or folders."),
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(min=1, help="Continue classes that end early to so many levels.")
+    ] = None,
+) -> None:
+    """Write a tree in another format.
+
+    .tree.json is hlnet's own and loses nothing; .yaml is nested; .csv holds paths (--to edges: parent and child); .nwk
+    is Newick; .json with --to node-link is networkx's; a name without a suffix becomes a folder of nested folders.
+
+    **Examples**
+
+        hlnet tree convert preset:imagenette imagenette.nwk
+
+        hlnet tree convert taxonomy.csv photos.tree.json --levels 3
+    """
+    from hlnet.cli import output
+    from hlnet.tree_io import write_tree
+
+    found = read(tree, levels)
+    write_tree(found, out, to)
+    output.show(f"{len(found.classes)} classes in {found.num_levels} level(s), written to {out}")
+
+
+def read(source: str, levels: int | None = None) -> ClassTree:
+    """A tree from wherever one may be: also out of a checkpoint."""
+    from hlnet.checkpoint import read_header
+    from hlnet.tree_io import read_tree
+
+    return read_header(source).tree if source.endswith(".safetensors") else read_tree(source, levels)

@@ -1,0 +1,262 @@
+"""Where ``hlnet build-tree`` gets classes and hierarchies from: data sets, trunks, checkpoints, WordNet, a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hlnet.cli import options, output
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from hlnet.outline import Outline
+    from hlnet.profiling import Part
+    from hlnet.tree import ClassTree
+    from hlnet.trunk import Trunk
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a tree made of a deeper hierarchy should look like, as the options say it."""
+
+    nodes: tuple[int, ...] | None
+    levels: int | None
+    budget: str | None
+    network: str
+    max_children: int | None
+    groups: Path | None
+
+    def __post_init__(self) -> None:
+        if self.nodes and (self.budget or self.levels):
+            raise UsageError("--nodes says how many levels there are and what they cost: leave --levels, --budget out")
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was asked for."""
+        asked = (self.nodes, self.levels, self.budget, self.max_children, self.groups)
+        return any(value is not None for value in asked)
+
+    def nodes_for(self, classes: int) -> tuple[int, ...]:
+        """Nodes of each level above so many classes: as given, by budget, or evenly over the levels."""
+        from hlnet.budget import Budget, fit_counts
+        from hlnet.condense import even_counts
+
+        if self.nodes:
+            return self.nodes
+        if self.budget:
+            return fit_counts(self.units(), classes, Budget.parse(self.budget))[:-1]
+        return even_counts(classes, self.levels or 3)[:-1]
+
+    def cut(self, outline: Outline) -> ClassTree:
+        """The class tree of this shape."""
+        from hlnet.budget import Budget, tree_for_budget
+        from hlnet.condense import condense
+        from hlnet.selection import read_selections
+
+        groups: dict[str, list[str]] = {}
+        if self.groups:
+            deep = outline.to_tree()
+            found = read_selections(self.groups, deep)
+            groups = {name: [deep.classes[i] for i in chosen] for name, chosen in found.items()}
+        if self.budget and groups:
+            return tree_for_budget(outline, self.units(), Budget.parse(self.budget), groups, self.max_children)
+        nodes = self.nodes_for(len(outline.leaves()))
+        return condense(outline, nodes, self.max_children, groups.values()).to_tree(len(nodes) + 1)
+
+    def units(self) -> list[Part]:
+        """What the trunk and one node of each level of the network cost."""
+        from hlnet.presets import network_config
+        from hlnet.profiling import unit_costs
+
+        return unit_costs(network_config(self.network, self.levels or 3))[0]
+
+
+def classes_of(source: str, data_root: Path | None = None) -> ClassTree:
+    """The classes of a tree, a list of names, a folder or a data set; whatever tree they are in."""
+    from hlnet.tree import ClassTree
+    from hlnet.tree_io import read_tree
+
+    if source.startswith("preset:") or Path(source).exists():
+        return read_tree(source)
+    from hlnet.data import load_data
+
+    return ClassTree.from_nested(list(load_data(source, "train", data_root).classes))
+
+
+def read(source: str, shape: Shape) -> ClassTree:
+    """SOURCE's own nesting; cut, if more is asked for than levels that its classes can be continued to."""
+    from hlnet.outline import Outline
+    from hlnet.tree_io import read_tree
+
+    if source == "digits":
+        raise UsageError("'digits' has no nesting to read; give --method parallel, or --method cluster --nodes 2,5")
+    tree = read_tree(source)
+    if not replace(shape, levels=None).given and (shape.levels is None or shape.levels >= tree.num_levels):
+        return read_tree(source, shape.levels)
+    if not shape.nodes and not shape.levels and not shape.budget:
+        shape = replace(shape, nodes=tree.counts[:-1])
+    return shape.cut(Outline.of(tree))
+
+
+def control(classes: ClassTree, shape: Shape, seed: int | None) -> ClassTree:
+    """A tree that knows nothing of the classes: balanced, or random by a seed."""
+    from hlnet.controls import balanced_tree, random_tree
+
+    nodes = shape.nodes_for(len(classes.leaves))
+    return balanced_tree(classes, nodes) if seed is None else random_tree(classes, nodes, seed)
+
+
+def feature_trunk(
+    backbone: str,
+    split_point: int | None,
+    pretrained: bool,
+    weights: Path | None,
+    backbone_arg: list[str],
+    img_size: int | None,
+    mean: str | None,
+    std: str | None,
+    device: str,
+    seed: int,
+) -> Trunk:
+    """The trunk whose features tell the classes apart."""
+    import torch
+
+    from hlnet.trunk import Trunk, load_trunk_weights, size_arguments
+
+    torch.manual_seed(seed)
+    arguments = size_arguments(backbone, img_size) | options.settings(backbone_arg, "--backbone-arg")
+    trunk = Trunk(backbone, split_point, pretrained, arguments)
+    if weights:
+        load_trunk_weights(trunk.model, weights)
+    elif not pretrained:
+        output.hint("the trunk is untrained; --pretrained or --trunk-weights makes its features more telling")
+    channels = trunk.transform.input_size[0]
+    trunk.transform = trunk.transform.adjusted(
+        img_size, options.floats(mean, "--mean", channels), options.floats(std, "--std", channels)
+    )
+    return trunk.to(options.pick_device(device))
+
+
+def feature_means(
+    source: str, data_root: Path | None, trunk: Trunk, grid: int, batch_size: int, workers: int
+) -> tuple[ClassTree, Tensor]:
+    """The classes of a data set, and the mean features of each: ``[K, D]``."""
+    from hlnet.clustering import class_means
+    from hlnet.data import TreeData, eval_transform, load_data, loader
+    from hlnet.tree import ClassTree
+
+    images = load_data(source, "train", data_root)
+    classes = ClassTree.from_nested(list(images.classes))
+    batches = loader(TreeData(images, classes, eval_transform(trunk.transform)), batch_size, workers)
+    with output.progress() as bar:
+        task = bar.add_task("features", total=len(batches))
+        return classes, class_means(trunk, batches, len(classes.leaves), grid, on_batch=lambda: bar.advance(task))
+
+
+def by_features(classes: ClassTree, means: Tensor, linkage: str | None) -> Outline:
+    """The dendrogram of class means."""
+    from hlnet.clustering import dendrogram, merge_features
+
+    return dendrogram(merge_features(means, linkage or "ward", standardized=True), classes.classes)
+
+
+def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | None, linkage: str | None) -> Outline:
+    """The dendrogram of a plain classifier's rows: of a checkpoint, or of a timm model with these classes."""
+    from hlnet.clustering import classifier_rows, dendrogram, merge_features
+    from hlnet.plain import PlainNet
+    from hlnet.trunk import create_backbone, load_trunk_weights
+
+    if source.endswith(".safetensors"):
+        net = options.load_model(Path(source), "cpu")
+        if not isinstance(net, PlainNet):
+            raise UsageError(f"'{source}' has leaves in place of a classifier's rows; --by confusions takes it")
+        merges = merge_features(classifier_rows(net.model), linkage or "ward")
+        return dendrogram(merges, net.tree.classes).with_classes(net.tree)
+    if not pretrained and not weights:
+        raise UsageError("--by weights needs a trained classifier: a plain checkpoint as SOURCE, or --pretrained")
+    leaves = sorted(classes_of(source).leaves, key=lambda leaf: leaf.index or 0)
+    if [leaf.index for leaf in leaves] != list(range(len(leaves))):
+        raise UsageError(f"the classes of '{source}' must be numbered from 0, as the classifier's rows are")
+    model = create_backbone(backbone, {"num_classes": len(leaves)}, pretrained)
+    if weights:
+        load_trunk_weights(model, weights)
+    merges = merge_features(classifier_rows(model), linkage or "ward")
+    return dendrogram(merges, [leaf.name for leaf in leaves], [leaf.id for leaf in leaves])
+
+
+def by_confusions(
+    model: Path, source: str, data_root: Path | None, linkage: str | None, batch_size: int, workers: int, device: str
+) -> Outline:
+    """The dendrogram of what a trained network takes for what, on a data set's validation images."""
+    from hlnet.clustering import dendrogram, merge_confusions
+    from hlnet.data import TreeData, eval_transform, load_data, loader
+    from hlnet.evaluation import confusion_matrix, logits_of
+
+    net = options.load_model(model, device)
+    images = TreeData(load_data(source, "val", data_root), net.tree, eval_transform(net.transform), subset=True)
+    batches = loader(images, batch_size, workers)
+    with output.progress() as bar:
+        task = bar.add_task("confusions", total=len(batches))
+        (logits,), labels = logits_of(net, batches, on_batch=lambda: bar.advance(task))
+    merges = merge_confusions(confusion_matrix(logits, labels), linkage or "average")
+    return dendrogram(merges, net.tree.classes).with_classes(net.tree)
+
+
+def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> Outline:
+    """WordNet's hierarchy over the classes, found by id where they have one, else by name."""
+    from hlnet.wordnet import WordNet, wordnet_outline
+
+    if download:
+        WordNet.download()
+    outline, notes = wordnet_outline([leaf.id or leaf.name for leaf in classes.leaves], WordNet(folder))
+    for note in notes:
+        output.hint(note)
+    return outline.with_classes(classes)
+
+
+def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:
+    """The question to a language model, for any chat window."""
+    from hlnet.files import replacing
+    from hlnet.llm import tree_prompt
+
+    with replacing(path) as draft:
+        draft.write_text(tree_prompt(classes.classes, nodes), encoding="utf-8")
+
+
+def by_language_model(
+    classes: ClassTree,
+    nodes: Sequence[int] | None,
+    answer: Path | None,
+    model: str | None,
+    base_url: str | None,
+    means: Tensor | None,
+) -> ClassTree:
+    """What a language model answers, in a file or when it is asked."""
+    from hlnet.llm import nest_with_llm
+    from hlnet.llm_server import ask_server
+
+    reply = options.read_text(answer, "--answer") if answer else None
+
+    def ask(messages: list[dict[str, str]]) -> str:
+        if reply is not None:
+            return reply
+        output.hint(f"asking {model} …")
+        return ask_server(messages, str(model), base_url, on_retry=output.hint)
+
+    similarity = None
+    if means is not None:
+        centred = means - means.mean(dim=0)
+        unit = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        similarity = unit @ unit.T
+    found = nest_with_llm(classes.classes, ask, nodes, rounds=0 if answer else 2, similarity=similarity)
+    for note in found.notes:
+        output.hint(note)
+    outline = found.outline.with_classes(classes)
+    tree = outline.to_tree()
+    wanted = len(nodes) + 1 if nodes else 0
+    return tree if tree.num_levels >= wanted else outline.to_tree(wanted)
