@@ -13,7 +13,18 @@ from hlnet.presets import register_with_timm
 
 if TYPE_CHECKING:
     from hlnet.attention import gains_for, other_classes
+    from hlnet.budget import Budget, expert_costs, fit_counts, tree_for_budget
     from hlnet.checkpoint import load_checkpoint, save_checkpoint
+    from hlnet.clustering import (
+        class_means,
+        classifier_rows,
+        cluster_tree,
+        dendrogram,
+        merge_confusions,
+        merge_features,
+    )
+    from hlnet.condensing import condense, even_counts
+    from hlnet.controls import balanced_tree, random_tree
     from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
     from hlnet.errors import (
         BackboneError,
@@ -25,26 +36,42 @@ if TYPE_CHECKING:
         TreeError,
         UsageError,
     )
-    from hlnet.evaluation import evaluate
+    from hlnet.evaluation import confusion_matrix, evaluate
     from hlnet.expert import cut_expert, verify_expert
     from hlnet.features import CachedFeatures
-    from hlnet.clustering import class_means, cluster_tree
+    from hlnet.llm import nest_with_llm, tree_prompt
+    from hlnet.llm_server import ask_server
     from hlnet.network import HierarchicalNet, NetworkConfig
+    from hlnet.outline import Outline
     from hlnet.plain import PlainConfig, PlainNet
     from hlnet.prediction import predict
     from hlnet.presets import PRESETS, create_model, network_config
     from hlnet.profiling import profile
-    from hlnet.selection import select_classes
+    from hlnet.selection import read_selections, select_classes
     from hlnet.training import TrainConfig, train
     from hlnet.tree import ClassTree, Node
-    from hlnet.tree_io import read_tree, write_tree
+    from hlnet.tree_io import read_tree, shipped_trees, write_tree
+    from hlnet.tree_measures import check_tree, compare_trees
+    from hlnet.tree_picture import draw_tree, tree_figure, tree_page
     from hlnet.trunk import InputTransform, Trunk
+    from hlnet.wordnet import WordNet, wordnet_outline
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "attention": ("gains_for", "other_classes"),
+    "budget": ("Budget", "expert_costs", "fit_counts", "tree_for_budget"),
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "clustering": (
+        "class_means",
+        "classifier_rows",
+        "cluster_tree",
+        "dendrogram",
+        "merge_confusions",
+        "merge_features",
+    ),
+    "condensing": ("condense", "even_counts"),
+    "controls": ("balanced_tree", "random_tree"),
     "data": ("TreeData", "eval_transform", "load_data", "loader", "train_transform"),
     "errors": (
         "BackboneError",
@@ -56,20 +83,25 @@ _MODULES = {
         "TreeError",
         "UsageError",
     ),
-    "evaluation": ("evaluate",),
+    "evaluation": ("confusion_matrix", "evaluate"),
     "expert": ("cut_expert", "verify_expert"),
     "features": ("CachedFeatures",),
-    "clustering": ("class_means", "cluster_tree"),
+    "llm": ("nest_with_llm", "tree_prompt"),
+    "llm_server": ("ask_server",),
     "network": ("HierarchicalNet", "NetworkConfig"),
+    "outline": ("Outline",),
     "plain": ("PlainConfig", "PlainNet"),
     "prediction": ("predict",),
     "presets": ("PRESETS", "create_model", "network_config"),
     "profiling": ("profile",),
-    "selection": ("select_classes",),
+    "selection": ("read_selections", "select_classes"),
     "training": ("TrainConfig", "train"),
     "tree": ("ClassTree", "Node"),
-    "tree_io": ("read_tree", "write_tree"),
+    "tree_io": ("read_tree", "shipped_trees", "write_tree"),
+    "tree_measures": ("check_tree", "compare_trees"),
+    "tree_picture": ("draw_tree", "tree_figure", "tree_page"),
     "trunk": ("InputTransform", "Trunk"),
+    "wordnet": ("WordNet", "wordnet_outline"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from hlnet.condense import condense
+from hlnet.condensing import condense
 from hlnet.errors import UsageError
 from hlnet.outline import Outline
 from hlnet.profiling import Part

@@ -1,7 +1,7 @@
 """Finding a tree in data: agglomerative clustering (scipy) of what a network says about the classes.
 
 Three sources: class means of a trunk's features, the rows of a plain classifier's last layer, and the confusions of a
-trained network. Each gives a dendrogram; ``hlnet.condense`` cuts it into levels.
+trained network. Each gives a dendrogram; ``hlnet.condensing`` cuts it into levels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import linkage as merge
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
-from hlnet.condense import condense
+from hlnet.condensing import condense
 from hlnet.errors import DataError, UsageError
 from hlnet.outline import Outline, group_name
 from hlnet.tree import ClassTree

@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from hlnet.condense import check_nodes
+from hlnet.condensing import check_nodes
 from hlnet.outline import Outline
 from hlnet.tree import ClassTree
 

@@ -1,6 +1,6 @@
 """The outline of a hierarchy of any depth: what every source of trees yields before levels are chosen.
 
-WordNet, a dendrogram and a deep file have far more levels than a network; ``hlnet.condense`` makes levels of them.
+WordNet, a dendrogram and a deep file have far more levels than a network; ``hlnet.condensing`` makes levels of them.
 Nothing here recurses: a dendrogram may be as deep as it has classes.
 """
 

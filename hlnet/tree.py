@@ -14,8 +14,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hlnet.errors import SelectionError, TreeError
 
 if TYPE_CHECKING:
@@ -259,6 +257,7 @@ class ClassTree:
                    [1, 0, 0, 1, 0],
                    [0, 1, 0, 0, 1]])
         """
+        import numpy as np
         from scipy.sparse import csr_array
 
         above = list(range(len(self.leaves)))

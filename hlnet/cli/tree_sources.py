@@ -44,7 +44,7 @@ class Shape:
     def nodes_for(self, classes: int) -> tuple[int, ...]:
         """Nodes of each level above so many classes: as given, by budget, or evenly over the levels."""
         from hlnet.budget import Budget, fit_counts
-        from hlnet.condense import even_counts
+        from hlnet.condensing import even_counts
 
         if self.nodes:
             return self.nodes
@@ -55,7 +55,7 @@ class Shape:
     def cut(self, outline: Outline) -> ClassTree:
         """The class tree of this shape."""
         from hlnet.budget import Budget, tree_for_budget
-        from hlnet.condense import condense
+        from hlnet.condensing import condense
         from hlnet.selection import read_selections
 
         groups: dict[str, list[str]] = {}
