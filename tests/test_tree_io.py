@@ -196,7 +196,7 @@ def test_wrong_canonical_file(tmp_path, change, words):
         read_tree(put(tmp_path, "t.tree.json", json.dumps({k: v for k, v in (FILE | change).items() if v is not None})))
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t", "photo.png"])
+@pytest.mark.parametrize("name", ["t.xlsx", "t", "photo.png"])
 @pytest.mark.parametrize("content", [b"a", b"\x89PNG\xff\0"])
 def test_unknown_kind(tmp_path, name, content):
     with pytest.raises(UsageError, match=name):

@@ -197,6 +197,7 @@ def build_tree(
         return sources.feature_means(source, data_root, trunk, grid, batch_size, workers)
 
     tree: ClassTree
+    notes: list[str] = []
     match method:
         case Method.read:
             tree = sources.read(source, shape)
@@ -207,7 +208,8 @@ def build_tree(
                 sources.classes_of(source, data_root), shape, seed if method is Method.random else None
             )
         case Method.wordnet:
-            tree = shape.cut(sources.by_wordnet(sources.classes_of(source, data_root), wordnet, download))
+            outline, notes = sources.by_wordnet(sources.classes_of(source, data_root), wordnet, download)
+            tree = shape.cut(outline)
         case Method.cluster if by is By.weights:
             tree = shape.cut(sources.by_weights(source, backbone, pretrained, trunk_weights, linkage))
         case Method.cluster if by is By.confusions:
@@ -230,13 +232,14 @@ def build_tree(
                     )
                 output.show(f"prompt written to {prompt}; put it to a language model, and give its reply with --answer")
                 return
-            tree = sources.by_language_model(classes, wanted, answer, llm_model, base_url, means)
+            tree, notes = sources.by_language_model(classes, wanted, answer, llm_model, base_url, means)
     if out is None:
         raise UsageError("give --out, the tree file to write")
     write_tree(tree, out)
     if as_json:
-        output.show_json({"out": str(out), "nodes": tree.counts, "classes": tree.classes})
+        output.show_json({"out": str(out), "nodes": tree.counts, "classes": tree.classes, "notes": notes})
     else:
+        output.hints(notes, "--json lists all")
         output.show_tree(tree)
         output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
 

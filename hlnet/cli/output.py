@@ -28,6 +28,14 @@ def hint(message: str) -> None:
     stderr.print(escape(message), style="dim", highlight=False, soft_wrap=True)
 
 
+def hints(messages: Sequence[str], more: str, limit: int = 12) -> None:
+    """Several such lines; ``more`` says where to find those beyond the limit."""
+    for message in messages[:limit]:
+        hint(message)
+    if len(messages) > limit:
+        hint(f"… and {len(messages) - limit} more notes: {more}")
+
+
 def show(message: str) -> None:
     """A line of the results."""
     stdout.print(escape(message), highlight=False, soft_wrap=True)

@@ -207,16 +207,14 @@ def by_confusions(
     return dendrogram(merges, net.tree.classes).with_classes(net.tree)
 
 
-def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> Outline:
-    """WordNet's hierarchy over the classes, found by id where they have one, else by name."""
+def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Outline, list[str]]:
+    """WordNet's hierarchy over the classes, found by id where they have one, else by name; and what was decided."""
     from hlnet.wordnet import WordNet, wordnet_outline
 
     if download:
         WordNet.download()
     outline, notes = wordnet_outline([leaf.id or leaf.name for leaf in classes.leaves], WordNet(folder))
-    for note in notes:
-        output.hint(note)
-    return outline.with_classes(classes)
+    return outline.with_classes(classes), notes
 
 
 def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:
@@ -235,8 +233,8 @@ def by_language_model(
     model: str | None,
     base_url: str | None,
     means: Tensor | None,
-) -> ClassTree:
-    """What a language model answers, in a file or when it is asked."""
+) -> tuple[ClassTree, list[str]]:
+    """What a language model answers, in a file or when it is asked; and what was mended."""
     from hlnet.llm import nest_with_llm
     from hlnet.llm_server import ask_server
 
@@ -254,9 +252,7 @@ def by_language_model(
         unit = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-12)
         similarity = unit @ unit.T
     found = nest_with_llm(classes.classes, ask, nodes, rounds=0 if answer else 2, similarity=similarity)
-    for note in found.notes:
-        output.hint(note)
     outline = found.outline.with_classes(classes)
     tree = outline.to_tree()
     wanted = len(nodes) + 1 if nodes else 0
-    return tree if tree.num_levels >= wanted else outline.to_tree(wanted)
+    return (tree if tree.num_levels >= wanted else outline.to_tree(wanted)), list(found.notes)
