@@ -1,0 +1,119 @@
+"""What an expert costs on average, by the tree that it is cut from: ImageNet-1k, n3hl_resnet50.
+
+    python benchmarks/expert_costs.py [--wordnet FOLDER] [--out expert_costs.json]
+
+Two kinds of groups are asked for. *WordNet*: each synset with 5 to 100 of ImageNet's classes below it, such as "snake"
+or "furniture". *Scenes*: ten hand-made sets that cut across WordNet, such as what lies in a kitchen. All trees spend what
+the paper's (17, 161, 1000) nodes cost. Every figure is counted, none is timed; it takes a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+import hlnet
+from hlnet.files import replacing
+from hlnet.profiling import unit_costs
+
+PAPER = (17, 161)
+
+SCENES = {
+    "kitchen": "dishwasher, microwave, refrigerator, stove, toaster, frying pan, wok, spatula, strainer, plate, espresso "
+    "maker, coffee mug, banana, orange",
+    "office": "desk, desktop computer, laptop, monitor, mouse, computer keyboard, printer, photocopier, ballpoint, "
+    "rubber eraser, pencil sharpener, binder, envelope",
+    "street": "ambulance, cab, convertible, minivan, pickup, police van, school bus, trolleybus, traffic light, street "
+    "sign, parking meter, mountain bike, motor scooter",
+    "farm": "ox, hog, ram, hen, cock, sorrel, barn, tractor, harvester, plow, hay, corn, Border collie",
+    "savanna": "lion, cheetah, leopard, hyena, zebra, impala, gazelle, hartebeest, African elephant, warthog, ostrich, "
+    "vulture",
+    "garden": "bee, ladybug, snail, monarch, robin, hummingbird, daisy, lawn mower, shovel, picket fence, birdhouse, pot",
+    "living room": "studio couch, television, table lamp, bookcase, vase, upright, tabby, golden retriever, remote control, "
+    "loudspeaker, wall clock",
+    "harbour": "container ship, fireboat, speedboat, catamaran, dock, pier, pelican, albatross, king crab, breakwater, "
+    "beacon",
+    "workshop": "hammer, screwdriver, power drill, chain saw, plane, nail, screw, safe, padlock, oil filter, torch, "
+    "carpenter's kit",
+    "concert": "cello, violin, French horn, trombone, oboe, flute, grand piano, drum, microphone, loudspeaker, theater "
+    "curtain, stage, bow tie",
+}
+
+
+def wordnet_groups(outline: hlnet.Outline) -> dict[str, list[str]]:
+    """The classes below each synset that has 5 to 100 of them."""
+    groups = {}
+    for node in outline.walk():
+        names = [leaf.name for leaf in node.leaves()]
+        if node.children and 5 <= len(names) <= 100:
+            groups[f"{node.name} {node.id}"] = names
+    return groups
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wordnet", type=Path, help="dictionary folder; default: an installed one")
+    parser.add_argument("--out", type=Path, default=Path("expert_costs.json"))
+    arguments = parser.parse_args()
+
+    shipped = hlnet.read_tree("preset:imagenet1k")
+    outline, _ = hlnet.wordnet_outline([str(leaf.id) for leaf in shipped.leaves], hlnet.WordNet(arguments.wordnet))
+    outline.with_classes(shipped)
+    units, _ = unit_costs(hlnet.network_config("n3hl_resnet50", levels=3))
+    scenes = {name: [shipped.classes[i] for i in hlnet.select_classes(shipped, text)] for name, text in SCENES.items()}
+    results = []
+    for kind, groups in {"WordNet": wordnet_groups(outline), "scenes": scenes}.items():
+        budgets = {m: hlnet.Budget(m, 0) for m in ("params", "macs")}
+        spent = {m: hlnet.Budget(m, b.spent(units, (*PAPER, 1000))) for m, b in budgets.items()}
+        capped = {"max_children": 20}
+        trees = {
+            "shipped, by reading": shipped,
+            "even, over the shipped order": hlnet.balanced_tree(shipped, PAPER),
+            "random": hlnet.random_tree(shipped, PAPER, seed=0),
+            "WordNet": hlnet.condense(outline, PAPER).to_tree(3),
+            "WordNet, for these groups": hlnet.condense(outline, PAPER, together=groups.values()).to_tree(3),
+            "budget, for these groups": hlnet.tree_for_budget(outline, units, spent["macs"], groups),
+            "the same, at most 20 children a node": hlnet.tree_for_budget(
+                outline, units, spent["macs"], groups, **capped
+            ),
+        }
+        fewest = [sum(b.of(unit) * n for unit, n in zip(units, (1, 1, 1, 0), strict=True)) for b in budgets.values()]
+        for name, tree in trees.items():
+            row = {"groups": kind, "number": len(groups), "tree": name, "nodes": tree.counts}
+            for (measure, budget), least in zip(budgets.items(), fewest, strict=True):
+                costs = hlnet.expert_costs(tree, groups, units, budget)
+                sizes = np.array([len(names) for names in groups.values()])
+                row[measure] = float(costs.mean())
+                row[f"{measure} of the head"] = float(costs.mean() - budget.of(units[0]))
+                row[f"least {measure}"] = float((least + sizes * budget.of(units[3])).mean())
+                row[f"full {measure}"] = budget.spent(units, tree.counts)
+            row["most children"] = max(max(counts) for counts in tree.sibling_counts[1:])
+            results.append(row)
+    with replacing(arguments.out) as draft:
+        draft.write_text(json.dumps(results, indent=1) + "\n")
+    report(results)
+
+
+def report(results: list[dict]) -> None:
+    """The results as a Markdown table."""
+    print("| groups | tree | nodes | most children | mean expert: parameters, M | GMACs | of these, behind the trunk |")
+    print("|---|---|---|---|---|---|---|")
+    for row in results:
+        nodes = ", ".join(map(str, row["nodes"]))
+        print(
+            f"| {row['groups']} ({row['number']}) | {row['tree']} | {nodes} | {row['most children']} "
+            f"| {row['params'] / 1e6:.2f} | {row['macs'] / 1e9:.3f} | {row['macs of the head'] / 1e9:.3f} |"
+        )
+    for kind in dict.fromkeys(row["groups"] for row in results):
+        row = next(row for row in results if row["groups"] == kind)
+        print(
+            f"\nThe least that these experts can cost ({kind}; one node of levels 1 and 2 each): "
+            f"{row['least params'] / 1e6:.2f} M, {row['least macs'] / 1e9:.3f} GMACs."
+        )
+
+
+if __name__ == "__main__":
+    main()
