@@ -3,8 +3,8 @@
     python benchmarks/expert_costs.py [--wordnet FOLDER] [--out expert_costs.json]
 
 Two kinds of groups are asked for. *WordNet*: each synset with 5 to 100 of ImageNet's classes below it, such as "snake"
-or "furniture". *Scenes*: ten hand-made sets that cut across WordNet, such as what lies in a kitchen. All trees spend what
-the paper's (17, 161, 1000) nodes cost. Every figure is counted, none is timed; it takes a minute.
+or "furniture". *Scenes*: the ten sets of examples/scenes.yaml, which cut across WordNet, such as what is in a kitchen.
+All trees spend what the paper's (17, 161, 1000) nodes cost. Every figure is counted, none is timed; it takes a minute.
 """
 
 from __future__ import annotations
@@ -20,27 +20,7 @@ from hlnet.files import replacing
 from hlnet.profiling import unit_costs
 
 PAPER = (17, 161)
-
-SCENES = {
-    "kitchen": "dishwasher, microwave, refrigerator, stove, toaster, frying pan, wok, spatula, strainer, plate, espresso "
-    "maker, coffee mug, banana, orange",
-    "office": "desk, desktop computer, laptop, monitor, mouse, computer keyboard, printer, photocopier, ballpoint, "
-    "rubber eraser, pencil sharpener, binder, envelope",
-    "street": "ambulance, cab, convertible, minivan, pickup, police van, school bus, trolleybus, traffic light, street "
-    "sign, parking meter, mountain bike, motor scooter",
-    "farm": "ox, hog, ram, hen, cock, sorrel, barn, tractor, harvester, plow, hay, corn, Border collie",
-    "savanna": "lion, cheetah, leopard, hyena, zebra, impala, gazelle, hartebeest, African elephant, warthog, ostrich, "
-    "vulture",
-    "garden": "bee, ladybug, snail, monarch, robin, hummingbird, daisy, lawn mower, shovel, picket fence, birdhouse, pot",
-    "living room": "studio couch, television, table lamp, bookcase, vase, upright, tabby, golden retriever, remote control, "
-    "loudspeaker, wall clock",
-    "harbour": "container ship, fireboat, speedboat, catamaran, dock, pier, pelican, albatross, king crab, breakwater, "
-    "beacon",
-    "workshop": "hammer, screwdriver, power drill, chain saw, plane, nail, screw, safe, padlock, oil filter, torch, "
-    "carpenter's kit",
-    "concert": "cello, violin, French horn, trombone, oboe, flute, grand piano, drum, microphone, loudspeaker, theater "
-    "curtain, stage, bow tie",
-}
+SCENES = Path(__file__).parent.parent / "examples" / "scenes.yaml"
 
 
 def wordnet_groups(outline: hlnet.Outline) -> dict[str, list[str]]:
@@ -63,7 +43,8 @@ def main() -> None:
     outline, _ = hlnet.wordnet_outline([str(leaf.id) for leaf in shipped.leaves], hlnet.WordNet(arguments.wordnet))
     outline.with_classes(shipped)
     units, _ = unit_costs(hlnet.network_config("n3hl_resnet50", levels=3))
-    scenes = {name: [shipped.classes[i] for i in hlnet.select_classes(shipped, text)] for name, text in SCENES.items()}
+    found = hlnet.read_selections(SCENES, shipped)
+    scenes = {name: [shipped.classes[i] for i in chosen] for name, chosen in found.items()}
     results = []
     for kind, groups in {"WordNet": wordnet_groups(outline), "scenes": scenes}.items():
         budgets = {m: hlnet.Budget(m, 0) for m in ("params", "macs")}
