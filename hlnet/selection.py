@@ -131,7 +131,7 @@ class _Selector:
 
     def under(self, word: str) -> list[int]:
         paths = self.paths[word]
-        if len(paths) > 1:
+        if len({tuple(self.below[path]) for path in paths}) > 1:  # a chain may repeat a name: it is one selection
             raise SelectionError(f"'{word}' names several nodes ({', '.join(sorted(paths)[:4])}); write the path")
         return self.below[next(iter(paths))]
 

@@ -113,6 +113,7 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
     chosen = [set(row) for row in tree.rows(kept)] if kept else [set()] * tree.num_levels
     depth = depth or max(1, sum(1 for end in tree.offsets[1:] if end <= limit))
     below = Counter(part for leaf in tree.leaves for part in _prefixes(leaf.path))
+    indices = {leaf.path: leaf.index for leaf in tree.leaves}
     places: list[Tree | None] = [root]
     for level, (row, marked) in enumerate(zip(tree.levels, chosen, strict=True), start=1):
         here: list[Tree | None] = []
@@ -127,8 +128,8 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
                 here.append(None)
                 continue
             label = f"[bold red]{escape(node.name)}[/]" if i in marked else escape(node.name)
-            if node.index is not None:
-                label += f" [dim]{node.index}[/]"
+            if node.path in indices:
+                label += f" [dim]{indices[node.path]}[/]"
             elif level >= depth and below[node.path] > 1:
                 label += f" [dim]{below[node.path]} classes[/]"
             here.append(parent.add(label))

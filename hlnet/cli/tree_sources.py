@@ -214,7 +214,12 @@ def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple
     if download:
         WordNet.download()
     outline, notes = wordnet_outline([leaf.id or leaf.name for leaf in classes.leaves], WordNet(folder))
-    return outline.with_classes(classes), notes
+    words = {node.id: node.name for node in outline.leaves()}
+    outline.with_classes(classes)
+    for node in outline.leaves():
+        if node.name == node.id:  # a folder named by its id gets a name to read, and is still found by the id
+            node.name = words[node.id]
+    return outline, notes
 
 
 def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:

@@ -1,0 +1,52 @@
+"""How long a tree of 21,843 classes takes at every step: ImageNet-21k's ids (timm has them) over WordNet.
+
+    python benchmarks/large_tree.py [--wordnet FOLDER]
+
+Seconds of wall time, once each, on one thread: an order of magnitude, not a comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageNetInfo
+
+import hlnet
+
+NODES = (40, 400, 3000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wordnet", type=Path, help="dictionary folder; default: an installed one")
+    arguments = parser.parse_args()
+    print("| step | seconds |\n|---|---|")
+
+    def clock(step: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        print(f"| {step} | {time.perf_counter() - start:.2f} |")
+        return result
+
+    ids = ImageNetInfo("imagenet-21k-goog").label_names()
+    wordnet = clock("open WordNet", lambda: hlnet.WordNet(arguments.wordnet))
+    outline, _ = clock("hypernyms of all classes", lambda: hlnet.wordnet_outline(ids, wordnet))
+    tree = clock("condense, and build the tree", lambda: hlnet.condense(outline, NODES).to_tree(4))
+    clock("check", lambda: hlnet.check_tree(tree))
+    clock("prune to every fourth class", lambda: tree.prune(range(0, len(ids), 4)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.tree.json"
+        clock("write", lambda: hlnet.write_tree(tree, path))
+        assert clock("read", lambda: hlnet.read_tree(path)) == tree
+    clock("compare with a balanced tree", lambda: hlnet.compare_trees(tree, hlnet.balanced_tree(tree, NODES)))
+    inside = clock("ancestor matrix", tree.ancestors)
+    print(f"\n{tree.counts} nodes; the ancestor matrix holds {inside.nnz} of {inside.shape[0] * inside.shape[1]} entries")
+
+
+if __name__ == "__main__":
+    main()
