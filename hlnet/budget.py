@@ -7,7 +7,7 @@ without building anything. The same holds for experts: what counts is how many n
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -138,13 +138,12 @@ def expert_costs(
         budget: of which only the measure counts.
 
     Raises:
-        UsageError: if a group names a class that the tree does not have.
+        UsageError: if a group names a class that the tree does not have, or none names any.
     """
     from scipy.sparse import csr_array
 
     position = {name: i for i, name in enumerate(tree.classes)}
-    if unknown := {name for names in groups.values() for name in names} - position.keys():
-        raise UsageError(f"the groups name '{min(unknown)}', which is no class of the tree")
+    _check_groups(groups, position)
     members = [(row, position[name]) for row, names in enumerate(groups.values()) for name in set(names)]
     rows, columns = zip(*members, strict=True)
     asked = csr_array((np.ones(len(members), bool), (rows, columns)), shape=(len(groups), len(position)))
@@ -172,11 +171,18 @@ def tree_for_budget(
     classes, levels = len(outline.leaves()), len(units) - 1
     if not groups:
         return condense(outline, fit_counts(units, classes, budget)[:-1], max_children).to_tree(levels)
+    _check_groups(groups, {leaf.name for leaf in outline.leaves()})
+    together = groups.values()
+    ways: list[tuple[Outline, Iterable[Collection[str]]]] = [
+        (outline, together),
+        (sorted_by_group(outline, groups), together),
+        (outline, ()),  # which may keep to max_children where the others do not
+    ]
     best: tuple[float, float] | None = None
     for counts in affordable(units, classes, budget, choices=40):
-        for hierarchy in (outline, sorted_by_group(outline, groups)):
+        for hierarchy, sets in ways:
             try:
-                tree = condense(hierarchy, counts[:-1], max_children, groups.values()).to_tree(levels)
+                tree = condense(hierarchy, counts[:-1], max_children, sets).to_tree(levels)
             except UsageError as error:  # too few nodes for max_children
                 refusal = error
                 continue
@@ -196,17 +202,29 @@ def sorted_by_group(outline: Outline, groups: Mapping[str, Collection[str]]) -> 
         >>> [child.name for child in sorted_by_group(root, {"home": ["cat", "bowl"]}).children]
         ['home', 'other']
     """
-    inside: dict[str, list[str]] = {leaf.name: [] for leaf in outline.leaves()}
+    inside: dict[str, tuple[str, ...]] = {leaf.name: () for leaf in outline.leaves()}
     for name, members in groups.items():
-        for member in members:
-            inside[member].append(name)
-    combinations: dict[str, list[str]] = {}
+        for member in set(members):
+            inside[member] += (name,)
+    combinations: dict[tuple[str, ...], list[str]] = {}
     for member, names in inside.items():
-        combinations.setdefault("+".join(names) or "other", []).append(member)
-    return Outline("", [Outline(name, outline.only(members).children) for name, members in combinations.items()])
+        combinations.setdefault(names, []).append(member)
+    nodes = []
+    for names, members in combinations.items():
+        node = outline.only(members)
+        node.name, node.id = "+".join(names).replace("/", "-") or "other", None
+        nodes.append(node)
+    return Outline("", nodes, height=outline.height)
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _check_groups(groups: Mapping[str, Collection[str]], classes: Collection[str]) -> None:
+    if not any(groups.values()):
+        raise UsageError("the groups name no class")
+    if unknown := {name for names in groups.values() for name in names}.difference(classes):
+        raise UsageError(f"the groups name '{min(unknown)}', which is no class of the tree")
 
 
 def _unevenness(counts: Sequence[int]) -> float:

@@ -154,8 +154,8 @@ def _cut(top: _Group, count: int, largest: int, level: int) -> list[_Group]:
     groups = single + [group for *_, group in waiting]
     if len(groups) > count:
         raise UsageError(
-            f"at most {largest} children a node take {len(groups)} nodes at level {level}, not {count}: "
-            "ask for more nodes or allow more children"
+            f"keeping to {largest} children a node took {len(groups)} nodes at level {level}, where {count} were asked "
+            "for: ask for more nodes or allow more children"
         )
     for group in groups:
         group.becomes_unit()
@@ -171,15 +171,15 @@ def _in_halves(outline: Outline, together: list[Collection[str]]) -> _Group:
             asked[name] = asked.get(name, 0) | 1 << number
     done: dict[int, _Group] = {}
     leaves = outline.leaves()
-    order = {id(leaf): number for number, leaf in enumerate(leaves)}
-    if len({leaf.name for leaf in leaves}) < len(leaves):
-        raise TreeError("a class stands in the hierarchy twice")
+    firsts = [number if leaf.index is None else leaf.index for number, leaf in enumerate(leaves)]
+    if len({leaf.name for leaf in leaves}) < len(leaves) or len(set(firsts)) < len(leaves):
+        raise TreeError("a class, or its original index, stands in the hierarchy twice")
+    first = {id(leaf): number for leaf, number in zip(leaves, firsts, strict=True)}
     for node in reversed(list(outline.walk())):
         if node.children:
             done[id(node)] = _paired(node, [done.pop(id(child)) for child in node.children])
         else:
-            first = order[id(node)] if node.index is None else node.index
-            done[id(node)] = _Group(node, first=first, asked=asked.get(node.name, 0))
+            done[id(node)] = _Group(node, first=first[id(node)], asked=asked.get(node.name, 0))
     return done[id(outline)]
 
 
@@ -192,29 +192,43 @@ def _paired(node: Outline, children: list[_Group]) -> _Group:
         child.names = [child.outline.name]
         alike.setdefault(child.asked, []).append(child)
     # Children that are asked for alike are paired first; then those that have most sets in common.
-    parts = [_pair_up(part) for part in alike.values()]
-    while len(parts) > 1:
-        a, b = max(combinations(parts, 2), key=lambda two: (_common(*two), -two[0].size - two[1].size))
-        parts = [part for part in parts if part not in (a, b)] + [_pair(a, b)]
-    group = parts[0]
-    group.outline, group.height = Outline(node.name, id=node.id), node.height
+    parts = [_pair_up(part, node.height) for part in alike.values()]
+    pairs = [_likeness(a, b) for a, b in combinations(parts, 2)]
+    heapq.heapify(pairs)
+    left = {id(part): part for part in parts}
+    while len(left) > 1:
+        *_, a, b = heapq.heappop(pairs)
+        if id(a) in left and id(b) in left:
+            del left[id(a)], left[id(b)]
+            merged = _pair(a, b, node.height)
+            for other in left.values():
+                heapq.heappush(pairs, _likeness(other, merged))
+            left[id(merged)] = merged
+            parts.append(merged)  # kept alive, so that no identity is used again
+    (group,) = left.values()
+    group.outline = Outline(node.name, id=node.id)
     return group
 
 
-def _pair_up(groups: list[_Group]) -> _Group:
+def _likeness(a: _Group, b: _Group) -> tuple[int, int, int, int, _Group, _Group]:
+    """Sorts pairs: most sets in common first, then the smallest."""
+    return -_common(a, b), a.size + b.size, a.first, b.first, a, b
+
+
+def _pair_up(groups: list[_Group], height: float) -> _Group:
     """Pair the two smallest until one is left."""
     heap = [(group.size, group.first, group) for group in groups]
     heapq.heapify(heap)
     while len(heap) > 1:
-        group = _pair(heapq.heappop(heap)[-1], heapq.heappop(heap)[-1])
+        group = _pair(heapq.heappop(heap)[-1], heapq.heappop(heap)[-1], height)
         heapq.heappush(heap, (group.size, group.first, group))
     return heap[0][-1]
 
 
-def _pair(a: _Group, b: _Group) -> _Group:
+def _pair(a: _Group, b: _Group, height: float) -> _Group:
     one, other = sorted((a, b), key=lambda group: group.first)
     names = one.names + other.names
-    return _Group(Outline(group_name(names)), (one, other), names=names).measured()
+    return _Group(Outline(group_name(names)), (one, other), height=height, names=names).measured()
 
 
 def _common(a: _Group, b: _Group) -> int:

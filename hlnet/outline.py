@@ -6,10 +6,12 @@ Nothing here recurses: a dendrogram may be as deep as it has classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hlnet.errors import TreeError
 from hlnet.tree import ClassTree
 
 
@@ -102,7 +104,7 @@ class Outline:
     def to_tree(self, levels: int | None = None) -> ClassTree:
         """The class tree with these groups as its nodes.
 
-        A name that stands twice under one node gets its id, or a number, in parentheses.
+        A group whose name is taken by one of its siblings gets its id, or a number, in parentheses.
 
         Args:
             levels: classes that end early are continued to this many; default: the depth of the deepest.
@@ -116,8 +118,7 @@ class Outline:
         numbers = {id(leaf): i for i, leaf in enumerate(self.leaves())}
         while waiting:
             node, place, above = waiting.pop()
-            for child in node.children:
-                name = _free_name(child, place)
+            for child, name in zip(node.children, _names(node.children), strict=True):
                 path = above + name
                 if child.id is not None:
                     ids[path] = child.id
@@ -140,9 +141,19 @@ def group_name(names: Sequence[str], count: int | None = None) -> str:
     return "+".join(names[:3]) + (f"+{count - 3}-more" if count > 3 else "")
 
 
-def _free_name(child: Outline, taken: dict[str, Any]) -> str:
-    if child.name not in taken:
-        return child.name
-    marks = [child.id] if child.id else []
-    marks += [str(number) for number in range(2, len(taken) + 3)]
-    return next(name for mark in marks if (name := f"{child.name} ({mark})") not in taken)
+def _names(siblings: list[Outline]) -> list[str]:
+    """Names to tell siblings apart: classes keep theirs, a group whose name is taken gets its id or a number."""
+    taken = Counter(node.name for node in siblings if not node.children)
+    if doubled := [name for name, count in taken.items() if count > 1]:
+        raise TreeError(f"class '{doubled[0]}' stands twice in one place; each must be unique in the tree")
+    names = []
+    for node in siblings:
+        name = node.name
+        if node.children:
+            marks = [node.id] if node.id else []
+            marks += [str(number) for number in range(2, len(siblings) + 2)]
+            free = (mark for mark in marks if f"{node.name} ({mark})" not in taken)
+            name = f"{node.name} ({next(free)})" if name in taken else name
+            taken[name] += 1
+        names.append(name)
+    return names

@@ -62,9 +62,11 @@ def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, .
     """
     import yaml
 
+    from hlnet.plain_yaml import read_yaml
+
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = read_yaml(Path(path).read_text(encoding="utf-8-sig"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"cannot read the selections in '{path}': {one_line(error)}") from error
     if not isinstance(found, dict) or not found:
         raise UsageError(f"'{path}' must hold a mapping from names to selections, such as 'cats: tabby,281-285'")

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hlnet import tree_formats
+from hlnet import tree_graphs, tree_tables
 from hlnet.errors import RunError, TreeError, UsageError, did_you_mean, one_line
 from hlnet.files import make_folder, replacing
 from hlnet.outline import Outline
+from hlnet.plain_yaml import read_yaml
 from hlnet.tree import ClassTree
 
 CANONICAL, VERSION = "hlnet.tree", 1
@@ -49,9 +48,9 @@ def read_tree(source: str | Path, levels: int | None = None) -> ClassTree:
 
             - ``.json`` or ``.yaml``: the canonical ``*.tree.json``; nested mappings (see
               :meth:`ClassTree.from_nested`); or another program's node-link graph or children objects (see
-              :func:`hlnet.tree_formats.read_objects`), which networkx and D3 write.
-            - ``.csv`` or ``.tsv``: a table of paths or of edges (see :func:`hlnet.tree_formats.read_table`).
-            - ``.nwk``, ``.newick`` or ``.tree``: Newick (see :func:`hlnet.tree_formats.read_newick`).
+              :func:`hlnet.tree_graphs.read_objects`), which networkx and D3 write.
+            - ``.csv`` or ``.tsv``: a table of paths or of edges (see :func:`hlnet.tree_tables.read_table`).
+            - ``.nwk``, ``.newick`` or ``.tree``: Newick (see :func:`hlnet.tree_graphs.read_newick`).
             - ``.txt``: a list of class names, one a line.
             - ``preset:NAME``: a tree that comes with hlnet (see :func:`shipped_trees`).
             - a folder of nested image folders (its ``train`` folder, if it has one), whose classes are numbered in
@@ -148,13 +147,13 @@ def write_tree(tree: ClassTree, path: str | Path, format: str | None = None) -> 
     if name == "nested" and suffix != ".json":
         text = yaml.safe_dump(tree.to_nested(), sort_keys=False, allow_unicode=True, width=10**9)
     elif name == "newick":
-        text = tree_formats.write_newick(outline)
+        text = tree_graphs.write_newick(outline)
     elif name == "paths":
-        text = tree_formats.write_paths(outline, DELIMITERS[suffix])
+        text = tree_tables.write_paths(outline, DELIMITERS[suffix])
     elif name == "edges":
-        text = tree_formats.write_edges(outline, DELIMITERS[suffix])
+        text = tree_tables.write_edges(outline, DELIMITERS[suffix])
     else:
-        makers = {"node-link": tree_formats.write_node_link, "children": tree_formats.write_children}
+        makers = {"node-link": tree_graphs.write_node_link, "children": tree_graphs.write_children}
         data = makers[name](outline) if name in makers else tree_to_json(tree)
         text = json.dumps(data["tree"] if name == "nested" else data, indent=1, ensure_ascii=False) + "\n"
     try:
@@ -215,16 +214,14 @@ def _read_file(path: Path) -> Any:
         if suffix == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip()]
         if suffix in DELIMITERS:
-            return tree_formats.read_table(text, DELIMITERS[suffix])
+            return tree_tables.read_table(text, DELIMITERS[suffix])
         if suffix in FORMATS["newick"]:
-            return tree_formats.read_newick(text)
-        if suffix == ".json":
-            data = json.loads(text, object_pairs_hook=_mapping_without_doubles)
-        else:
-            data = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+            return tree_graphs.read_newick(text)
+        is_json = suffix == ".json"
+        data = json.loads(text, object_pairs_hook=_mapping_without_doubles) if is_json else read_yaml(text)
         if isinstance(data, dict) and data.get("format") == CANONICAL:
             return data
-        return tree_formats.read_objects(data) or data
+        return tree_graphs.read_objects(data) or data
     except TreeError:
         raise
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
@@ -306,28 +303,3 @@ def _mapping_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise TreeError(f"'{next(n for n in names if names.count(n) > 1)}' appears twice under one node")
     return mapping
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML whose names stay as written (``no``, ``010``, ``12:30``), and in which a doubled key is an error.
-
-    Only plain decimals and empty values are anything but text.
-    """
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise TreeError(f"a name must be text, not a list or mapping (line {key.start_mark.line + 1})")
-            if key.value in seen:
-                raise TreeError(f"'{key.value}' appears twice under one node (line {key.start_mark.line + 1})")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"(0|-?[1-9][0-9]{0,8})\Z"), list("-0123456789")
-)

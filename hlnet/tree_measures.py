@@ -94,7 +94,7 @@ class Oddity:
 def check_tree(tree: ClassTree) -> list[Oddity]:
     """What is odd about a tree, level by level.
 
-    - *level*: a level with as many nodes as the one above: it groups nothing.
+    - *level*: a level with as many nodes as the one above, not all just classes continued: it groups nothing.
     - *chain*: a node, not just a class continued, that is its parent's only child: it costs and tells nothing apart.
     - *wide*: a node with more than 20 children, and more than five times the usual number of its level.
     - *lopsided*: a node of ten or more classes, nine tenths of them below one of its children.

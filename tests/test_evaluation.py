@@ -8,10 +8,11 @@ import torch
 from naive import randomise
 from PIL import Image
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import SelectionError, UsageError
-from hlnet.evaluation import accuracy, evaluate, logits_of
+from hlnet.evaluation import accuracy, confusion_matrix, evaluate, logits_of
 from hlnet.expert import cut_expert
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
@@ -71,6 +72,19 @@ def test_accuracy_is_scikit_learns(classes):
     labels = torch.randint(max(1, classes - 1), (50,), generator=generator)  # one class without images
     names = [f"c{i}" for i in range(classes)]
     assert_scores(accuracy(logits, labels, iter(names)), logits, labels, names)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+@pytest.mark.parametrize("images", [0, 1, 200])
+def test_confusion_matrix_is_scikit_learns(classes, images):
+    generator = torch.Generator().manual_seed(classes + images)
+    logits = torch.randn(images, classes, generator=generator)
+    labels = torch.randint(max(1, classes - 1), (images,), generator=generator)  # one class without images
+    found = confusion_matrix(logits, labels)
+    assert found.dtype == torch.int64 and found.shape == (classes, classes) and int(found.sum()) == images
+    if images and classes > 1:
+        expected = sklearn_confusion_matrix(labels, logits.argmax(1), labels=range(classes))
+        assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "plain"])

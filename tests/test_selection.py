@@ -1,13 +1,14 @@
 """Selections: what each kind of term picks, and in which order of precedence."""
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.errors import HlnetError, SelectionError
-from hlnet.selection import select_classes
+from hlnet.errors import HlnetError, SelectionError, UsageError
+from hlnet.selection import read_selections, select_classes
 from hlnet.tree import ClassTree
 from hlnet.tree_io import tree_from_json
 
@@ -225,3 +226,104 @@ def test_ten_thousand_classes():
     assert select_classes(tree, [leaf.name for leaf in tree.leaves]) == tuple(range(10000))
     with pytest.raises(SelectionError, match=r"Did you mean 'c5\.11'"):
         select_classes(tree, "c5.1111")
+
+
+# ---------------------------------------------------------------------- several, from a file
+
+
+SEVERAL = {
+    "cats": "tabby,tiger",
+    "tools": ["saw", "D9"],
+    "one": 281,
+    "comma": ["tench, Tinca tinca"],
+    "mixed": [3, "dog"],
+}
+FOUND = {"cats": (0, 1), "tools": (6, 8), "one": (0,), "comma": (5,), "mixed": (3, 4, 8)}
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("groups.json", json.dumps(SEVERAL)),
+        ("groups.yaml", json.dumps(SEVERAL, indent=2)),
+        (
+            "groups.yml",
+            "\ufeff# mine\ncats: tabby,tiger\ntools: [saw, D9]\none: 281\n"
+            "comma:\n- tench, Tinca tinca\nmixed:\n- 3\n- dog\n",
+        ),
+    ],
+)
+def test_several(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    for where in (path, str(path)):
+        found = read_selections(where, TREE)
+        assert found == FOUND and list(found) == list(FOUND)
+
+
+def test_several_name_files_and_ranges(tmp_path):
+    (tmp_path / "mine.txt").write_text("tabby\nD9\n")
+    (tmp_path / "groups.yaml").write_text(f"file: '@{tmp_path / 'mine.txt'}'\nrange: 281-282\nall: '*'\n7: [saw]\n")
+    found = read_selections(tmp_path / "groups.yaml", TREE)
+    assert found == {"file": (0, 6), "range": (0, 1), "all": tuple(range(11)), "7": (8,)}
+
+
+@pytest.mark.parametrize("name", ["no", "on", "010", "1.0", "12:30", "2024-01-01"])
+def test_names_stay_as_written(tmp_path, name):
+    """As in tree files: neither a selection's name nor a class's is taken for a truth value, an octal or a date."""
+    tree = ClassTree.from_nested({"a": ["x"], "b": [name]})
+    (tmp_path / "groups.yaml").write_text(f"{name}: x\nlisted: [{name}]\nalone: {name}\n")
+    assert read_selections(tmp_path / "groups.yaml", tree) == {name: (0,), "listed": (1,), "alone": (1,)}
+
+
+NO_MAPPING = {
+    "empty": "",
+    "only a note": "# nothing\n",
+    "list": "[tabby, saw]",
+    "text": "tabby",
+    "empty mapping": "{}",
+    "cut": '{"cats": ["tabby"',
+    "no value": "cats:\n",
+    "mapping": "cats: {a: tabby}",
+    "list of lists": "cats: [[tabby], saw]",
+    "cycle": "cats: &x [*x]",
+    "list as a name": "? [a, b]\n: tabby\n",
+    "truth value": "cats: [!!bool true]",
+    "doubled name": "cats: tabby\ndogs: dog\ncats: tiger\n",
+    "deep": "cats: " + "[" * 3000 + "]" * 3000,
+    "not UTF-8": "cats: été".encode("latin-1"),
+    "foreign tag": "cats: !!python/object/apply:os.getcwd []",
+}
+
+
+@pytest.mark.parametrize("text", NO_MAPPING.values(), ids=NO_MAPPING.keys())
+def test_files_that_hold_no_selections(tmp_path, text):
+    path = tmp_path / "groups.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=r"groups\.yaml") as caught:
+        read_selections(path, TREE)
+    assert not isinstance(caught.value, SelectionError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["no/such.yaml", ".", "a\0b"])
+def test_selections_that_cannot_be_read(tmp_path, name):
+    with pytest.raises(UsageError, match="cannot read the selections"):
+        read_selections(f"{tmp_path}/{name}", TREE)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("cats: tabby\ndogs: [dog, taby]", r"groups\.yaml', 'dogs': .*'taby'.*Did you mean 'tabby'"),
+        ("cats: []", r"'cats': the selection is empty"),
+        ("cats: ''", r"'cats': the selection is empty"),
+        ("cats: 4", r"'cats': .*'4'"),
+        ("cats: cat", r"'cats': .*several nodes"),
+        ("cats: '@no.txt'", r"'cats': .*no\.txt"),
+    ],
+)
+def test_selection_of_several_that_finds_nothing(tmp_path, text, words):
+    (tmp_path / "groups.yaml").write_text(text)
+    with pytest.raises(SelectionError, match=words) as caught:
+        read_selections(tmp_path / "groups.yaml", TREE)
+    assert "\n" not in str(caught.value)

@@ -114,6 +114,19 @@ def test_prune_keeps_the_ancestors_composes_and_is_read_back(case, data):
         assert ClassTree.from_nested(one.to_nested(), one.num_levels) == without_ids
 
 
+@settings(max_examples=60, deadline=None)
+@given(trees_and_choices())
+def test_ancestors_are_the_nodes_on_the_path(case):
+    _, tree, chosen = case
+    for one in (tree, tree.prune(chosen)):
+        found = one.ancestors()
+        assert found.dtype == bool and found.shape == (len(one.leaves), one.num_nodes)
+        assert found.nnz == len(one.leaves) * one.num_levels
+        nodes = [(level, node.path) for level, row in enumerate(one.levels, start=1) for node in row]
+        expected = [[path == "/".join(leaf.path.split("/")[:level]) for level, path in nodes] for leaf in one.leaves]
+        assert found.toarray().tolist() == expected
+
+
 def test_uneven_depth_by_hand():
     tree = ClassTree.from_nested(PETS)
     assert [[node.path for node in row] for row in tree.levels] == [

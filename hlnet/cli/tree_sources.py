@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hlnet.cli import options, output
-from hlnet.errors import UsageError
+from hlnet.errors import TreeError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,13 +56,17 @@ class Shape:
         """The class tree of this shape."""
         from hlnet.budget import Budget, tree_for_budget
         from hlnet.condensing import condense
+        from hlnet.outline import Outline
         from hlnet.selection import read_selections
 
         groups: dict[str, list[str]] = {}
         if self.groups:
-            deep = outline.to_tree()
-            found = read_selections(self.groups, deep)
-            groups = {name: [deep.classes[i] for i in chosen] for name, chosen in found.items()}
+            try:
+                tree = outline.to_tree()  # so that a selection can name a node of the hierarchy
+            except TreeError:  # a dendrogram, deeper than any class tree; its nodes have no names worth writing
+                tree = Outline("", outline.leaves()).to_tree()
+            found = read_selections(self.groups, tree)
+            groups = {name: [tree.classes[i] for i in chosen] for name, chosen in found.items()}
         if self.budget and groups:
             return tree_for_budget(outline, self.units(), Budget.parse(self.budget), groups, self.max_children)
         nodes = self.nodes_for(len(outline.leaves()))
