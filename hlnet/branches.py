@@ -45,6 +45,15 @@ class BranchLevel(nn.Module, ABC):
         """Number of nodes of this level."""
         return sum(self.sibling_counts)
 
+    @property
+    @abstractmethod
+    def widest(self) -> int:
+        """Channels of a node's widest intermediate result."""
+
+    @abstractmethod
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output, from those of the parent's."""
+
     def families(self) -> list[Family]:
         """The rows of each parent's children, one split per stacked tensor."""
         tensors = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
@@ -83,6 +92,13 @@ class BottleneckLevel(BranchLevel):
 
     expansion = 4
     eps, momentum = 1e-5, 0.1
+
+    @property
+    def widest(self) -> int:
+        return self.width
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.stride), -(-size[1] // self.stride)  # padded: rounded up
 
     def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
         super().__init__(sibling_counts, in_channels, width, stride)
@@ -135,6 +151,13 @@ class ConvNeXtLevel(BranchLevel):
     """
 
     eps = 1e-6
+
+    @property
+    def widest(self) -> int:
+        return 4 * self.width
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // self.stride, size[1] // self.stride
 
     def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
         super().__init__(sibling_counts, in_channels, width, stride)

@@ -146,16 +146,27 @@ class BranchTree(nn.Module):
         for position, child in enumerate(children.unbind(1), start=self._first_child[depth][parent]):
             yield from self._grow(child, depth + 1, position, families, gains)
 
-    def _split_gains(self, gains: Tensor | None, batch: int) -> list[list[Tensor | None]]:
-        siblings = self.tree.sibling_counts
+    def check_gains(self, gains: Tensor | None, batch: int) -> Tensor | None:
+        """Gains for every image, ``[batch, num_nodes]``.
+
+        Raises:
+            UsageError: if they have neither that shape nor ``[num_nodes]``.
+        """
         if gains is None:
-            return [[None] * len(counts) for counts in siblings]
+            return None
         if gains.shape[-1:] != (self.tree.num_nodes,) or gains.dim() > 2 or (gains.dim() == 2 and len(gains) != batch):
             raise UsageError(
                 f"gains must have shape [{self.tree.num_nodes}] or [{batch}, {self.tree.num_nodes}] "
                 f"(one per node, all levels), got {list(gains.shape)}"
             )
-        by_level = gains.expand(batch, -1).split(self.tree.counts, dim=1)
+        return gains.expand(batch, -1)
+
+    def _split_gains(self, gains: Tensor | None, batch: int) -> list[list[Tensor | None]]:
+        siblings = self.tree.sibling_counts
+        gains = self.check_gains(gains, batch)
+        if gains is None:
+            return [[None] * len(counts) for counts in siblings]
+        by_level = gains.split(self.tree.counts, dim=1)
         return [list(level.split(counts, dim=1)) for level, counts in zip(by_level, siblings, strict=True)]
 
 

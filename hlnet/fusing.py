@@ -1,0 +1,184 @@
+"""Faster trunks: normalisation folded into convolutions, activations and sums done along with them.
+
+Notable here: what follows what is read off a trace (torch.fx), so it works for any timm model that can be traced and
+changes nothing where it sees no pattern. A model that cannot be traced runs as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from timm.models._features_fx import get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from hlnet.kernels import Conv, Linear
+
+_MODULES: list[tuple[type[nn.Module], str]] = [
+    (nn.ReLU6, "relu6"),
+    (nn.ReLU, "relu"),
+    (nn.SiLU, "swish"),
+    (nn.Hardswish, "hardswish"),
+    (nn.GELU, "gelu"),
+]
+_FUNCTIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.silu: "swish", F.gelu: "gelu", F.relu6: "relu6"}
+#: Modules whose output is a tensor of its own, which may be overwritten.
+_OWNERS: tuple[type[nn.Module], ...] = (Conv, nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d)
+_SUMS = (operator.add, operator.iadd, torch.add)
+
+
+def fuse(module: nn.Module, images: Tensor) -> nn.Module:
+    """The same function of images, run faster; in evaluation mode only.
+
+    Args:
+        module: from images to features or logits.
+        images: of the size that it will mostly see, ``[1, 3, H, W]``, in the type that it computes in.
+
+    Returns:
+        a traced module, or ``module`` itself where tracing fails or gives another result.
+    """
+    module.eval()
+    with torch.inference_mode():
+        expected = module(images)
+        try:
+            fused = _fused(module, images)
+            found = fused(images)
+        except Exception:  # tracing runs the model's own code, which may do anything
+            return module
+    tolerance = 1e-4 if images.dtype is torch.float32 else 5e-2
+    scale = expected.abs().max().clamp(min=1e-6)
+    return fused if found.shape == expected.shape and (found - expected).abs().max() < tolerance * scale else module
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
+        leaves = (nn.BatchNorm2d, *get_notrace_modules())
+        return isinstance(m, leaves) or super().is_leaf_module(m, qualname)
+
+
+class _Sum(nn.Module):
+    """A convolution's output, added to something else."""
+
+    def __init__(self, conv: Conv, in_place: bool) -> None:
+        super().__init__()
+        self.conv, self.in_place = conv, in_place
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``activation(conv(x) + y)``."""
+        return self.conv.add(y, x, self.in_place)
+
+
+_OWNERS += (_Sum,)
+
+
+def _fused(module: nn.Module, images: Tensor) -> nn.Module:
+    traced = fx.GraphModule(module, _Tracer().trace(module))
+    _fold_norms(traced)
+    ShapeProp(traced).propagate(images)
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in list(order):
+        module = _module(traced, node)
+        if type(module) is nn.Linear:
+            after, activation = _with_activation(traced, node)
+            rows = math.prod(_shape(node)[:-1])
+            _replace(traced, node, after, Linear(module.weight, module.bias, activation, rows), order)
+        elif type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            summed, other = _with_sum(node)
+            after, activation = _with_activation(traced, summed)
+            geometry: Any = (module.stride, module.padding, module.dilation, module.groups)
+            height, width = _shape(node.args[0])[2:]
+            conv = Conv(module.weight, module.bias, *geometry, activation, (height, width))
+            if other is None:
+                _replace(traced, node, after, conv, order)
+            else:
+                unused_later = all(order[user] <= order[after] for user in other.users)
+                in_place = unused_later and isinstance(_module(traced, other), _OWNERS)
+                _replace(traced, node, after, _Sum(conv, in_place), order, other)
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def _fold_norms(traced: fx.GraphModule) -> None:
+    """Fold each batch norm into the convolution before it; what activation it brings along follows by itself."""
+    for node in list(traced.graph.nodes):
+        norm = _module(traced, node)
+        before = node.args[0] if node.args else None
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node) or len(before.users) > 1:
+            continue
+        conv = _module(traced, before)
+        if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, Conv2dSame):
+            continue
+        traced.add_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+        new = before
+        for part in ("drop", "act"):  # of timm's BatchNormAct2d
+            if isinstance(getattr(norm, part, None), nn.Module) and not isinstance(getattr(norm, part), nn.Identity):
+                with traced.graph.inserting_after(new if new is not before else node):
+                    new = traced.graph.call_module(f"{node.target}.{part}", (new,))
+        node.replace_all_uses_with(new)
+        if new is not before:  # its own input must not have become itself
+            first = next(user for user in before.users if user is not node)
+            first.args = (before,)
+        traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["tensor_meta"].shape)
+
+
+def _with_sum(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """The sum that the node goes into and its other part, if that is all it goes into."""
+    user = _only_user(node)
+    if user is None or user.op != "call_function" or user.target not in _SUMS or len(user.args) != 2:
+        return node, None
+    other = user.args[1] if user.args[0] is node else user.args[0]
+    if not isinstance(other, fx.Node) or other is node or _shape(other) != _shape(user):
+        return node, None
+    return user, other
+
+
+def _with_activation(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, str]:
+    """The activation that the node goes into, if that is all it goes into, and its name."""
+    user = _only_user(node)
+    name = None if user is None else _activation(traced, user)
+    return (node, "none") if user is None or name is None else (user, name)
+
+
+def _replace(
+    traced: fx.GraphModule, first: fx.Node, last: fx.Node, module: nn.Module, order: dict[fx.Node, int], *more: fx.Node
+) -> None:
+    """Put a module in the place of the nodes from ``first`` to ``last``."""
+    name = f"fused_{order[first]}"
+    traced.add_module(name, module)
+    with traced.graph.inserting_after(last):
+        new = traced.graph.call_module(name, (first.args[0], *more))
+    order[new], new.meta = order[last], last.meta
+    last.replace_all_uses_with(new)
+
+
+def _activation(traced: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.op == "call_function" and not (node.args[1:] or set(node.kwargs) - {"inplace"}):
+        return _FUNCTIONS.get(node.target)
+    module = _module(traced, node)
+    if isinstance(module, nn.GELU) and module.approximate != "none":
+        return None
+    return next((name for kind, name in _MODULES if isinstance(module, kind)), None)
