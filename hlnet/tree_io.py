@@ -164,6 +164,17 @@ def write_tree(tree: ClassTree, path: str | Path, format: str | None = None) -> 
         draft.write_bytes(content)
 
 
+def check_target(path: str | Path, format: str | None = None) -> None:
+    """Refuse a path that :func:`write_tree` cannot write to, before there is a tree to write.
+
+    Raises:
+        UsageError: as ``write_tree``, but for names of nodes that are none for a folder.
+    """
+    target = Path(path)
+    if _format(target, format) == "folders":
+        _check_free(target)
+
+
 def tree_to_json(tree: ClassTree) -> dict[str, Any]:
     """The tree as the object that ``*.tree.json`` files and checkpoints hold."""
     nested = tree.to_nested()
@@ -251,8 +262,7 @@ def _write_folders(root: Outline, path: Path) -> None:
         if node.name.startswith(".") or Path(node.name).name != node.name:
             raise UsageError(f"node '{node.name}' cannot be a folder that shows; rename it or choose another format")
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"'{path}' is there and is no empty folder; give the name of a new one")
+        _check_free(path)
         make_folder(path.parent)
         draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=".hlnet-"))
     except OSError as error:
@@ -273,6 +283,11 @@ def _write_folders(root: Outline, path: Path) -> None:
         raise RunError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"'{path}' is there and is no empty folder; give the name of a new one")
 
 
 def _nested_folders(root: Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_build_tree(at, tmp_path, line, counts):
     found = as_json(f"build-tree {line} --out {out}", **at)
     tree = hlnet.read_tree(out)
     assert tree.counts == counts
-    assert found == {"out": str(out), "nodes": list(counts), "classes": list(tree.classes)}
+    assert found == {"out": str(out), "nodes": list(counts), "classes": list(tree.classes), "notes": []}
     assert set(tree.classes) == (set(CLASSES) if len(tree.classes) == 6 else set(map(str, range(10))))
 
 
@@ -223,8 +223,8 @@ ERRORS = """
 2 | profile n3hl_resnet50 --nodes 26,6,100 | 26, 6, 100 & not decrease
 2 | profile n3hl_resnet50 --nodes 6,26 | 2 level & 3
 2 | profile test_vit --nodes 2,3 --img-size 33 --no-latency | 33
-2 | build-tree {n} --nodes 2,3 --out {new} | --nodes & --method cluster
-2 | build-tree {photos} --out {new} --method cluster | --nodes
+2 | build-tree {n} --method parallel --nodes 2,3 --out {new} | --nodes & --method balanced, cluster
+2 | build-tree {photos} --out {new} --method cluster --by confusions | --by confusions & --model
 2 | build-tree {photos} --out {new} --method cluster --nodes 2 --backbone test_resnet --std 0 --workers 0 | std
 2 | train {photos} --tree {tree} --out {root}/run | run' already holds a run & --overwrite
 1 | train digits --tree {tree} --out {new} SMALL | Only in the data: 0, 1 & Only in the tree, without an image here: cat

@@ -39,14 +39,15 @@ class By(StrEnum):
     confusions = "confusions"
 
 
-TRUNK = ("split_point", "pretrained", "trunk_weights", "backbone_arg", "img_size", "mean", "std", "grid")
+FEATURES = ("split_point", "backbone_arg", "img_size", "mean", "std", "grid")
+WEIGHTS = ("backbone", "pretrained", "trunk_weights")
 
 #: Options that only some methods look at, with these methods; the others refuse them.
 GOES_WITH: list[tuple[tuple[str, ...], set[Method]]] = [
-    (("nodes", "budget"), {*Method} - {Method.parallel}),
+    (("nodes", "budget", "network"), {*Method} - {Method.parallel}),
     (("max_children", "groups"), {Method.read, Method.wordnet, Method.cluster}),
     (("by", "linkage", "model"), {Method.cluster}),
-    (TRUNK, {Method.cluster, Method.llm}),
+    ((*FEATURES, *WEIGHTS), {Method.cluster, Method.llm}),
     (("wordnet", "download"), {Method.wordnet}),
     (("prompt", "answer", "llm_model", "base_url"), {Method.llm}),
 ]
@@ -180,14 +181,16 @@ def build_tree(
     """
     from hlnet.cli import output
     from hlnet.cli import tree_sources as sources
-    from hlnet.tree_io import write_tree
+    from hlnet.tree_io import check_target, write_tree
 
     if list_presets:
         _list_presets(as_json)
         return
-    if source is None or (out is None and prompt is None):
+    if source is None or (out is None and (prompt is None or answer or llm_model)):
         raise UsageError("give a SOURCE (a tree file, preset:NAME, a list of names, a folder, a data set) and --out")
-    _check_given(context, method)
+    _check_given(context, method, source)
+    if out:
+        check_target(out)  # now, as what follows may take long or cost money
     shape = sources.Shape(options.integers(nodes, "--nodes"), levels, budget, network, max_children, groups)
 
     def features() -> tuple[ClassTree, Tensor]:
@@ -222,6 +225,8 @@ def build_tree(
             classes, means = (
                 features() if pretrained or trunk_weights else (sources.classes_of(source, data_root), None)
             )
+            if levels == 1:
+                raise UsageError("--levels 1 leaves no level for groups; --method read gives the classes alone")
             wanted = shape.nodes_for(len(classes.leaves)) if shape.given else None
             if prompt:
                 sources.write_prompt(prompt, classes, wanted)
@@ -230,6 +235,9 @@ def build_tree(
                     raise UsageError(
                         "--method llm needs --prompt FILE to write the question, --answer FILE, or --llm-model"
                     )
+                if as_json:
+                    output.show_json({"prompt": str(prompt)})
+                    return
                 output.show(f"prompt written to {prompt}; put it to a language model, and give its reply with --answer")
                 return
             tree, notes = sources.by_language_model(classes, wanted, answer, llm_model, base_url, means)
@@ -244,14 +252,37 @@ def build_tree(
         output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
 
 
-def _check_given(context: typer.Context, method: Method) -> None:
+def _check_given(context: typer.Context, method: Method, source: str) -> None:
     """Refuse options that the method would not look at."""
+
+    def given(name: str) -> bool:
+        found = context.get_parameter_source(name)
+        return found is not None and found.name == "COMMANDLINE"
+
+    def refuse(names: tuple[str, ...], where: str) -> None:
+        for name in filter(given, names):
+            raise UsageError(f"--{name.replace('_', '-')} {where}")
+
     for names, methods in GOES_WITH:
-        for name in names if method not in methods else ():
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                option, others = name.replace("_", "-"), ", ".join(sorted(methods))
-                raise UsageError(f"--{option} goes with --method {others}, not with {method.value}")
+        if method not in methods:
+            refuse(names, f"goes with --method {', '.join(sorted(methods))}, not with {method.value}")
+    if not given("budget"):
+        refuse(("network",), "goes with --budget")
+    by = context.params.get("by")
+    if method is Method.cluster and by is not By.confusions:
+        refuse(("model",), "goes with --by confusions")
+    if method is Method.cluster and by in {By.weights, By.confusions}:
+        refuse(FEATURES, "goes with --by features")
+    if method is Method.cluster and by is By.confusions:
+        refuse(WEIGHTS, "goes with --by features or weights; --by confusions takes --model's")
+    if method is Method.cluster and by is By.weights and source.endswith(".safetensors"):
+        refuse(WEIGHTS, f"goes with a timm model; '{source}' has weights of its own")
+    if method is Method.llm and not given("pretrained") and not given("trunk_weights"):
+        refuse(("backbone", *FEATURES), "goes with --pretrained or --trunk-weights, which say how alike classes look")
+    if given("answer"):
+        refuse(("llm_model",), "asks a model where --answer gives the reply; leave one of them out")
+    if not given("llm_model") and (given("answer") or given("prompt")):
+        refuse(("base_url",), "goes with --llm-model")
 
 
 def _list_presets(as_json: bool) -> None:

@@ -115,6 +115,7 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
     below = Counter(part for leaf in tree.leaves for part in _prefixes(leaf.path))
     indices = {leaf.path: leaf.index for leaf in tree.leaves}
     places: list[Tree | None] = [root]
+    shown = 0
     for level, (row, marked) in enumerate(zip(tree.levels, chosen, strict=True), start=1):
         here: list[Tree | None] = []
         hidden = 0
@@ -123,10 +124,12 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
             if node.continued:
                 here.append(parent)
                 continue
-            if parent is None or not (i in marked or (level <= depth and i < limit)):
+            room = level <= depth and shown < limit
+            if parent is None or not (i in marked or room):
                 hidden += level <= depth
                 here.append(None)
                 continue
+            shown += room
             label = f"[bold red]{escape(node.name)}[/]" if i in marked else escape(node.name)
             if node.path in indices:
                 label += f" [dim]{indices[node.path]}[/]"

@@ -27,7 +27,7 @@ def show(
     tree: Tree,
     classes: options.Classes = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Print only so many levels.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Print at most so many nodes.")] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="Print at most so many nodes, besides the marked ones.")] = 200,
     svg: Annotated[Path | None, typer.Option(help="Write a picture; the text stays text.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page to search and unfold.")] = None,
@@ -50,7 +50,7 @@ def show(
 
     found = read(tree)
     kept = select_classes(found, classes) if classes else ()
-    for path, suffix in ((svg, ".svg"), (png, ".png")):
+    for path, suffix in ((svg, ".svg"), (png, ".png"), (html, ".html")):
         if path and path.suffix.lower() != suffix:
             raise UsageError(f"--{suffix[1:]} '{path}': give a name that ends in {suffix}")
     for path in (svg, png):
@@ -70,8 +70,12 @@ def show(
 def check(
     tree: Tree,
     network: Annotated[
-        str, typer.Option(help="A preset or timm model: what the tree costs with it.")
-    ] = "n3hl_resnet50",
+        str | None,
+        typer.Option(
+            help="A preset or timm model: what the tree costs with it [default: n3hl_resnet50, for a tree of other "
+            "than three levels resnet50]."
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Say what is odd about a tree, and what a network on it will cost, before any training.
@@ -91,7 +95,7 @@ def check(
 
     found = read(tree)
     oddities = check_tree(found)
-    cost = profile(*configure(network, found))
+    cost = profile(*configure(network or ("n3hl_resnet50" if found.num_levels == 3 else "resnet50"), found))
     if as_json:
         listed = [{"kind": oddity.kind, "message": oddity.message} for oddity in oddities]
         output.show_json({"nodes": found.counts, "oddities": listed, "cost": cost.model_dump(mode="json")})
@@ -184,6 +188,10 @@ def convert(
 def read(source: str, levels: int | None = None) -> ClassTree:
     """A tree from wherever one may be: also out of a checkpoint."""
     from hlnet.checkpoint import read_header
+    from hlnet.outline import Outline
     from hlnet.tree_io import read_tree
 
-    return read_header(source).tree if source.endswith(".safetensors") else read_tree(source, levels)
+    if not source.endswith(".safetensors"):
+        return read_tree(source, levels)
+    tree = read_header(source).tree
+    return tree if levels is None else Outline.of(tree).to_tree(levels)

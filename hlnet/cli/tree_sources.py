@@ -49,7 +49,8 @@ class Shape:
         if self.nodes:
             return self.nodes
         if self.budget:
-            return fit_counts(self.units(), classes, Budget.parse(self.budget))[:-1]
+            budget = Budget.parse(self.budget)  # before the network is counted, which takes a second
+            return fit_counts(self.units(), classes, budget)[:-1]
         return even_counts(classes, self.levels or 3)[:-1]
 
     def cut(self, outline: Outline) -> ClassTree:
@@ -74,10 +75,18 @@ class Shape:
 
     def units(self) -> list[Part]:
         """What the trunk and one node of each level of the network cost."""
-        from hlnet.presets import network_config
+        from hlnet.presets import PARALLEL, network_config
         from hlnet.profiling import unit_costs
 
-        return unit_costs(network_config(self.network, self.levels or 3))[0]
+        if self.network in PARALLEL:
+            raise UsageError(f"--network {self.network} has a chain for each class, whatever --budget is; name another")
+        config = network_config(self.network, self.levels or 3)
+        if self.levels and self.levels != len(config.widths):
+            raise UsageError(
+                f"--levels {self.levels}: {self.network} has {len(config.widths)}; leave --levels out, or give "
+                "--network a timm model"
+            )
+        return unit_costs(config)[0]
 
 
 def classes_of(source: str, data_root: Path | None = None) -> ClassTree:
