@@ -17,7 +17,6 @@ import numpy as np
 
 import hlnet
 from hlnet.files import replacing
-from hlnet.profiling import unit_costs
 
 PAPER = (17, 161)
 SCENES = Path(__file__).parent.parent / "examples" / "scenes.yaml"
@@ -41,8 +40,8 @@ def main() -> None:
 
     shipped = hlnet.read_tree("preset:imagenet1k")
     outline, _ = hlnet.wordnet_outline([str(leaf.id) for leaf in shipped.leaves], hlnet.WordNet(arguments.wordnet))
-    outline.with_classes(shipped)
-    units, _ = unit_costs(hlnet.network_config("n3hl_resnet50", levels=3))
+    outline.rename_classes(shipped)
+    units, _ = hlnet.unit_costs(hlnet.network_config("n3hl_resnet50", levels=3))
     found = hlnet.read_selections(SCENES, shipped)
     scenes = {name: [shipped.classes[i] for i in chosen] for name, chosen in found.items()}
     results = []

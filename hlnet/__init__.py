@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from hlnet.plain import PlainConfig, PlainNet
     from hlnet.prediction import predict
     from hlnet.presets import PRESETS, create_model, network_config
-    from hlnet.profiling import profile
+    from hlnet.profiling import profile, unit_costs
     from hlnet.selection import read_selections, select_classes
     from hlnet.training import TrainConfig, train
     from hlnet.tree import ClassTree, Node
@@ -93,7 +93,10 @@ _MODULES = {
     "plain": ("PlainConfig", "PlainNet"),
     "prediction": ("predict",),
     "presets": ("PRESETS", "create_model", "network_config"),
-    "profiling": ("profile",),
+    "profiling": (
+        "profile",
+        "unit_costs",
+    ),
     "selection": ("read_selections", "select_classes"),
     "training": ("TrainConfig", "train"),
     "tree": ("ClassTree", "Node"),

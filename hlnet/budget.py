@@ -10,15 +10,17 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hlnet.condensing import condense
 from hlnet.errors import UsageError
 from hlnet.outline import Outline
-from hlnet.profiling import Part
 from hlnet.tree import ClassTree
+
+if TYPE_CHECKING:
+    from hlnet.profiling import Part
 
 _BUDGET = re.compile(r"([0-9]*\.?[0-9]+)\s*([kKMG])\s*(MACs?)?", re.IGNORECASE)
 _SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -44,7 +46,7 @@ class Budget:
             UsageError: if it is neither.
         """
         found = _BUDGET.fullmatch(text.strip())
-        if not found or not float(found[1]):
+        if not found or not float(found[1]) or (found[2].lower() == "g" and not found[3]):
             raise UsageError(f"budget '{text}': expected parameters, such as 25M, or computation, such as 4.2GMAC")
         return cls("macs" if found[3] else "params", float(found[1]) * _SCALE[found[2].lower()])
 
@@ -87,6 +89,8 @@ def affordable(
 ) -> Iterator[tuple[int, ...]]:
     """The node counts that spend a budget: no node more could be added to the last level above the classes.
 
+    But no level gets more than half as many nodes as the next: with fewer than two children each, they group nothing.
+
     Args:
         units, classes, budget: as for :func:`fit_counts`.
         choices: of the levels before that one, at most about so many combinations are tried, evenly spaced as factors.
@@ -94,6 +98,8 @@ def affordable(
     Raises:
         UsageError: as :func:`fit_counts`.
     """
+    if classes < 1:
+        raise UsageError(f"a network needs at least one class, got {classes}")
     levels = len(units) - 1
     least = (1,) * (levels - 1) + (classes,)
     if budget.spent(units, least) > budget.limit:
@@ -115,13 +121,13 @@ def affordable(
             yield counts
             return
         for count in tried:
-            if count >= (counts or (1,))[-1]:
+            if not counts or count >= 2 * counts[-1] or counts[-1] == 1:
                 yield from above((*counts, count))
 
     for first in above(()):
-        lowest = (first or (1,))[-1]
+        lowest = 2 * first[-1] if first and first[-1] > 1 else 1
         left = budget.limit - budget.spent(units, (*first, 0, classes))
-        count = min(classes, int(left // budget.of(units[-2])))
+        count = min(max(1, classes // 2), int(left // budget.of(units[-2])))
         if count >= lowest:
             yield (*first, count, classes)
 
@@ -161,9 +167,9 @@ def tree_for_budget(
 ) -> ClassTree:
     """The tree, out of a hierarchy, that spends a budget; with groups, one whose experts for them are cheap.
 
-    Without groups the counts are :func:`fit_counts`'s. With groups, forty choices of counts that spend the budget are
-    tried, on the hierarchy as it is and on one that first sorts the classes by the groups that they are in; the tree
-    with the cheapest mean expert wins.
+    Without groups the counts are :func:`fit_counts`'s. With groups, about forty choices of counts at most are tried, on
+    the hierarchy as it is and on one that first sorts the classes by the groups that they are in; the tree with the
+    cheapest mean expert wins.
 
     Raises:
         UsageError: if the budget is too small, or no tree keeps to ``max_children``.
@@ -221,8 +227,9 @@ def sorted_by_group(outline: Outline, groups: Mapping[str, Collection[str]]) -> 
 
 
 def _check_groups(groups: Mapping[str, Collection[str]], classes: Collection[str]) -> None:
-    if not any(groups.values()):
-        raise UsageError("the groups name no class")
+    empty = [name for name, classes in groups.items() if not classes]
+    if empty or not groups:
+        raise UsageError(f"group '{empty[0]}' names no class" if empty else "there are no groups")
     if unknown := {name for names in groups.values() for name in names}.difference(classes):
         raise UsageError(f"the groups name '{min(unknown)}', which is no class of the tree")
 

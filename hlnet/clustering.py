@@ -101,6 +101,8 @@ def merge_features(rows: Tensor, linkage: str = "ward", standardized: bool = Fal
         DataError: if a value is not finite.
     """
     _check_linkage(linkage)
+    if len(rows) < 2:
+        raise UsageError(f"clustering needs at least two classes, got {len(rows)}")
     values = rows.double().cpu().numpy()
     if not np.isfinite(values).all():
         raise DataError("the classes' features hold values that are not finite; they cannot be clustered")

@@ -86,17 +86,19 @@ def _fused(module: nn.Module, images: Tensor) -> nn.Module:
     ShapeProp(traced).propagate(images)
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in list(order):
-        module = _module(traced, node)
-        if type(module) is nn.Linear:
+        part = _module(traced, node)
+        if type(part) is nn.Linear:
             after, activation = _with_activation(traced, node)
             rows = math.prod(_shape(node)[:-1])
-            _replace(traced, node, after, Linear(module.weight, module.bias, activation, rows), order)
-        elif type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            _replace(traced, node, after, Linear(part.weight, part.bias, activation, rows), order)
+        elif type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str):
             summed, other = _with_sum(node)
             after, activation = _with_activation(traced, summed)
-            geometry: Any = (module.stride, module.padding, module.dilation, module.groups)
+            geometry: dict[str, Any] = {
+                name: getattr(part, name) for name in ("stride", "padding", "dilation", "groups")
+            }
             height, width = _shape(node.args[0])[2:]
-            conv = Conv(module.weight, module.bias, *geometry, activation, (height, width))
+            conv = Conv(part.weight, part.bias, **geometry, activation=activation, size=(height, width))
             if other is None:
                 _replace(traced, node, after, conv, order)
             else:

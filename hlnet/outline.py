@@ -33,7 +33,7 @@ class Outline:
     """
 
     name: str
-    children: list[Outline] = field(default_factory=list)
+    children: list[Outline] = field(default_factory=list, repr=False)  # or a deep one's text would recurse
     index: int | None = None
     id: str | None = None
     height: float = 0.0
@@ -90,16 +90,15 @@ class Outline:
                 kept[id(node)] = Outline(node.name, below, node.index, node.id, node.height)
         return kept.get(id(self), Outline(self.name))
 
-    def with_classes(self, tree: ClassTree) -> Outline:
-        """The same hierarchy, in which the class of index i is the tree's i-th: its name, original index and id.
+    def rename_classes(self, tree: ClassTree) -> None:
+        """Give the class of index i the name, original index and id of the tree's i-th, in place.
 
-        For hierarchies found over a tree's classes by their position.
+        For hierarchies found over a tree's classes by their position; a class keeps its id if the tree has none.
         """
         for node in self.walk():
             if not node.children and node.index is not None:
                 leaf = tree.leaves[node.index]
                 node.name, node.index, node.id = leaf.name, leaf.index, leaf.id or node.id
-        return self
 
     def to_tree(self, levels: int | None = None) -> ClassTree:
         """The class tree with these groups as its nodes.

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from hlnet.errors import TreeError
+from hlnet.outline import Outline
 from hlnet.tree import ClassTree, Node
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class TreeComparison(BaseModel):
             groups.
         normalized_robinson_foulds: of all sets, the share that only one of them has: 0 to 1.
         cophenetic_correlation: Pearson's correlation, over pairs of classes, of the depth of their lowest common
-            ancestor; ``None`` where a tree has the same depth for all pairs.
+            ancestor (a class tree has no merge heights); ``None`` where a tree has the same depth for all pairs.
     """
 
     classes: int
@@ -47,6 +48,8 @@ class TreeComparison(BaseModel):
 def compare_trees(first: ClassTree, second: ClassTree) -> TreeComparison:
     """Compare the groups of two trees. Classes are matched by name, or by id where all of both have one.
 
+    Single-child chains group nothing, and are left out on both sides.
+
     Raises:
         TreeError: if they share fewer than two classes.
 
@@ -56,6 +59,7 @@ def compare_trees(first: ClassTree, second: ClassTree) -> TreeComparison:
         >>> compare_trees(one, other).robinson_foulds
         4
     """
+    first, second = (Outline.of(tree).contracted().to_tree() for tree in (first, second))
     ours, theirs = _positions(first, second), _positions(second, first)
     shared = sorted(ours.keys() & theirs.keys())
     if len(shared) < 2:
@@ -96,8 +100,8 @@ def check_tree(tree: ClassTree) -> list[Oddity]:
 
     - *level*: a level with as many nodes as the one above, not all just classes continued: it groups nothing.
     - *chain*: a node, not just a class continued, that is its parent's only child: it costs and tells nothing apart.
-    - *wide*: a node with more than 20 children, and more than five times the usual number of its level.
-    - *lopsided*: a node of ten or more classes, nine tenths of them below one of its children.
+    - *wide*: a node, or the trunk, with more than 20 children, and more than five times the usual number.
+    - *lopsided*: a node, or the trunk, of ten or more classes, nine tenths of them below one of its children.
     - *private*: classes that have a node of level 1 to themselves, the dearest there is.
 
     Example:
@@ -116,6 +120,13 @@ def _oddities(tree: ClassTree) -> Iterator[Oddity]:
     private = [node for node, size in zip(tree.levels[0], sizes[0], strict=True) if size == 1]
     if private and tree.num_levels > 1 and len(private) < len(tree.leaves):
         yield Oddity("private", f"a node of level 1, the dearest there is, for one class: {_some(private)}")
+    if tree.num_levels > 1 and len(set(tree.counts)) > 1:  # not PHL
+        first, usual, largest_first = tree.counts[0], median(tree.sibling_counts[1]), max(sizes[0])
+        if first > max(20, 5 * usual):
+            yield Oddity("wide", f"the trunk has {first} children, where {usual:g} are usual below them")
+        if first > 1 and len(tree.leaves) >= 10 and largest_first >= 0.9 * len(tree.leaves):
+            share = f"{largest_first} of {len(tree.leaves)} classes"
+            yield Oddity("lopsided", f"the trunk: one of its {first} children holds {share}")
     for level in range(1, tree.num_levels):
         parents, row, counts = tree.levels[level - 1], tree.levels[level], tree.sibling_counts[level]
         only = [node for node in row if counts[node.parent] == 1 and not node.continued]

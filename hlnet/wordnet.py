@@ -25,8 +25,18 @@ from hlnet.errors import HlnetError, RunError, UsageError, one_line
 from hlnet.outline import Outline
 
 SHARED = ("/usr/share/wordnet", "/usr/local/share/wordnet", "/usr/local/WordNet-3.0", "/opt/homebrew/opt/wordnet")
-WAYS = "install Debian's wordnet-base, name a folder with --wordnet FOLDER, or download it with WordNet.download()"
+WAYS = "install Debian's wordnet-base, name the folder of a dictionary, or download one"
 _ID = re.compile(r"n(\d{8})|(\d{8})-n", re.IGNORECASE)
+
+
+def is_wordnet_id(text: str) -> bool:
+    """Whether a text has the form of a noun synset's id.
+
+    Example:
+        >>> is_wordnet_id("n02123045"), is_wordnet_id("02123045-n"), is_wordnet_id("tabby")
+        (True, True, False)
+    """
+    return _ID.fullmatch(text) is not None
 
 
 class WordNet:
@@ -263,7 +273,7 @@ class _Class:
 
 
 def _look_up(term: str, wordnet: WordNet, notes: list[str]) -> _Class:
-    if _ID.fullmatch(term):
+    if is_wordnet_id(term):
         synset = wordnet.id(term)
         return _Class(term, wordnet.lemmas(synset), [synset], by_id=True)
     parts = [part for part in map(str.strip, term.split(",")) if part]
@@ -288,7 +298,8 @@ def _forms(parts: list[str], wordnet: WordNet) -> Iterator[tuple[str, bool]]:
     yield from ((base, True) for part in parts if (base := wordnet.base_form(part)))
     for words in (re.split(r"[\s_-]+", part) for part in parts):
         for head in (" ".join(words[-count:]) for count in (2, 1) if len(words) > count):
-            yield from ((form, False) for form in (head, wordnet.base_form(head)) if form)
+            if len(head) > 1 and not head.isnumeric():  # there are synsets of letters and numbers
+                yield from ((form, False) for form in (head, wordnet.base_form(head)) if form)
 
 
 def _choose_senses(classes: list[_Class], wordnet: WordNet, notes: list[str]) -> None:

@@ -257,7 +257,11 @@ def test_siblings_with_sets_in_common_are_paired():
 )
 def test_numbers_that_cannot_be_had(nodes, max_children):
     root = Outline("", [Outline(f"c{i}") for i in range(5)])
-    words = "keeping to 2 children a node took 3 nodes at level 1, where 2 were" if max_children else ",".join(map(str, nodes))
+    words = (
+        "keeping to 2 children a node took 3 nodes at level 1, where 2 were"
+        if max_children
+        else ",".join(map(str, nodes))
+    )
     with pytest.raises(UsageError, match=words) as caught:
         condense(root, nodes, max_children)
     assert "\n" not in str(caught.value)

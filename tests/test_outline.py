@@ -141,11 +141,12 @@ def test_refused(root):
         root.to_tree()
 
 
-def test_with_classes():
+def test_rename_classes():
     tree = ClassTree.from_nested({"cat": {"tabby": 281, "lion": 291}, "saw": 499}).with_ids({"saw": "n3", "cat": "n9"})
     found = Outline("", [Outline("2+0", [Outline("2", index=2, id="x"), Outline("0", index=0, id="y")], id="z")])
     found.children.append(Outline("1", index=1))
-    result = found.with_classes(tree).to_tree()
+    found.rename_classes(tree)
+    result = found.to_tree()
     assert result.to_nested() == {"2+0": {"saw": 499, "tabby": 281}, "lion": 291}
     assert result.ids == {"2+0": "z", "2+0/saw": "n3", "2+0/tabby": "y"}  # its own id where the tree has none
 

@@ -176,7 +176,7 @@ def test_searches_its_places(tmp_path, monkeypatch):
     monkeypatch.setattr(hlnet.wordnet, "SHARED", (str(tmp_path / "share"),))
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path / "search"))
     monkeypatch.setenv("WNHOME", str(tmp_path / "home"))
-    with pytest.raises(UsageError, match=r"wordnet-base.*--wordnet FOLDER.*WordNet.download"):
+    with pytest.raises(UsageError, match=r"wordnet-base.*folder of a dictionary.*download"):
         WordNet()
     (tmp_path / "data").mkdir()
     write(tmp_path / "zipped" / "wordnet", TINY)

@@ -189,6 +189,8 @@ def build_tree(
     if source is None or (out is None and (prompt is None or answer or llm_model)):
         raise UsageError("give a SOURCE (a tree file, preset:NAME, a list of names, a folder, a data set) and --out")
     _check_given(context, method, source)
+    if out and not out.suffix:
+        raise UsageError(f"--out '{out}': give a name that ends in .tree.json")
     if out:
         check_target(out)  # now, as what follows may take long or cost money
     shape = sources.Shape(options.integers(nodes, "--nodes"), levels, budget, network, max_children, groups)

@@ -46,18 +46,19 @@ def show(
     from hlnet.cli import output
     from hlnet.selection import select_classes
     from hlnet.tree_io import tree_to_json
-    from hlnet.tree_picture import draw_tree, tree_page
 
     found = read(tree)
     kept = select_classes(found, classes) if classes else ()
     for path, suffix in ((svg, ".svg"), (png, ".png"), (html, ".html")):
         if path and path.suffix.lower() != suffix:
             raise UsageError(f"--{suffix[1:]} '{path}': give a name that ends in {suffix}")
-    for path in (svg, png):
-        if path:
+    if svg or png or html:
+        from hlnet.tree_picture import draw_tree, tree_page
+
+        for path in filter(None, (svg, png)):
             draw_tree(found, path, kept)
-    if html:
-        tree_page(found, html, kept)
+        if html:
+            tree_page(found, html, kept)
     if as_json:
         output.show_json(tree_to_json(found) | {"kept": [found.leaves[i].path for i in kept]})
         return
@@ -187,11 +188,12 @@ def convert(
 
 def read(source: str, levels: int | None = None) -> ClassTree:
     """A tree from wherever one may be: also out of a checkpoint."""
-    from hlnet.checkpoint import read_header
     from hlnet.outline import Outline
     from hlnet.tree_io import read_tree
 
     if not source.endswith(".safetensors"):
         return read_tree(source, levels)
+    from hlnet.checkpoint import read_header  # which needs torch
+
     tree = read_header(source).tree
     return tree if levels is None else Outline.of(tree).to_tree(levels)

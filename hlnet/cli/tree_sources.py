@@ -189,7 +189,7 @@ def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | Non
         if not isinstance(net, PlainNet):
             raise UsageError(f"'{source}' has leaves in place of a classifier's rows; --by confusions takes it")
         merges = merge_features(classifier_rows(net.model), linkage or "ward")
-        return dendrogram(merges, net.tree.classes).with_classes(net.tree)
+        return _named(dendrogram(merges, net.tree.classes), net.tree)
     if not pretrained and not weights:
         raise UsageError("--by weights needs a trained classifier: a plain checkpoint as SOURCE, or --pretrained")
     leaves = sorted(classes_of(source).leaves, key=lambda leaf: leaf.index or 0)
@@ -217,18 +217,23 @@ def by_confusions(
         task = bar.add_task("confusions", total=len(batches))
         (logits,), labels = logits_of(net, batches, on_batch=lambda: bar.advance(task))
     merges = merge_confusions(confusion_matrix(logits, labels), linkage or "average")
-    return dendrogram(merges, net.tree.classes).with_classes(net.tree)
+    return _named(dendrogram(merges, net.tree.classes), net.tree)
 
 
 def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Outline, list[str]]:
     """WordNet's hierarchy over the classes, found by id where they have one, else by name; and what was decided."""
-    from hlnet.wordnet import WordNet, wordnet_outline
+    from hlnet.wordnet import WordNet, is_wordnet_id, wordnet_outline
 
     if download:
         WordNet.download()
-    outline, notes = wordnet_outline([leaf.id or leaf.name for leaf in classes.leaves], WordNet(folder))
+    terms = [leaf.id if leaf.id and is_wordnet_id(leaf.id) else leaf.name for leaf in classes.leaves]
+    try:
+        dictionary = WordNet(folder)
+    except UsageError as error:
+        raise UsageError(f"{error} (--wordnet FOLDER, --download)") from error
+    outline, notes = wordnet_outline(terms, dictionary)
     words = {node.id: node.name for node in outline.leaves()}
-    outline.with_classes(classes)
+    outline.rename_classes(classes)
     for node in outline.leaves():
         if node.name == node.id:  # a folder named by its id gets a name to read, and is still found by the id
             node.name = words[node.id]
@@ -270,7 +275,12 @@ def by_language_model(
         unit = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-12)
         similarity = unit @ unit.T
     found = nest_with_llm(classes.classes, ask, nodes, rounds=0 if answer else 2, similarity=similarity)
-    outline = found.outline.with_classes(classes)
+    outline = _named(found.outline, classes)
     tree = outline.to_tree()
     wanted = len(nodes) + 1 if nodes else 0
     return (tree if tree.num_levels >= wanted else outline.to_tree(wanted)), list(found.notes)
+
+
+def _named(outline: Outline, classes: ClassTree) -> Outline:
+    outline.rename_classes(classes)
+    return outline
