@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from hlnet.errors import TreeError
-from hlnet.outline import Outline
 from hlnet.tree import ClassTree, Node
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def compare_trees(first: ClassTree, second: ClassTree) -> TreeComparison:
         >>> compare_trees(one, other).robinson_foulds
         4
     """
-    first, second = (Outline.of(tree).contracted().to_tree() for tree in (first, second))
     ours, theirs = _positions(first, second), _positions(second, first)
     shared = sorted(ours.keys() & theirs.keys())
     if len(shared) < 2:
@@ -157,9 +155,13 @@ def _positions(tree: ClassTree, other: ClassTree) -> dict[str, int]:
 
 
 def _inside(tree: ClassTree, positions: list[int]) -> csc_array:
-    """Which nodes, but not those that only continue a class, lie above each class: sparse ``[classes, nodes]``."""
-    true = np.flatnonzero([not node.continued for row in tree.levels for node in row])
-    return tree.ancestors()[positions][:, true].astype(np.int64).tocsc()
+    """Which nodes lie above each of these classes, ``[classes, nodes]``: sparse, each set of classes once."""
+    above = tree.ancestors()[positions].astype(np.int64).tocsc()
+    sets = {}  # the first node that has each set: chains, and what the other classes told apart, count once
+    for column, (start, end) in enumerate(pairwise(above.indptr)):
+        if end - start < len(positions):
+            sets.setdefault(above.indices[start:end].tobytes(), column)
+    return above[:, list(sets.values())]
 
 
 def _groups(inside: csc_array) -> set[frozenset[int]]:

@@ -52,14 +52,12 @@ def naive_groups(tree, shared):
 
 
 def naive_correlation(first, second, shared):
-    def depths(tree):
-        above = paths(tree)
-        return [
-            sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(above[a], above[b], strict=False)))
-            for a, b in itertools.combinations(shared, 2)
-        ]
+    """Of the number of groups that two classes share: how deep their lowest common ancestor lies, without chains."""
 
-    one, other = depths(first), depths(second)
+    def depths(groups):
+        return [sum({a, b} <= group for group in groups) for a, b in itertools.combinations(shared, 2)]
+
+    one, other = (depths(naive_groups(tree, shared)) for tree in (first, second))
     return None if len(set(one)) == 1 or len(set(other)) == 1 else pearsonr(one, other).statistic
 
 
