@@ -60,9 +60,23 @@ class DataError(RunError):
     """The images or labels cannot be read, or do not fit the tree."""
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """What another library's error says, on one line of at most ``limit`` characters."""
-    return " ".join(str(error).split())[:limit]
+def one_line(said: BaseException | str, limit: int = 200) -> str:
+    """What another library's error, or any text, says, on one line of at most ``limit`` characters.
+
+    >>> one_line(OSError("no\n  such file")), one_line("too long", limit=3)
+    ('no such file', 'too')
+    """
+    return " ".join(str(said).split())[:limit]
+
+
+def some(words: Iterable[str], limit: int = 5) -> str:
+    """The first few of many words, and how many more there are.
+
+    >>> some("abcdefg"), some("ab"), some("abcd", limit=3)
+    ('a, b, c, d, e and 2 more', 'a, b', 'a, b, c and 1 more')
+    """
+    found = list(words)
+    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
+from hlnet.condensing import check_nodes
 from hlnet.errors import RunError, TreeError, UsageError
 from hlnet.llm_answer import parse_answer
 from hlnet.llm_check import AnswerCheck, apply_repair, check_answer, place_rest, repair_prompt, similarity_of
@@ -56,11 +56,11 @@ def tree_prompt(classes: Sequence[str], nodes: Sequence[int] | None = None) -> s
         ['{"level 1 group": ["class name", "another class name"]}', '', 'The classes:', 'tabby', 'beagle', 'saw']
     """
     classes = ClassTree.parallel(classes, levels=1).classes
-    if nodes is not None and (not nodes or nodes[0] < 1 or any(a > b for a, b in pairwise((*nodes, len(classes))))):
-        given = ",".join(map(str, nodes))
-        raise UsageError(f"nodes {given!r} must be positive, not decrease, and not exceed the {len(classes)} classes")
     levels = "Make at least one level of groups; part groups that are large and mixed into subgroups."
     if nodes is not None:
+        if not nodes:
+            raise UsageError("nodes is empty; give the number of groups of at least one level, or leave it out")
+        check_nodes(nodes, len(classes))
         wanted = ", ".join(f"{count} group{'s' * (count > 1)} at level {i}" for i, count in enumerate(nodes, start=1))
         levels = f"Level 1 is the most general. Make about {wanted}; the classes lie below level {len(nodes)}."
     example: Any = ["class name", "another class name"]
@@ -104,7 +104,7 @@ def nest_with_llm(
     Raises:
         UsageError: if the request is wrong.
         TreeError: if the class names cannot be a tree's, or no reply was usable.
-        RunError: what ``ask`` raises, as long as there is no usable answer; later that is noted.
+        RunError: if ``ask`` returns no text, or raises one, as long as there is no usable answer; later that is noted.
 
     Example:
         >>> replies = iter(['{"cat": ["tabby", "Siamese"]}', '{"beagle": "dog"}'])
@@ -124,6 +124,8 @@ def nest_with_llm(
     def reply_to(messages: list[Message]) -> str:
         transcript.append(messages[-1])
         text = ask([dict(message) for message in messages])
+        if not isinstance(text, str):
+            raise RunError(f"ask returned {type(text).__name__} instead of text; expected the model's reply as a str")
         transcript.append({"role": "assistant", "content": text})
         return text
 

@@ -1,9 +1,9 @@
 """Reading a language model's reply: from any text to nested groups and class names.
 
 Notable here: nothing is refused for its form alone. Brackets are read without a grammar (a missing comma, a foreign
-quote or a cut end costs a name at most), lines without brackets (YAML, bullets) by their indentation; and of all
-readings of a reply, the one that puts most classes into groups is taken, so that chatter needs no rules of its own.
-Nothing recurses.
+quote or a cut end costs a name at most), lines without brackets (YAML, bullets) by their indentation; objects such as
+``{"name": …, "children": […]}`` become nested groups; and of all readings of a reply, the one that puts most classes
+into groups is taken, so that chatter needs no rules of its own. Nothing recurses.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Answer:
 def parse_answer(text: str, classes: Sequence[str]) -> Answer:
     """Find the nested answer in a reply: JSON, or something like it, or YAML; between chatter or in a fenced block.
 
+    The answer may nest groups as mappings, as objects with a name and their children, or say of each class to which
+    group, or path of groups, it belongs.
+
     Args:
         text: the reply.
         classes: the class names asked for; the reading that puts most of them into groups is taken.
@@ -48,6 +51,10 @@ def parse_answer(text: str, classes: Sequence[str]) -> Answer:
     Example:
         >>> parse_answer('Sure! {"cat": ["tabby", "siamese"], "dog": ["bea', ["tabby", "siamese", "beagle"])
         Answer(nested={'cat': ['tabby', 'siamese'], 'dog': []}, truncated=True)
+        >>> parse_answer('[{"name": "cat", "children": [{"name": "tabby"}]}]', ["tabby"]).nested
+        [{'cat': ['tabby']}]
+        >>> parse_answer('{"tabby": "pet/cat"}', ["tabby"]).nested
+        [{'pet': {'cat': ['tabby']}}]
     """
     find = class_finder(classes)
 
@@ -56,7 +63,10 @@ def parse_answer(text: str, classes: Sequence[str]) -> Answer:
         in_groups = {name for path, _, name in found if name is not None and path}
         return len(in_groups), -sum(name is None for *_, name in found)
 
-    return _best_reading(text, score, "a JSON object of groups that hold the class names")
+    def forms(nested: Any) -> list[Any]:
+        return [nested, _turned(nested, find)]
+
+    return _best_reading(text, forms, score, "a JSON object of groups that hold the class names")
 
 
 def parse_moves(text: str, classes: Sequence[str]) -> dict[str, str]:
@@ -75,8 +85,11 @@ def parse_moves(text: str, classes: Sequence[str]) -> dict[str, str]:
         direct = {name: value for _, key, value in entries(nested) if value and (name := find(key))}
         return {name: "/".join(path) for path, _, name in placed(nested, find) if name and path} | direct
 
-    answer = _best_reading(text, lambda nested: (len(moves(nested)), 0), "a JSON object of classes and their groups")
-    return moves(answer.nested)
+    def score(nested: Any) -> tuple[int, int]:
+        return len(moves(nested)), 0
+
+    expected = "a JSON object of classes and their groups"
+    return moves(_best_reading(text, lambda nested: [nested], score, expected).nested)
 
 
 def entries(nested: Any) -> Iterator[tuple[tuple[str, ...], str, str | None]]:
@@ -140,6 +153,25 @@ def group_name(written: str) -> str:
     return " ".join(" and ".join(part for part in printable.split("/") if part.strip()).split())
 
 
+def path_parts(written: str) -> list[str]:
+    """The groups of a path as a model writes it, each with the nearest name that a class tree takes.
+
+    >>> path_parts("animal / cat"), path_parts("animal > cat")
+    (['animal', 'cat'], ['animal', 'cat'])
+    """
+    return [part for part in map(group_name, re.split(r"/|->|→|>", written)) if part]
+
+
+def is_no_group(written: str) -> bool:
+    """Whether a model that writes this names no group.
+
+    >>> is_no_group("N/A"), is_no_group("281"), is_no_group("cat")
+    (True, True, False)
+    """
+    own = words(written)
+    return all(word.isdecimal() for word in own) or " ".join(own) in {"none", "null", "unknown", "n a", "true", "false"}
+
+
 def words(name: str) -> list[str]:
     """The words of a name, in lower case and without the marks between them.
 
@@ -192,6 +224,107 @@ def _plurals(word: str) -> list[str]:
     return [*forms, *(word.removesuffix(end) for end in ("s", "es") if word.endswith(end) and len(word) > 3)]
 
 
+# ---------------------------------------------------------------------- forms of an answer
+
+# The keys, without case and marks, under which objects say what a node is called, what is in it, and where it belongs.
+_NAME_KEYS = "name label title class classname group groupname category superclass subclass id".split()
+_CHILDREN_KEYS = set(
+    "children subclasses classes classnames members items groups subgroups categories subcategories superclasses "
+    "leaves elements nodes subtrees tree hierarchy taxonomy".split()
+)
+_GROUP_KEYS = "group category superclass parent parentgroup parentclass".split()
+
+
+def _as_mappings(nested: Any) -> Any:
+    """The same answer with nested groups for objects: ``{"name": "cat", "children": ["tabby"]}`` is a group *cat*.
+
+    An outermost object whose children are groups stands for the trunk. A mapping of nothing but lists of children is
+    these lists.
+
+    >>> _as_mappings({"name": "all", "children": [{"group": "cat", "members": [{"name": "tabby"}]}]})
+    [{'cat': ['tabby']}]
+    """
+    containers, waiting = [], [nested]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            containers.append(value)
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    done: dict[int, Any] = {}
+    for value in reversed(containers):  # what lies below comes first
+        if isinstance(value, dict):
+            done[id(value)] = _node(value, done)
+            continue
+        items: list[Any] = []
+        for before, item in zip([None, *value], value, strict=False):
+            if _is_name(before) and _is_children(item):  # read line by line, YAML's objects fall into their lines
+                items[-1] = _node(before | item, done)
+            else:
+                items.append(done.get(id(item), item))
+        done[id(value)] = items
+    result = done.get(id(nested), nested)
+    if isinstance(nested, dict) and _name_key(nested) and isinstance(result, dict):
+        (below,) = result.values()
+        if isinstance(below, list) and any(isinstance(item, dict | list) for item in below):
+            return below
+    return result
+
+
+def _node(value: dict[str, Any], done: dict[int, Any]) -> Any:
+    """A mapping as the group, the class or the list of children that it may stand for; else as it is."""
+    below: list[Any] = []
+    for key, item in value.items():
+        if isinstance(item, dict | list):
+            inside = done[id(item)]
+            if _key(key) not in _CHILDREN_KEYS:
+                below.append({key: inside})
+            else:
+                below.extend(inside if isinstance(inside, list) else [inside])
+    if name := _name_key(value):
+        if any(isinstance(item, dict | list) for item in value.values()):
+            return {value[name]: below}
+        group = next((key for word in _GROUP_KEYS for key in value if _key(key) == word and key != name), None)
+        return {value[name]: value[group]} if group else value[name]
+    return below if _is_children(value) else {key: done.get(id(item), item) for key, item in value.items()}
+
+
+def _key(written: str) -> str:
+    return "".join(words(written))
+
+
+def _name_key(value: dict[str, Any]) -> str | None:
+    """The key under which an object has its name."""
+    named = {_key(key): key for key, item in value.items() if isinstance(item, str) and item.strip()}
+    return next((named[word] for word in _NAME_KEYS if word in named), None)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and _name_key(value) is not None
+
+
+def _is_children(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(_key(key) in _CHILDREN_KEYS and isinstance(item, dict | list) for key, item in value.items())
+    )
+
+
+def _turned(nested: Any, find: Callable[[str], str | None]) -> list[Any]:
+    """The same answer with groups for what it says of single classes outside all groups: ``{"tabby": "pet/cat"}``."""
+    turned: list[Any] = []
+    for path, name, value in entries(nested):
+        item: Any = name if value is None else {name: value or None}
+        if value and not path and not is_no_group(value) and find(name):
+            path, item = tuple(path_parts(value)), [name]
+            if len(path) > 1 and words(path[-1]) == words(name):  # the class itself as the last part of its path
+                path = path[:-1]
+        for part in reversed(path):
+            item = {part: item}
+        turned.append(item)
+    return turned
+
+
 # ---------------------------------------------------------------------- readings
 
 _TOO_DEEP = f"the answer is nested deeper than {MAX_LEVELS} levels; a class tree has a few"
@@ -209,15 +342,20 @@ _KEY = re.compile(r"""(?P<key>"[^"]*"|'[^']*'|[^\[{]*?)\s*:\**(?:\s+|$)""")
 _NOTHING = {"", "null", "None", "~"}
 
 
-def _best_reading(text: str, score: Callable[[Any], tuple[int, int]], expected: str) -> Answer:
-    """The first reading with the highest score; one whose first number is 0 is none."""
+def _best_reading(
+    text: str, forms: Callable[[Any], list[Any]], score: Callable[[Any], tuple[int, int]], expected: str
+) -> Answer:
+    """The first reading, in any of its forms, with the highest score; one whose first number is 0 is none."""
     # A model that reasons aloud drafts answers on the way; what counts comes after.
     text = text.rpartition("</think>")[2].rstrip()
     best, highest = None, (0, 0)
     for reading in _readings(text):
-        reached = score(reading.nested)
-        if reached[0] and (best is None or reached > highest):
-            best, highest = reading, reached
+        usable: list[tuple[tuple[int, int], Any]] = []
+        for plain in (_as_mappings(reading.nested), reading.nested):  # as it is, only where no objects are meant
+            usable = usable or [(reached, form) for form in forms(plain) if (reached := score(form))[0]]
+        for reached, form in usable:
+            if best is None or reached > highest:
+                best, highest = Answer(form, reading.truncated), reached
     if best is None:
         said = f"it begins {' '.join(text.split())[:80]!r}" if text else "it is empty"
         raise TreeError(f"the reply cannot be used ({said}); expected {expected}")

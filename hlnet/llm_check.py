@@ -7,15 +7,14 @@ missing, two are doubled; groups without classes do not exist; and a mend is a n
 from __future__ import annotations
 
 import difflib
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from hlnet.errors import DataError, TreeError, UsageError
-from hlnet.llm_answer import class_finder, group_name, parse_moves, placed, words
+from hlnet.llm_answer import class_finder, group_name, is_no_group, parse_moves, path_parts, placed, words
 from hlnet.outline import Outline
 from hlnet.tree import MAX_LEVELS, ClassTree
 
@@ -54,11 +53,6 @@ class AnswerCheck:
     def open(self) -> tuple[str, ...]:
         """Classes whose group is yet to be settled: the missing ones, and those in several groups."""
         return (*self.missing, *(name for name, places in self.doubled.items() if len(set(places)) > 1))
-
-    @property
-    def ok(self) -> bool:
-        """Whether every class stands in the answer exactly once, and nothing else does."""
-        return not (self.missing or self.doubled or self.invented)
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -100,20 +94,6 @@ class AnswerCheck:
         """Nodes at each level of the valid part."""
         return self.outline.to_tree().counts
 
-    def summary(self) -> list[str]:
-        """What there is and what is wrong, one line each."""
-        lines = [f"nodes per level: {', '.join(map(str, self.counts))}"]
-        if self.truncated:
-            lines.append("the reply breaks off")
-        listed = {
-            "missing": [repr(name) for name in self.missing],
-            "doubled": [f"{name!r} in {' and '.join(map(_place, some))}" for name, some in self.doubled.items()],
-            "no class": [f"{name!r}" + (f" ({near!r}?)" if near else "") for name, near in self.invented.items()],
-            "other spelling": [f"{written!r} for {name!r}" for written, name in self.renamed.items()],
-        }
-        lines += [f"{what}: {len(some)} ({_some(some)})" for what, some in listed.items() if some]
-        return lines
-
 
 def check_answer(nested: Any, classes: Sequence[str], truncated: bool = False) -> AnswerCheck:
     """Compare a nested answer with the classes that were asked for.
@@ -128,8 +108,8 @@ def check_answer(nested: Any, classes: Sequence[str], truncated: bool = False) -
 
     Example:
         >>> check = check_answer({"cat": ["Tabby", "unicorn"], "dog": ["beagle"]}, ["tabby", "beagle", "boxer"])
-        >>> check.places, check.missing, check.invented, check.ok
-        ({'tabby': ('cat',), 'beagle': ('dog',)}, ('boxer',), {'unicorn': None}, False)
+        >>> check.places, check.missing, check.invented
+        ({'tabby': ('cat',), 'beagle': ('dog',)}, ('boxer',), {'unicorn': None})
     """
     classes = ClassTree.parallel(classes, levels=1).classes
     find = class_finder(classes)
@@ -301,8 +281,8 @@ def similarity_of(classes: Sequence[str], similarity: Any = None) -> tuple[Calla
 
 def _group(check: AnswerCheck, name: str, written: str) -> str | None:
     """The path of the group that a model means for a class, perhaps a new one; ``None`` if that is not clear."""
-    parts = [part for part in map(group_name, re.split(r"/|->|→|>", written)) if part]
-    if not parts or len(parts) >= MAX_LEVELS or words(written) in (["none"], ["unknown"], ["n", "a"]):
+    parts = path_parts(written)
+    if not parts or len(parts) >= MAX_LEVELS or is_no_group(written):
         return None
     if len(parts) > 1 and words(parts[-1]) == words(name) and "/".join(parts) not in check.groups:
         parts.pop()  # the class itself as the last part of its path
@@ -322,8 +302,3 @@ def _group(check: AnswerCheck, name: str, written: str) -> str | None:
 
 def _place(path: str) -> str:
     return repr(path) if path else "no group"
-
-
-def _some(items: Iterable[str], limit: int = 5) -> str:
-    found = list(items)
-    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")

@@ -50,7 +50,7 @@ def ask_server(
     try:
         import openai
     except ImportError:
-        raise UsageError("asking a server needs the package openai: pip install 'hlnet[llm]'") from None
+        raise UsageError("asking a server needs the package openai: pip install openai") from None
     key = os.environ.get(KEY, "").strip()
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     if not key and base_url is None:
@@ -70,7 +70,7 @@ def ask_server(
                 reply = _failure(error, model, timeout, attempt)
             if isinstance(reply, str):
                 return reply.replace(key, "[key]") if len(key) >= 8 else reply  # a shorter one may be any word
-            words = one_line(ValueError(reply.words.replace(key, "[key]") if key else reply.words))
+            words = one_line(reply.words.replace(key, "[key]") if key else reply.words)
             problem = f"{server} {reply.what}{f' ({words})' if words else ''}; {reply.mend}"
             if reply.pause is None or attempt == retries:
                 break

@@ -12,7 +12,7 @@ import reprlib
 from collections import Counter
 from typing import Any
 
-from hlnet.errors import TreeError, one_line
+from hlnet.errors import TreeError, one_line, some
 from hlnet.outline import Outline, group_name
 
 # ---------------------------------------------------------------------- Newick
@@ -195,7 +195,7 @@ def checked(root: Outline) -> Outline:
             leaf.name = f"{leaf.name} ({leaf.id})"
     doubled = [f"'{name}'" for name, count in Counter(leaf.name for leaf in leaves).items() if count > 1]
     if doubled:
-        raise TreeError(f"class {_some(doubled)} appears more than once; each must be unique in the tree")
+        raise TreeError(f"class {some(doubled)} appears more than once; each must be unique in the tree")
     without = [leaf.name for leaf in leaves if leaf.index is None]
     if 0 < len(without) < len(leaves):
         raise TreeError(f"class '{without[0]}' has no index but others have; give all of them one, or none")
@@ -240,7 +240,7 @@ def new_child(parent: Outline, name: str = "") -> Outline:
 
 def quoted(nodes: list[Any]) -> str:
     """The keys of nodes for a message, the first five of many; an empty one is the trunk."""
-    return _some(["the trunk" if node == "" else f"'{node}'" for node in nodes])
+    return some(["the trunk" if node == "" else f"'{node}'" for node in nodes])
 
 
 # ---------------------------------------------------------------------- helpers
@@ -314,7 +314,3 @@ def _has_objects(value: Any) -> bool:
 
 def _excerpt(value: Any) -> str:
     return " ".join(reprlib.repr(value).split())[:80]
-
-
-def _some(words: list[str]) -> str:
-    return ", ".join(words[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "")
