@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hlnet.evaluation import confusion_matrix, evaluate
     from hlnet.expert import cut_expert, verify_expert
     from hlnet.features import CachedFeatures
+    from hlnet.inference import InferenceNet, optimize
     from hlnet.llm import nest_with_llm, tree_prompt
     from hlnet.llm_server import ask_server
     from hlnet.network import HierarchicalNet, NetworkConfig
@@ -86,6 +87,7 @@ _MODULES = {
     "evaluation": ("confusion_matrix", "evaluate"),
     "expert": ("cut_expert", "verify_expert"),
     "features": ("CachedFeatures",),
+    "inference": ("InferenceNet", "optimize"),
     "llm": ("nest_with_llm", "tree_prompt"),
     "llm_server": ("ask_server",),
     "network": ("HierarchicalNet", "NetworkConfig"),

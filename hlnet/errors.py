@@ -63,7 +63,7 @@ class DataError(RunError):
 def one_line(said: BaseException | str, limit: int = 200) -> str:
     """What another library's error, or any text, says, on one line of at most ``limit`` characters.
 
-    >>> one_line(OSError("no\n  such file")), one_line("too long", limit=3)
+    >>> one_line(OSError("no  such file")), one_line("too long", limit=3)
     ('no such file', 'too')
     """
     return " ".join(str(said).split())[:limit]

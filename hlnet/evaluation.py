@@ -11,6 +11,7 @@ from torch import Tensor
 from hlnet.attention import gains_for
 from hlnet.data import TreeData
 from hlnet.errors import UsageError
+from hlnet.inference import InferenceNet
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 from hlnet.selection import select_classes
@@ -88,7 +89,7 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def logits_of(
-    net: HierarchicalNet | PlainNet,
+    net: HierarchicalNet | PlainNet | InferenceNet,
     batches: Iterable[tuple[Tensor, Tensor]],
     signals: Iterable[float | None] = (None,),
     on_batch: Callable[[], None] | None = None,
@@ -109,33 +110,32 @@ def logits_of(
     """
     signals = list(signals)
     for signal in signals:
-        if signal is not None and isinstance(net, PlainNet):
+        if signal is not None and not net.has_branches:
             raise UsageError("a plain network has no branches to cue; leave the attention signal out")
         if signal is not None:  # before any image is read
             gains_for(net.tree, torch.empty(0, dtype=torch.long), signal)
-    device = next(net.parameters()).device
     found: list[list[Tensor]] = [[] for _ in signals]
     labels: list[Tensor] = []
     net.eval()
     with torch.inference_mode():
         for images, target in batches:
-            images, target = images.to(device), target.to(device)
+            images, target = images.to(net.device), target.to(net.device)
             labels.append(target.cpu())
-            if isinstance(net, PlainNet):
-                for logits in found:
-                    logits.append(net(images).float().cpu())
-            else:
+            if net.has_branches and net.head is not None:
                 features = net.features(images)
                 for logits, signal in zip(found, signals, strict=True):
                     gains = None if signal is None else gains_for(net.tree, target, signal)
                     logits.append(net.head(features, gains).float().cpu())
+            else:
+                for logits in found:
+                    logits.append(net(images).float().cpu())
             if on_batch:
                 on_batch()
     return [torch.cat(logits) for logits in found], torch.cat(labels)
 
 
 def evaluate(
-    net: HierarchicalNet | PlainNet,
+    net: HierarchicalNet | PlainNet | InferenceNet,
     data: TreeData,
     batches: Iterable[tuple[Tensor, Tensor]],
     classes: str | Iterable[str | int] | None = None,

@@ -19,6 +19,7 @@ from hlnet.branches import BranchLevel, Leaves
 from hlnet.errors import UsageError
 from hlnet.fast_branches import CHUNKS, BottleneckChunk, ConvNeXtChunk, LeafChunk
 from hlnet.fusing import fuse
+from hlnet.kernels import Conv, Linear
 from hlnet.network import BranchTree, HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.tree import ClassTree
@@ -68,8 +69,8 @@ class InferenceNet(nn.Module):
         self.transform: InputTransform = model.transform
         self.provenance: Provenance = model.provenance
         self.dtype = dtype
-        device = next(model.parameters()).device
-        probe = torch.zeros(1, *model.transform.input_size, device=device, dtype=dtype)
+        self.device = model.device
+        probe = torch.zeros(1, *model.transform.input_size, device=self.device, dtype=dtype)
         with torch.no_grad():
             if isinstance(model, PlainNet):
                 self.trunk = fuse(_in(model.model, dtype), probe)
@@ -101,6 +102,23 @@ class InferenceNet(nn.Module):
     def has_branches(self) -> bool:
         """Whether it has branches that can be cued."""
         return self.head is not None
+
+    def explain(self) -> list[str]:
+        """What was done to the network, one line each; of the branches, for the batches that were run."""
+        modules = list(self.trunk.modules())
+        convs = [module for module in modules if isinstance(module, Conv | Linear)]
+        packed = sum(conv.packed for conv in convs)
+        acts = sum(conv.activation != "none" for conv in convs)
+        norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
+        name = "plain network" if self.head is None else "trunk"
+        lines = [f"{name}: not traced, runs as it is"]
+        if convs:
+            lines = [
+                f"{name}: {len(convs)} convolutions and linear maps, {packed} with weights packed for oneDNN, "
+                f"{acts} with their activation; {norms} batch norms left"
+            ]
+        first = f"computes in {str(self.dtype).removeprefix('torch.')}"
+        return [first, *lines, *(self.head.explain() if self.head else [])]
 
 
 def _in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -149,6 +167,19 @@ class FastTree(nn.Module):
                 size = level.output_size(size)
             self._packed[key] = levels
         return self._packed[key]
+
+    def explain(self) -> list[str]:
+        """How the children of each parent were put together, one line a level and kind of batch."""
+        lines = []
+        for (_, _, batch), levels in self._packed.items():
+            images = "one or two images" if batch == 1 else f"batches of up to {BATCH}"
+            for number, families in enumerate(levels, start=1):
+                chunks = [chunk for family in families for chunk in family]
+                lines.append(
+                    f"level {number}, {images}: {sum(chunk.count for chunk in chunks)} nodes of {len(families)} "
+                    f"parents in {len(chunks)} chunks of at most {max(chunk.count for chunk in chunks)}"
+                )
+        return lines
 
     def _grow(
         self, packed: list[list[list[_Siblings]]], x: Tensor, gains: Tensor | None, depth: int, parent: int, out: Tensor

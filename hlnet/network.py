@@ -200,6 +200,13 @@ class HierarchicalNet(nn.Module):
         self.provenance = Provenance()
         self.frozen = False
 
+    has_branches = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     @property
     def tree(self) -> ClassTree:
         """The class tree; ``tree.classes`` is the order of the logits."""

@@ -66,6 +66,13 @@ class PlainNet(nn.Module):
         self.provenance = Provenance()
         self.frozen = False
 
+    has_branches = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` images to ``[B, classes]`` logits."""
         logits: Tensor = self.model(images)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from hlnet.data import eval_transform, open_image
 from hlnet.errors import DataError, UsageError
+from hlnet.inference import InferenceNet
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 
@@ -32,7 +33,7 @@ class Prediction(BaseModel):
 
 
 def predict(
-    net: HierarchicalNet | PlainNet, images: Iterable[str | Path], top: int = 5, batch_size: int = 16
+    net: HierarchicalNet | PlainNet | InferenceNet, images: Iterable[str | Path], top: int = 5, batch_size: int = 16
 ) -> Iterator[Prediction]:
     """The most probable classes of each image, in the order given.
 
@@ -54,11 +55,10 @@ def predict(
 
 
 def _predict(
-    net: HierarchicalNet | PlainNet, images: Iterable[str | Path], top: int, batch_size: int
+    net: HierarchicalNet | PlainNet | InferenceNet, images: Iterable[str | Path], top: int, batch_size: int
 ) -> Iterator[Prediction]:
     net.eval()
     transform = eval_transform(net.transform)
-    device = next(net.parameters()).device
     batch: list[tuple[str, torch.Tensor | str]] = []
 
     def run() -> Iterator[Prediction]:
@@ -66,7 +66,7 @@ def _predict(
         rows: Iterator[torch.Tensor] = iter(())
         if tensors:
             with torch.inference_mode():
-                rows = iter(net(torch.stack(tensors).to(device)).float().softmax(1).cpu())
+                rows = iter(net(torch.stack(tensors).to(net.device)).float().softmax(1).cpu())
         for path, item in batch:
             if isinstance(item, str):
                 yield Prediction(image=path, error=item)

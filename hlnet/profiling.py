@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from hlnet.branches import LEVELS, BranchLevel, Leaves, pooled
 from hlnet.errors import UsageError
 from hlnet.expert import cut_expert
+from hlnet.fusing import fuse
+from hlnet.inference import optimize
 from hlnet.network import HierarchicalNet, NetworkConfig, check_levels
 from hlnet.plain import PlainConfig
 from hlnet.selection import select_classes
@@ -206,11 +208,12 @@ def measure_latency(
     threads: Sequence[int] = (1,),
     seconds: float = 3.0,
     on_round: Callable[[], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, list[Latency]]:
     """Time the models in turn, round by round, so that a drift of the machine meets all of them alike.
 
     Args:
-        models: by name, all on one device.
+        models: by name, all on one device; images come to them channels last.
         input_size: of an image.
         batch_sizes, threads: every combination is measured; threads matter on a CPU only.
         seconds: to spend on each combination, at least 5 rounds.
@@ -219,11 +222,10 @@ def measure_latency(
     Returns:
         for each model, one :class:`Latency` a combination.
     """
-    device = next(next(iter(models.values())).parameters()).device
     found: dict[str, list[Latency]] = {name: [] for name in models}
     for count in threads:
         for batch in batch_sizes:
-            images = torch.randn(batch, *input_size, device=device)
+            images = torch.randn(batch, *input_size, device=device).to(memory_format=torch.channels_last)
             times: dict[str, list[float]] = {name: [] for name in models}
             with _threads(count), torch.inference_mode():
                 for model in models.values():
@@ -248,17 +250,21 @@ def with_latency(
     threads: Sequence[int] = (1,),
     on_round: Callable[[], None] | None = None,
 ) -> Profile:
-    """Add latencies to a profile: of the plain network, of ``model``, and of the expert for ``classes``."""
+    """Add latencies to a profile: of the plain network, of ``model``, and of the expert for ``classes``.
+
+    All are timed in their inference form (:func:`hlnet.optimize`), the plain network too.
+    """
     config = model.config
     plain = create_backbone(config.backbone, config.backbone_args | {"num_classes": found.plain.classes})
-    models: dict[str, nn.Module] = {"plain": plain.to(next(model.parameters()).device)}
+    probe = torch.zeros(1, *found.input_size, device=model.device)
+    models: dict[str, nn.Module] = {"plain": fuse(plain.to(model.device), probe)}
     if classes is not None:
-        models["expert"] = cut_expert(model, classes)
+        models["expert"] = optimize(cut_expert(model, classes))
     if model.tree.counts == found.full.nodes:
-        models["full"] = model
+        models["full"] = optimize(model)
     elif classes is None:  # the model is itself an expert
-        models["expert"] = model
-    latencies = measure_latency(models, found.input_size, batch_sizes, threads, on_round=on_round)
+        models["expert"] = optimize(model)
+    latencies = measure_latency(models, found.input_size, batch_sizes, threads, on_round=on_round, device=model.device)
     costs = {name: getattr(found, name).model_copy(update={"latency": value}) for name, value in latencies.items()}
     return with_reductions(found.model_copy(update=costs))
 

@@ -157,7 +157,8 @@ def _positions(tree: ClassTree, other: ClassTree) -> dict[str, int]:
 def _inside(tree: ClassTree, positions: list[int]) -> csc_array:
     """Which nodes lie above each of these classes, ``[classes, nodes]``: sparse, each set of classes once."""
     above = tree.ancestors()[positions].astype(np.int64).tocsc()
-    sets = {}  # the first node that has each set: chains, and what the other classes told apart, count once
+    # The first node that has each set: chains, and nodes that only other classes told apart, count once.
+    sets: dict[bytes, int] = {}
     for column, (start, end) in enumerate(pairwise(above.indptr)):
         if end - start < len(positions):
             sets.setdefault(above.indices[start:end].tobytes(), column)

@@ -16,17 +16,24 @@ from hlnet.errors import TreeError, one_line
 from hlnet.outline import Outline
 from hlnet.tree_graphs import checked, from_graph, new_child, quoted
 
+#: Words that head columns, in lower case without blanks, underscores and hyphens.
 HEADING = re.compile(
-    r"level[ _-]?[0-9]+|id|index|name|label|domain|kingdom|phylum|(super|sub)?class|order|family|genus|species"
+    r"level[0-9]+|id|(wn|wordnet|synset|node)id|synset|((class|label|original)(id|index)|index)"
+    r"|(super|sub|parent|fine|coarse|class|group|category|leaf)?(name|label)|parent|child|source|target"
+    r"|(super|sub|parent|fine|coarse)?(class|group|category)|leaf|domain|kingdom|phylum|order|family|genus|species"
 )
+IDS = {"wnid", "wordnetid", "synsetid", "synset", "nodeid"}
+INDICES = {"classid", "labelid", "originalid", "classindex", "labelindex", "originalindex"}
 
 
 def read_table(text: str, delimiter: str = ",") -> Outline:
     """Read a table of edges or of paths.
 
-    The first row is a header if one of its cells, in any case, is a word that heads columns: ``level 1`` and so on,
-    ``id``, ``index``, ``name``, ``label``, ``parent`` with ``child``, ``source`` with ``target``, or a rank of biology
-    (``class``, ``species``, ``superclass``, …). Blanks around a cell are dropped and empty rows passed over.
+    The first row is a header if it has ``parent`` and ``child``, or ``source`` and ``target``, or if more than half of
+    its cells are words that head columns: ``level 1`` and so on, ``id``, ``index``, ``name``, ``label``, ``wnid``,
+    ``synset``, ``class``, ``group`` or ``category`` (also with ``super``, ``sub``, ``parent``, ``fine``, ``coarse``
+    before and ``name``, ``label``, ``id``, ``index`` after it), or a rank of biology. Case, blanks, underscores and
+    hyphens make no difference. Blanks around a cell are dropped and empty rows passed over.
 
     *Edges*, under a header that has ``parent`` and ``child`` (or ``source`` and ``target``): each row names a node and
     its parent, and may give the node's ``id``, its ``index`` and, where ``child`` is only a key, its ``name``; other
@@ -34,11 +41,13 @@ def read_table(text: str, delimiter: str = ",") -> Outline:
     several are level 1.
 
     *Paths*, otherwise: each row leads from the coarsest group to a class, one cell a level; a class that ends early
-    leaves its last cells empty. The columns ``id`` and ``index`` describe the class, every other one is a level.
+    leaves its last cells empty. The columns ``id`` (or ``wnid``, ``synset``) and ``index`` (or ``class id``, ``label
+    id``, if it holds whole numbers) describe the class, every other one is a level; those headed ``level 1`` and so on
+    come in the order of their numbers.
 
     Args:
         text: of the file.
-        delimiter: between cells.
+        delimiter: between cells. In place of commas, where the first line has none, ``;`` or tabs are taken.
 
     Raises:
         TreeError: for rows that make no tree; it names them.
@@ -49,6 +58,9 @@ def read_table(text: str, delimiter: str = ",") -> Outline:
         >>> read_table("parent,child\\nthing,cat\\nthing,saw\\ncat,tabby\\n").to_tree().to_nested()
         {'cat': {'tabby': 0}, 'saw': 1}
     """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if delimiter == "," and "," not in first:  # where numbers have commas, spreadsheets part cells otherwise
+        delimiter = next((other for other in ";\t" if other in first), delimiter)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows = []
     try:
@@ -60,20 +72,33 @@ def read_table(text: str, delimiter: str = ",") -> Outline:
         raise TreeError(f"line {lines.line_num} is not readable: {one_line(error)}") from error
     if not rows:
         raise TreeError("the table is empty")
-    header = [cell.lower() for cell in rows[0][1]]
+    header = [re.sub(r"[\s_-]", "", cell.lower()) for cell in rows[0][1]]
     ends = next((pair for pair in (("parent", "child"), ("source", "target")) if {*pair} <= {*header}), None)
-    if not ends and not any(HEADING.fullmatch(cell) for cell in header):
+    if not ends and 2 * sum(bool(HEADING.fullmatch(cell)) for cell in header) <= sum(map(bool, rows[0][1])):
         return checked(_from_paths(rows, []))
     while not header[-1]:
         header.pop()
-    if doubled := [cell for cell, count in Counter(header).items() if count > 1]:
-        raise TreeError(f"two columns are headed '{doubled[0]}'; give each a name of its own")
+    for i, cell in enumerate(header):
+        column = [cells[i] for _, cells in rows[1:] if len(cells) > i and cells[i]]
+        if cell in INDICES:
+            cell = "index" if all(_NUMBER.fullmatch(written) for written in column) else "id"
+        header[i] = "id" if cell in IDS else cell
+    if doubled := [cell for cell, count in Counter(header).items() if cell and count > 1]:
+        written = [f"'{rows[0][1][i]}'" for i, cell in enumerate(header) if cell == doubled[0]]
+        raise TreeError(f"{' and '.join(written)} head columns of one kind ('{doubled[0]}'); keep one of them")
     if "" in header:
         raise TreeError(f"column {header.index('') + 1} has no heading; name it, or take the column away")
     for number, cells in rows[1:]:
         if any(cells[len(header) :]):
             raise TreeError(f"row {number} has more cells than the header, which has {len(header)}")
         cells[:] = (cells + [""] * len(header))[: len(header)]
+    places = [i for i, cell in enumerate(header) if re.fullmatch(r"level[0-9]+", cell)]
+    order = list(range(len(header)))
+    for place, i in zip(places, sorted(places, key=lambda i: int(header[i][5:])), strict=True):
+        order[place] = i
+    header = [header[i] for i in order]
+    for _, cells in rows[1:]:
+        cells[:] = [cells[i] for i in order]
     return checked(_from_edges(rows[1:], header, *ends) if ends else _from_paths(rows[1:], header))
 
 
@@ -188,8 +213,11 @@ def _from_paths(rows: list[tuple[int, list[str]]], header: list[str]) -> Outline
     return root
 
 
+_NUMBER = re.compile(r"([0-9]{1,18})([.,]0*)?")  # a spreadsheet may have made 281.0 of 281
+
+
 def _whole_number(cell: str, where: str) -> int | None:
-    found = re.fullmatch(r"([0-9]{1,18})(\.0*)?", cell)  # a spreadsheet may have made 281.0 of it
+    found = _NUMBER.fullmatch(cell)
     if cell and not found:
         raise TreeError(f"{where}: the index must be a whole number, got '{cell[:40]}'")
     return int(found[1]) if found else None

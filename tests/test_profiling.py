@@ -202,7 +202,7 @@ def test_latency_runs_the_models_in_turn_for_every_combination():
     ids=["full", "full and cut", "expert"],
 )
 def test_latencies_are_put_into_their_columns(monkeypatch, classes, parent_counts, measured):
-    def fake(models, size, batch_sizes, threads, on_round=None):
+    def fake(models, size, batch_sizes, threads, on_round=None, device="cpu"):
         assert (size, batch_sizes, threads) == ((3, 160, 160), (2,), (1,))
         outputs = [model.eval()(torch.zeros(1, 3, 64, 64)).shape[1] for model in models.values()]
         return {name: cost(1, 1, 1, 1, 10.0 * n).latency for name, n in zip(models, outputs, strict=True)}

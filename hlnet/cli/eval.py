@@ -36,6 +36,7 @@ def evaluate(
     workers: options.Workers = 2,
     data_root: options.DataRoot = None,
     device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
     """Measure accuracy: top-1, top-5 and per class.
@@ -54,7 +55,7 @@ def evaluate(
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, loader
 
-    net = options.load_model(model, device)
+    net = options.load_optimized(model, device, dtype)
     images = TreeData(load_data(data, split.value, data_root), net.tree, eval_transform(net.transform), subset=True)
     batches = loader(images, batch_size, workers)
     with output.progress() as bar:

@@ -10,6 +10,7 @@ import typer
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.inference import InferenceNet
     from hlnet.network import HierarchicalNet
     from hlnet.plain import PlainNet
 
@@ -19,6 +20,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is random.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that run together.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Where timm's data sources (torch/…, hfds/…) keep their files.")]
+Dtype = Annotated[str, typer.Option(help="To compute in: float32, or bfloat16 where the processor can.")]
 Classes = Annotated[
     str | None,
     typer.Option(
@@ -110,6 +112,13 @@ def pick_device(name: str) -> str:
             f"--device '{name}' cannot be used here; auto takes what there is, cpu always works"
         ) from error
     return name
+
+
+def load_optimized(path: Path, device: str = "auto", dtype: str = "float32") -> InferenceNet:
+    """A checkpoint's inference form, on the device that ``--device`` names."""
+    from hlnet.inference import optimize
+
+    return optimize(load_model(path, device), dtype)
 
 
 def load_model(path: Path, device: str = "auto") -> HierarchicalNet | PlainNet:

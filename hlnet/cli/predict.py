@@ -17,6 +17,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
     """Label images: classes with probabilities and their paths in the tree.
@@ -36,7 +37,7 @@ def predict(
 
     files = _files(images)
     failed = 0
-    for found in prediction.predict(options.load_model(model, device), files, top, batch_size):
+    for found in prediction.predict(options.load_optimized(model, device, dtype), files, top, batch_size):
         if found.error is not None:
             failed += 1
             output.hint(found.error)

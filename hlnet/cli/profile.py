@@ -11,6 +11,7 @@ from hlnet.cli import options
 from hlnet.errors import TreeError, UsageError
 
 if TYPE_CHECKING:
+    from hlnet.network import HierarchicalNet
     from hlnet.tree import ClassTree
 
 
@@ -25,6 +26,9 @@ def profile(
     batch_size: Annotated[str, typer.Option(help="Batch sizes to time, such as 1,8.")] = "1",
     threads: Annotated[str, typer.Option(help="Thread counts to time, such as 1,2.")] = "1",
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what the inference form does to the network.")
+    ] = False,
     device: options.Device = "cpu",
     as_json: options.Json = False,
 ) -> None:
@@ -80,12 +84,28 @@ def profile(
         with output.progress() as bar:
             bar.add_task("timing", total=None)
             found = profiling.with_latency(found, net, classes, batches, counts)
+    explained = _explained(net or profiling.random_network(config, class_tree), batches) if explain else []
     if as_json:
-        output.show_json(found)
+        output.show_json(found.model_dump(mode="json") | ({"inference": explained} if explain else {}))
     else:
         output.show_profile(found)
+        for line in explained:
+            output.show(line)
         if latency and found.expert and not found.full.latency:
             output.hint("full: counted from its number of nodes, not timed; its weights are not in this file")
+
+
+def _explained(net: HierarchicalNet, batches: tuple[int, ...]) -> list[str]:
+    """What the inference form does for these sizes of batches."""
+    import torch
+
+    from hlnet.inference import optimize
+
+    fast = optimize(net)
+    with torch.inference_mode():
+        for batch in batches:
+            fast(torch.zeros(batch, *net.transform.input_size, device=net.device))
+    return fast.explain()
 
 
 def _tree(model: str, tree: Path | None, nodes: str | None) -> ClassTree:

@@ -210,7 +210,7 @@ def by_confusions(
     from hlnet.data import TreeData, eval_transform, load_data, loader
     from hlnet.evaluation import confusion_matrix, logits_of
 
-    net = options.load_model(model, device)
+    net = options.load_optimized(model, device)
     images = TreeData(load_data(source, "val", data_root), net.tree, eval_transform(net.transform), subset=True)
     batches = loader(images, batch_size, workers)
     with output.progress() as bar:
