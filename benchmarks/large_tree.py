@@ -45,7 +45,9 @@ def main() -> None:
         assert clock("read", lambda: hlnet.read_tree(path)) == tree
     clock("compare with a balanced tree", lambda: hlnet.compare_trees(tree, hlnet.balanced_tree(tree, NODES)))
     inside = clock("ancestor matrix", tree.ancestors)
-    print(f"\n{tree.counts} nodes; the ancestor matrix holds {inside.nnz} of {inside.shape[0] * inside.shape[1]} entries")
+    print(
+        f"\n{tree.counts} nodes; the ancestor matrix holds {inside.nnz} of {inside.shape[0] * inside.shape[1]} entries"
+    )
 
 
 if __name__ == "__main__":

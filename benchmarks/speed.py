@@ -1,0 +1,194 @@
+"""How fast the branches run: against one module a branch, and against the plain network optimised in the same way.
+
+    python benchmarks/speed.py --out speed.json             one thread; about 15 minutes
+    python benchmarks/speed.py --threads 2 --out speed2.json
+    python benchmarks/speed.py --report speed.json
+
+N3HL on ResNet50 at 224 pixels with random weights. Within a run the forms take turns, round by round; the figure of
+each is the median over the rounds. With one thread it is CPU time, which other processes on the machine hardly touch;
+with more it is wall time, and the machine must be idle. *Naive* is a loop over one timm block per node (tests/naive.py)
+with its norms folded and weights packed by the same code (``hlnet.fusing.fuse``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import hlnet
+from hlnet.files import replacing
+from hlnet.fusing import fuse
+from hlnet.network import BranchTree
+from hlnet.presets import network_config
+from hlnet.profiling import random_network, total_cost
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from naive import NaiveTree, copy_weights
+
+COUNTS = {10: (2, 5, 10), 100: (4, 34, 100), 1000: (10, 90, 1000)}
+CONFIG = network_config("n3hl_resnet50", 3)
+RESNET50 = 4.110e9  # multiply-accumulates, fvcore
+
+
+def medians(forms: dict[str, Callable[[], Any]], seconds: float) -> dict[str, dict[str, float]]:
+    """Milliseconds of each form, median and quartiles; they take turns for about ``seconds``, five rounds at least."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for form in forms.values():
+        form()
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(next(iter(times.values()))) < 5:
+        for name, form in forms.items():
+            start = clock()
+            form()
+            times[name].append(1000 * (clock() - start))
+    found = {}
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        found[name] = {"median": middle, "low": low, "high": high, "rounds": len(values)}
+    return found
+
+
+def networks(classes: int, phl: bool) -> tuple[hlnet.HierarchicalNet, NaiveTree]:
+    """A network with random weights, and its branches as one module each."""
+    strides = (2, 2, 2) if phl else CONFIG.strides
+    counts = (classes,) * 3 if phl else COUNTS[classes]
+    config = CONFIG.model_copy(update={"strides": strides})
+    net = random_network(config, hlnet.ClassTree.balanced(counts))
+    naive = NaiveTree(net.tree, net.trunk.channels, config.block, config.widths, config.strides)
+    assert isinstance(net.head, BranchTree)
+    copy_weights(net.head, naive)
+    return net, naive.eval()
+
+
+def inference(classes: int, batch: int, seconds: float, phl: bool = False) -> dict[str, Any]:
+    net, naive = networks(classes, phl)
+    fast, half = hlnet.optimize(net), hlnet.optimize(net, torch.bfloat16)
+    plain = timm.create_model("resnet50", num_classes=classes).eval()
+    images = torch.randn(batch, 3, 224, 224)
+    last = images.to(memory_format=torch.channels_last)
+    folded = fuse(plain, images[:1])
+    units, _ = hlnet.unit_costs(net.config)
+    macs = total_cost(units, net.tree.counts).gmacs * 1e9
+    with torch.inference_mode():
+        features = net.trunk(images)
+        fast_features, half_features = fast.trunk(last), half.trunk(last.bfloat16())
+        difference = (fast(images) - naive(features)).abs().max() / naive(features).abs().max()
+        assert difference < 1e-4, difference
+        times = medians(
+            {
+                "naive head": lambda: naive(features),
+                "training form's head": lambda: net.head(features),
+                "head": lambda: fast.head(fast_features),
+                "head, bfloat16": lambda: half.head(half_features),
+                "trunk as it is": lambda: net.trunk(images),
+                "whole": lambda: fast(images),
+                "whole, bfloat16": lambda: half(images),
+                "ResNet50 as it is": lambda: plain(images),
+                "ResNet50, optimised": lambda: folded(last),
+            },
+            seconds,
+        )
+    ms = {name: value["median"] for name, value in times.items()}
+    ratios = {
+        "head over naive": ms["naive head"] / ms["head"],
+        "whole over naive": (ms["trunk as it is"] + ms["naive head"]) / ms["whole"],
+        "efficiency": (macs / ms["whole"]) / (RESNET50 / ms["ResNet50, optimised"]),
+        "naive efficiency": (macs / (ms["trunk as it is"] + ms["naive head"])) / (RESNET50 / ms["ResNet50, optimised"]),
+        "head: bfloat16 over float32": ms["head"] / ms["head, bfloat16"],
+        "whole: bfloat16 over float32": ms["whole"] / ms["whole, bfloat16"],
+        "ResNet50: optimised over as it is": ms["ResNet50 as it is"] / ms["ResNet50, optimised"],
+    }
+    return {"ms": times, "ratios": ratios, "largest relative difference to naive": float(difference)}
+
+
+def experts(batch: int, seconds: float) -> dict[str, Any]:
+    """Five of 1000 classes, strewn and siblings: is the time saved as much as the multiply-accumulates?"""
+    net, _ = networks(1000, phl=False)
+    units, _ = hlnet.unit_costs(net.config)
+    siblings = net.tree.leaves_under(net.tree.levels[1][7].path)[:5]
+    kept = {"siblings": siblings, "strewn": (3, 207, 411, 650, 998)}
+    models = {"full": hlnet.optimize(net)}
+    models |= {name: hlnet.optimize(hlnet.cut_expert(net, list(places))) for name, places in kept.items()}
+    images = torch.randn(batch, 3, 224, 224)
+    with torch.inference_mode():
+        times = medians({name: (lambda model=model: model(images)) for name, model in models.items()}, seconds)
+    macs = {name: total_cost(units, model.tree.counts).gmacs for name, model in models.items()}
+    ratios = {}
+    for name in kept:
+        ratios[f"{name}: time"] = times["full"]["median"] / times[name]["median"]
+        ratios[f"{name}: GMACs"] = macs["full"] / macs[name]
+    return {"ms": times, "ratios": ratios}
+
+
+def training(classes: int, batch: int, seconds: float) -> dict[str, Any]:
+    """A step of the head, forward and backward."""
+    net, naive = networks(classes, phl=False)
+    features = torch.rand(batch, 1024, 14, 14)
+
+    def step(head: torch.nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            head.zero_grad(set_to_none=True)
+            head(features).square().mean().backward()
+
+        return run
+
+    times = medians({"naive": step(naive.train()), "stacked": step(net.head.train())}, seconds)
+    return {"ms": times, "ratios": {"step over naive": times["naive"]["median"] / times["stacked"]["median"]}}
+
+
+def report(results: dict[str, Any]) -> None:
+    """The ratios as a Markdown table."""
+    print(f"torch {results['torch']}, {results['threads']} thread(s)\n\n| run | ratio | |\n|---|---|---|")
+    for run, found in results.items():
+        if isinstance(found, dict):
+            for name, ratio in found["ratios"].items():
+                print(f"| {run} | {name} | {ratio:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("speed.json"))
+    parser.add_argument("--report", type=Path, help="print an earlier run's table, and stop")
+    parser.add_argument("--classes", type=int, nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each table row")
+    args = parser.parse_args()
+    if args.report:
+        report(json.loads(args.report.read_text()))
+        return
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    results: dict[str, Any] = {"torch": torch.__version__, "threads": args.threads}
+
+    def keep(name: str, found: dict[str, Any]) -> None:
+        results[name] = found
+        print(name, {key: round(ratio, 2) for key, ratio in found["ratios"].items()}, flush=True)
+        with replacing(args.out) as draft:
+            draft.write_text(json.dumps(results, indent=1) + "\n")
+
+    for classes in args.classes:
+        for batch in args.batch:
+            keep(f"{classes} classes, batch {batch}", inference(classes, batch, args.seconds))
+    if 100 in args.classes:
+        keep("PHL, 100 classes, batch 1", inference(100, 1, args.seconds, phl=True))
+    for classes in args.classes:
+        keep(f"training, {classes} classes, batch 8", training(classes, 8, args.seconds))
+    if 1000 in args.classes:
+        for batch in args.batch:
+            keep(f"experts of 5 of 1000, batch {batch}", experts(batch, args.seconds))
+    report(results)
+
+
+if __name__ == "__main__":
+    main()
