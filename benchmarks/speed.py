@@ -7,6 +7,7 @@
 N3HL on ResNet50 at 224 pixels with random weights. Within a run the forms take turns, round by round; the figure of
 each is the median over the rounds. With one thread it is CPU time, which other processes on the machine hardly touch;
 with more it is wall time, and the machine must be idle. *Naive* is a loop over one timm block per node (tests/naive.py)
+behind timm's trunk as it is. *Efficiency* is multiply-accumulates a second of the whole network, over those of ResNet50
 with its norms folded and weights packed by the same code (``hlnet.fusing.fuse``).
 """
 

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from hlnet.expert import cut_expert, verify_expert
     from hlnet.features import CachedFeatures
     from hlnet.inference import InferenceNet, optimize
-    from hlnet.llm import nest_with_llm, tree_prompt
-    from hlnet.llm_server import ask_server
+    from hlnet.llm.nesting import nest_with_llm, tree_prompt
+    from hlnet.llm.server import ask_server
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.outline import Outline
     from hlnet.plain import PlainConfig, PlainNet
@@ -88,8 +88,8 @@ _MODULES = {
     "expert": ("cut_expert", "verify_expert"),
     "features": ("CachedFeatures",),
     "inference": ("InferenceNet", "optimize"),
-    "llm": ("nest_with_llm", "tree_prompt"),
-    "llm_server": ("ask_server",),
+    "llm.nesting": ("nest_with_llm", "tree_prompt"),
+    "llm.server": ("ask_server",),
     "network": ("HierarchicalNet", "NetworkConfig"),
     "outline": ("Outline",),
     "plain": ("PlainConfig", "PlainNet"),

@@ -23,7 +23,7 @@ from timm.data import create_dataset, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hlnet.errors import DataError, UsageError, one_line
+from hlnet.errors import DataError, UsageError, one_line, some
 from hlnet.tree import ClassTree
 from hlnet.tree_io import IMAGE_SUFFIXES
 from hlnet.trunk import InputTransform
@@ -77,12 +77,12 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         position |= {name: i for i, name in enumerate(tree.classes)}  # a name goes before an id
         known = [position.get(name) for name in images.classes]
         if doubled := [tree.classes[i] for i, count in Counter(known).items() if i is not None and count > 1]:
-            raise DataError(f"two classes of {images.name} are one in the tree, by name and by id: {_some(doubled)}")
+            raise DataError(f"two classes of {images.name} are one in the tree, by name and by id: {some(doubled)}")
         unknown = [name for name, found in zip(images.classes, known, strict=True) if found is None]
         absent = [tree.classes[i] for i in sorted(set(range(len(tree.classes))) - set(known))]
         if (unknown or absent) and not subset:
-            told = [f"Only in the data: {_some(unknown)}."] if unknown else []
-            told += [f"Only in the tree, without an image here: {_some(absent)}."] if absent else []
+            told = [f"Only in the data: {some(unknown)}."] if unknown else []
+            told += [f"Only in the tree, without an image here: {some(absent)}."] if absent else []
             raise DataError(
                 f"the classes of {images.name} and of the tree differ. {' '.join(told)} "
                 "They are matched by name or id: rename folders or nodes, or add what is missing"
@@ -91,8 +91,8 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         self.samples = [(i, label) for i, label in kept if label is not None]
         if not self.samples:
             raise DataError(
-                f"{images.name} holds no image of the tree's classes ({_some(tree.classes)}); "
-                f"its own are {_some(images.classes)}"
+                f"{images.name} holds no image of the tree's classes ({some(tree.classes)}); "
+                f"its own are {some(images.classes)}"
             )
         self.left_out = len(images) - len(self.samples)
         self.labels = [label for _, label in self.samples]
@@ -324,10 +324,3 @@ class _Prepare:
         if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
             image = image.convert("I").point(lambda value: value / 257).convert("L")
         return self.then(image.convert(self.mode))
-
-
-def _some(names: Sequence[str], limit: int = 6) -> str:
-    if not names:
-        return "none"
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

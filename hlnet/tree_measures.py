@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel
 
-from hlnet.errors import TreeError
+from hlnet.errors import TreeError, some
 from hlnet.tree import ClassTree, Node
 
 if TYPE_CHECKING:
@@ -117,7 +117,10 @@ def _oddities(tree: ClassTree) -> Iterator[Oddity]:
     sizes = [below[start:end].tolist() for start, end in pairwise(tree.offsets)]  # classes under each node
     private = [node for node, size in zip(tree.levels[0], sizes[0], strict=True) if size == 1]
     if private and tree.num_levels > 1 and len(private) < len(tree.leaves):
-        yield Oddity("private", f"a node of level 1, the dearest there is, for one class: {_some(private)}")
+        yield Oddity(
+            "private",
+            f"a node of level 1, the dearest there is, for one class: {_paths(private)}",
+        )
     if tree.num_levels > 1 and len(set(tree.counts)) > 1:  # not PHL
         first, usual, largest_first = tree.counts[0], median(tree.sibling_counts[1]), max(sizes[0])
         if first > max(20, 5 * usual):
@@ -131,7 +134,10 @@ def _oddities(tree: ClassTree) -> Iterator[Oddity]:
         if only and len(row) == len(parents):
             yield Oddity("level", f"level {level + 1} has as many nodes as level {level}: it groups nothing")
         if only:
-            yield Oddity("chain", f"level {level + 1}: only children, which cost and tell nothing apart: {_some(only)}")
+            yield Oddity(
+                "chain",
+                f"level {level + 1}: only children, which cost and tell nothing apart: {_paths(only)}",
+            )
         usual = median(counts)
         largest = [0] * len(parents)
         for node, size in zip(row, sizes[level], strict=True):
@@ -143,9 +149,8 @@ def _oddities(tree: ClassTree) -> Iterator[Oddity]:
                 yield Oddity("lopsided", f"'{node.path}': one of its {count} children holds {most} of {size} classes")
 
 
-def _some(nodes: list[Node], limit: int = 4) -> str:
-    rest = f" and {len(nodes) - limit} more" if len(nodes) > limit else ""
-    return ", ".join(f"'{node.path}'" for node in nodes[:limit]) + rest
+def _paths(nodes: list[Node]) -> str:
+    return some((f"'{node.path}'" for node in nodes), limit=4)
 
 
 def _positions(tree: ClassTree, other: ClassTree) -> dict[str, int]:

@@ -27,7 +27,7 @@ from hlnet.condensing import condense
 from hlnet.controls import balanced_tree, random_tree
 from hlnet.data import eval_transform, open_image
 from hlnet.errors import UsageError
-from hlnet.llm import nest_with_llm, tree_prompt
+from hlnet.llm.nesting import nest_with_llm, tree_prompt
 from hlnet.outline import Outline
 from hlnet.presets import network_config
 from hlnet.profiling import profile

@@ -73,6 +73,10 @@ READ = {
     "ragged paths": ("t.csv", "cat,tabby\ncat,siamese,,\ndog"),
     "paths with a header": ("t.csv", '\ufeffSuperclass,Class,,\r\n cat, "tabby",,\r\ncat ,siamese\r\ndog\r\n'),
     "paths with an index": ("t.csv", "index,id,level_1,Level 2\n0,,cat,tabby\n2,,dog,\n1,,cat,siamese\n"),
+    "paths with semicolons": ("t.csv", "\ufeffClassID;Super-Class;class_name\r\n0,0;cat;tabby\r\n2;dog\n1;cat;siamese"),
+    "paths with semicolons, no header": ("t.csv", '\n"cat";tabby\ncat;siamese\ndog\n'),
+    "paths with tabs in a csv": ("t.csv", "cat\ttabby\ncat\tsiamese\ndog\n"),
+    "edges with semicolons": ("t.csv", "parent;child\n;cat\ncat;tabby\ncat;siamese\n;dog\n"),
     "paths in a tsv": ("t.TSV", "cat\ttabby\ncat\tsiamese\ndog\n"),
 }  # fmt: skip
 
@@ -93,14 +97,58 @@ def test_an_empty_parent_keeps_a_single_root(tmp_path):
     assert read_tree(put(tmp_path, "t.csv", "parent,child\na,b\n")).to_nested() == {"b": 0}
 
 
-@pytest.mark.parametrize("first", ["kingdom,x", "x,Level 2", "x,ID", "NAME,x", "Label,x", "x,species", "index,x"])
-def test_a_first_row_with_a_known_word_is_a_header(tmp_path, first):
-    tree = read_tree(put(tmp_path, "t.csv", f"{first}\n3,b\n"))
-    assert tree.to_nested() in ({"3": {"b": 0}}, {"3": 0}, {"b": 3})
-    assert read_tree(put(tmp_path, "t.csv", "kingdoms,level\n3,b\n")).to_nested() == {
-        "kingdoms": {"level": 0},
-        "3": {"b": 1},
-    }
+HEADERS = [
+    "group,class_name", "Category,class", "coarse_label,fine_label", "Coarse Label,fine-label", "superclass,label",
+    "parent_class,class", "super_category,name", "Group Name,Sub Group", "kingdom,species", "level-1,LEVEL_2",
+    "category,leaf", "group,subclass,", "parent label,label",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", HEADERS)
+def test_usual_headings_are_no_class(tmp_path, first):
+    assert read_tree(put(tmp_path, "t.csv", f"{first}\na,b\na,c\n")).to_nested() == {"a": {"b": 0, "c": 1}}
+
+
+@pytest.mark.parametrize("first", ["music,order", "kingdoms,level", "x,id", "name,x", "class,,x", "family,bird,owl"])
+def test_a_first_row_is_a_header_if_more_than_half_of_it_is_known(tmp_path, first):
+    path = first.replace(",,", ",")
+    tree = read_tree(put(tmp_path, "t.csv", f"{path}\n3,b\n"))
+    assert [leaf.path for leaf in tree.leaves] == [path.replace(",", "/"), "3/b"]
+    tree = read_tree(put(tmp_path, "t.csv", f"{path},label,genus,species\n3,b\n"))
+    assert [leaf.name for leaf in tree.leaves] in (["b"], ["3"])
+
+
+@pytest.mark.parametrize(
+    "text, ids",
+    [
+        ("wnid,class\nn1,a\nn2,b\n", ["n1", "n2"]),
+        ("class,WordNet ID,group\na,n1\nb,n2\n", ["n1", "n2"]),
+        ("synset,name\ncat.n.01,a\n,b\n", ["cat.n.01", None]),
+        ("class_id,class_name\nc1,a\n2,b\n", ["c1", "2"]),
+    ],
+)
+def test_ids_under_other_headings(tmp_path, text, ids):
+    tree = read_tree(put(tmp_path, "t.csv", text))
+    assert [leaf.name for leaf in tree.leaves] == ["a", "b"] and [leaf.id for leaf in tree.leaves] == ids
+
+
+@pytest.mark.parametrize("heading", ["class_id", "label index", "Index", "original-index"])
+def test_indices_under_other_headings(tmp_path, heading):
+    tree = read_tree(put(tmp_path, "t.csv", f"group,class,{heading}\nx,a,7\nx,b,3\n"))
+    assert {leaf.name: (leaf.index, leaf.id) for leaf in tree.leaves} == {"a": (7, None), "b": (3, None)}
+
+
+def test_levels_are_in_the_order_of_their_numbers(tmp_path):
+    rows = "Level 10,index,level_2,level 9\ntabby,4,pet,cat\nsaw,2,tool,\n".splitlines()
+    with pytest.raises(TreeError, match="empty cell before 'saw'"):
+        read_tree(put(tmp_path, "t.csv", "\n".join(rows)))
+    tree = read_tree(put(tmp_path, "t.csv", "\n".join([*rows[:2], "saw,2,tool,hand"])))
+    assert tree.to_nested() == {"pet": {"cat": {"tabby": 4}}, "tool": {"hand": {"saw": 2}}}
+
+
+def test_a_semicolon_beside_a_comma_is_part_of_a_name(tmp_path):
+    assert read_tree(put(tmp_path, "t.csv", "a,b;c\na,d\n")).classes == ("b;c", "d")
+    assert read_tree(put(tmp_path, "t.tsv", "a;b\nc\n")).classes == ("a;b", "c")
 
 
 def test_ids_and_indices_of_tables(tmp_path):
@@ -123,7 +171,8 @@ WRONG = {
     "no child": ("t.csv", "parent,child\n,a\nb,\n", "row 3 names no child"),
     "header alone": ("t.csv", "parent,child\n", "no class"),
     "paths' header alone": ("t.csv", "level 1\n", "no class"),
-    "headings twice": ("t.csv", "parent,child,ID,id\n", "two columns are headed 'id'"),
+    "headings twice": ("t.csv", "parent,child,ID,id\n", "'ID' and 'id' head columns of one kind"),
+    "two ids": ("t.csv", "wnid,synset,class\nn1,a.n.1,a\n", "'wnid' and 'synset' head columns of one kind"),
     "no heading": ("t.csv", ",class\n0,a\n1,b\n", "column 1 has no heading"),
     "long row": ("t.csv", "class\na\nb,c\n", "row 3 has more cells"),
     "empty cell": ("t.csv", "a,b,c\n\na,,d\n", "row 3 has an empty cell before 'd'"),

@@ -243,7 +243,7 @@ def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple
 def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:
     """The question to a language model, for any chat window."""
     from hlnet.files import replacing
-    from hlnet.llm import tree_prompt
+    from hlnet.llm.nesting import tree_prompt
 
     with replacing(path) as draft:
         draft.write_text(tree_prompt(classes.classes, nodes), encoding="utf-8")
@@ -258,8 +258,8 @@ def by_language_model(
     means: Tensor | None,
 ) -> tuple[ClassTree, list[str]]:
     """What a language model answers, in a file or when it is asked; and what was mended."""
-    from hlnet.llm import nest_with_llm
-    from hlnet.llm_server import ask_server
+    from hlnet.llm.nesting import nest_with_llm
+    from hlnet.llm.server import ask_server
 
     reply = options.read_text(answer, "--answer") if answer else None
 

@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from hlnet.errors import DataError, TreeError, UsageError
-from hlnet.llm_answer import class_finder, group_name, is_no_group, parse_moves, path_parts, placed, words
+from hlnet.llm.answer import parse_moves, placed
+from hlnet.llm.names import class_finder, group_name, is_no_group, path_parts, words
 from hlnet.outline import Outline
 from hlnet.tree import MAX_LEVELS, ClassTree
 
@@ -99,7 +100,7 @@ def check_answer(nested: Any, classes: Sequence[str], truncated: bool = False) -
     """Compare a nested answer with the classes that were asked for.
 
     Args:
-        nested: mappings and lists, as :func:`hlnet.llm_answer.parse_answer` finds them.
+        nested: mappings and lists, as :func:`hlnet.llm.answer.parse_answer` finds them.
         classes: the class names.
         truncated: whether the reply broke off.
 

@@ -1,6 +1,6 @@
 """Class trees nested by a language model (paper, Sec. 3.2): ask, check the answer, ask again, place the rest.
 
-Notable here: the model is any function from messages to text. ``hlnet.llm_server`` asks one; an answer that a chat
+Notable here: the model is any function from messages to text. ``hlnet.llm.server`` asks one; an answer that a chat
 window gave, read from a file, is another. Whatever it says, either every class ends up in the tree exactly once, or
 there is an error; and each thing that was done to the answer is noted.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 from hlnet.condensing import check_nodes
 from hlnet.errors import RunError, TreeError, UsageError
-from hlnet.llm_answer import parse_answer
-from hlnet.llm_check import AnswerCheck, apply_repair, check_answer, place_rest, repair_prompt, similarity_of
+from hlnet.llm.answer import parse_answer
+from hlnet.llm.check import AnswerCheck, apply_repair, check_answer, place_rest, repair_prompt, similarity_of
 from hlnet.outline import Outline
 from hlnet.tree import ClassTree
 
@@ -94,12 +94,12 @@ def nest_with_llm(
 
     Args:
         classes: the class names; the leaves' original indices are their positions.
-        ask: the model, a function from the messages so far to its reply: :func:`hlnet.llm_server.ask_server` with
+        ask: the model, a function from the messages so far to its reply: :func:`hlnet.llm.server.ask_server` with
             its model filled in; or, with ``rounds=0``, one that returns the text of a file.
         nodes: the wanted number of groups per level, see :func:`tree_prompt`.
         rounds: how often, at most, to ask again for what is wrong with the answer.
         similarity: ``[K, K]``, by which classes without a clear group are placed in the end, see
-            :func:`hlnet.llm_check.place_rest`; default: their names.
+            :func:`hlnet.llm.check.place_rest`; default: their names.
 
     Raises:
         UsageError: if the request is wrong.

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hlnet.errors import TreeError
+from hlnet.llm.forms import as_mappings
+from hlnet.llm.names import class_finder, is_no_group, path_parts, words
 from hlnet.tree import MAX_LEVELS
 
 MAX_READINGS = 8  # chatter may hold brackets before those of the answer, but not that many
@@ -58,10 +58,10 @@ def parse_answer(text: str, classes: Sequence[str]) -> Answer:
     """
     find = class_finder(classes)
 
-    def score(nested: Any) -> tuple[int, int]:
+    def score(nested: Any) -> tuple[int, ...]:
         found = list(placed(nested, find))
-        in_groups = {name for path, _, name in found if name is not None and path}
-        return len(in_groups), -sum(name is None for *_, name in found)
+        in_groups = {name: path for path, _, name in found if name is not None and path}
+        return len(in_groups), len(set(in_groups.values())) > 1, -sum(name is None for *_, name in found)
 
     def forms(nested: Any) -> list[Any]:
         return [nested, _turned(nested, find)]
@@ -85,8 +85,8 @@ def parse_moves(text: str, classes: Sequence[str]) -> dict[str, str]:
         direct = {name: value for _, key, value in entries(nested) if value and (name := find(key))}
         return {name: "/".join(path) for path, _, name in placed(nested, find) if name and path} | direct
 
-    def score(nested: Any) -> tuple[int, int]:
-        return len(moves(nested)), 0
+    def score(nested: Any) -> tuple[int, ...]:
+        return (len(moves(nested)),)
 
     expected = "a JSON object of classes and their groups"
     return moves(_best_reading(text, lambda nested: [nested], score, expected).nested)
@@ -140,183 +140,19 @@ def placed(nested: Any, find: Callable[[str], str | None]) -> Iterator[tuple[tup
             yield path, name, found
 
 
-# ---------------------------------------------------------------------- names
-
-
-def group_name(written: str) -> str:
-    """The nearest name that a class tree takes; empty if nothing is left.
-
-    >>> group_name(" cars/trucks ")
-    'cars and trucks'
-    """
-    printable = "".join(letter if letter.isprintable() else " " for letter in written)
-    return " ".join(" and ".join(part for part in printable.split("/") if part.strip()).split())
-
-
-def path_parts(written: str) -> list[str]:
-    """The groups of a path as a model writes it, each with the nearest name that a class tree takes.
-
-    >>> path_parts("animal / cat"), path_parts("animal > cat")
-    (['animal', 'cat'], ['animal', 'cat'])
-    """
-    return [part for part in map(group_name, re.split(r"/|->|→|>", written)) if part]
-
-
-def is_no_group(written: str) -> bool:
-    """Whether a model that writes this names no group.
-
-    >>> is_no_group("N/A"), is_no_group("281"), is_no_group("cat")
-    (True, True, False)
-    """
-    own = words(written)
-    return all(word.isdecimal() for word in own) or " ".join(own) in {"none", "null", "unknown", "n a", "true", "false"}
-
-
-def words(name: str) -> list[str]:
-    """The words of a name, in lower case and without the marks between them.
-
-    >>> words("Sea_Horse, seahorse")
-    ['sea', 'horse', 'seahorse']
-    """
-    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name).casefold())
-
-
-def class_finder(classes: Sequence[str]) -> Callable[[str], str | None]:
-    """A function from a name as a model writes it to the one class that it can mean, or ``None``.
-
-    Differences of case, marks, blanks and plural are bridged, and one of a name's synonyms (parted by commas, as
-    WordNet lists them) stands for all; a name that would fit two classes fits none.
-
-    Example:
-        >>> find = class_finder(["tench, Tinca tinca", "sea_horse", "crane, bird", "crane, machine"])
-        >>> find("Tench"), find("Sea horses"), find("crane")
-        ('tench, Tinca tinca', 'sea_horse', None)
-    """
-    known = set(classes)
-    whole: defaultdict[str, set[str]] = defaultdict(set)
-    parts: defaultdict[str, set[str]] = defaultdict(set)
-    for name in classes:
-        for table, forms in ((whole, [name]), (parts, name.split(","))):
-            for form in map(words, forms):
-                table[" ".join(form)].add(name)
-                table["".join(form)].add(name)
-
-    def look_up(table: dict[str, set[str]], written: str) -> set[str]:
-        own = words(written)
-        for spellings in ([" ".join(own)], ["".join(own)], _plurals("".join(own))) if own else ():
-            if found := set[str]().union(*(table.get(spelling, ()) for spelling in spellings)):
-                return found
-        return set()
-
-    def find(written: str) -> str | None:
-        if written.strip() in known:
-            return written.strip()
-        found = look_up(whole, written) or look_up(parts, written)
-        found = found or set[str]().union(*(look_up(parts, part) for part in written.split(",")))
-        return found.pop() if len(found) == 1 else None
-
-    return find
-
-
-def _plurals(word: str) -> list[str]:
-    """A word's possible plurals, and what it may be the plural of."""
-    forms = [word + "s", word + "es", re.sub("y$", "ies", word), re.sub("ies$", "y", word)]
-    return [*forms, *(word.removesuffix(end) for end in ("s", "es") if word.endswith(end) and len(word) > 3)]
-
-
-# ---------------------------------------------------------------------- forms of an answer
-
-# The keys, without case and marks, under which objects say what a node is called, what is in it, and where it belongs.
-_NAME_KEYS = "name label title class classname group groupname category superclass subclass id".split()
-_CHILDREN_KEYS = set(
-    "children subclasses classes classnames members items groups subgroups categories subcategories superclasses "
-    "leaves elements nodes subtrees tree hierarchy taxonomy".split()
-)
-_GROUP_KEYS = "group category superclass parent parentgroup parentclass".split()
-
-
-def _as_mappings(nested: Any) -> Any:
-    """The same answer with nested groups for objects: ``{"name": "cat", "children": ["tabby"]}`` is a group *cat*.
-
-    An outermost object whose children are groups stands for the trunk. A mapping of nothing but lists of children is
-    these lists.
-
-    >>> _as_mappings({"name": "all", "children": [{"group": "cat", "members": [{"name": "tabby"}]}]})
-    [{'cat': ['tabby']}]
-    """
-    containers, waiting = [], [nested]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict | list):
-            containers.append(value)
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-    done: dict[int, Any] = {}
-    for value in reversed(containers):  # what lies below comes first
-        if isinstance(value, dict):
-            done[id(value)] = _node(value, done)
-            continue
-        items: list[Any] = []
-        for before, item in zip([None, *value], value, strict=False):
-            if _is_name(before) and _is_children(item):  # read line by line, YAML's objects fall into their lines
-                items[-1] = _node(before | item, done)
-            else:
-                items.append(done.get(id(item), item))
-        done[id(value)] = items
-    result = done.get(id(nested), nested)
-    if isinstance(nested, dict) and _name_key(nested) and isinstance(result, dict):
-        (below,) = result.values()
-        if isinstance(below, list) and any(isinstance(item, dict | list) for item in below):
-            return below
-    return result
-
-
-def _node(value: dict[str, Any], done: dict[int, Any]) -> Any:
-    """A mapping as the group, the class or the list of children that it may stand for; else as it is."""
-    below: list[Any] = []
-    for key, item in value.items():
-        if isinstance(item, dict | list):
-            inside = done[id(item)]
-            if _key(key) not in _CHILDREN_KEYS:
-                below.append({key: inside})
-            else:
-                below.extend(inside if isinstance(inside, list) else [inside])
-    if name := _name_key(value):
-        if any(isinstance(item, dict | list) for item in value.values()):
-            return {value[name]: below}
-        group = next((key for word in _GROUP_KEYS for key in value if _key(key) == word and key != name), None)
-        return {value[name]: value[group]} if group else value[name]
-    return below if _is_children(value) else {key: done.get(id(item), item) for key, item in value.items()}
-
-
-def _key(written: str) -> str:
-    return "".join(words(written))
-
-
-def _name_key(value: dict[str, Any]) -> str | None:
-    """The key under which an object has its name."""
-    named = {_key(key): key for key, item in value.items() if isinstance(item, str) and item.strip()}
-    return next((named[word] for word in _NAME_KEYS if word in named), None)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) == 1 and _name_key(value) is not None
-
-
-def _is_children(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(_key(key) in _CHILDREN_KEYS and isinstance(item, dict | list) for key, item in value.items())
-    )
-
-
 def _turned(nested: Any, find: Callable[[str], str | None]) -> list[Any]:
-    """The same answer with groups for what it says of single classes outside all groups: ``{"tabby": "pet/cat"}``."""
+    """The same answer with groups for what it says of single classes: ``{"tabby": "pet/cat"}``.
+
+    That is said outside all groups, or in a single one, which then is but a heading.
+    """
+    found = list(entries(nested))
+    moves = [bool(value and not is_no_group(value) and find(name)) for _, name, value in found]
+    headings = {path for (path, *_), moved in zip(found, moves, strict=True) if moved}
     turned: list[Any] = []
-    for path, name, value in entries(nested):
+    for (path, name, value), moved in zip(found, moves, strict=True):
         item: Any = name if value is None else {name: value or None}
-        if value and not path and not is_no_group(value) and find(name):
-            path, item = tuple(path_parts(value)), [name]
+        if moved and (not path or len(headings) == 1):
+            path, item = tuple(path_parts(value or "")), [name]
             if len(path) > 1 and words(path[-1]) == words(name):  # the class itself as the last part of its path
                 path = path[:-1]
         for part in reversed(path):
@@ -343,18 +179,22 @@ _NOTHING = {"", "null", "None", "~"}
 
 
 def _best_reading(
-    text: str, forms: Callable[[Any], list[Any]], score: Callable[[Any], tuple[int, int]], expected: str
+    text: str, forms: Callable[[Any], list[Any]], score: Callable[[Any], tuple[int, ...]], expected: str
 ) -> Answer:
     """The first reading, in any of its forms, with the highest score; one whose first number is 0 is none."""
     # A model that reasons aloud drafts answers on the way; what counts comes after.
     text = text.rpartition("</think>")[2].rstrip()
-    best, highest = None, (0, 0)
+    best: Answer | None = None
+    highest: tuple[int, ...] = ()
     for reading in _readings(text):
-        usable: list[tuple[tuple[int, int], Any]] = []
-        for plain in (_as_mappings(reading.nested), reading.nested):  # as it is, only where no objects are meant
+        usable: list[tuple[tuple[int, ...], Any]] = []
+        for plain in (
+            as_mappings(reading.nested, reading.truncated),
+            reading.nested,
+        ):  # as it is, only where no objects are meant
             usable = usable or [(reached, form) for form in forms(plain) if (reached := score(form))[0]]
         for reached, form in usable:
-            if best is None or reached > highest:
+            if reached > highest:
                 best, highest = Answer(form, reading.truncated), reached
     if best is None:
         said = f"it begins {' '.join(text.split())[:80]!r}" if text else "it is empty"
@@ -462,7 +302,7 @@ def _indented(text: str, truncated: bool) -> Answer:
     for place, slot, name in bare:
         if not place[slot][name]:
             place[slot] = name
-    return Answer(root, truncated)
+    return Answer(root[0] if len(root) == 1 else root, truncated)
 
 
 def _plain(written: str) -> str:
