@@ -60,6 +60,13 @@ class BranchLevel(nn.Module, ABC):
         parts = {name: torch.split(tensor, list(self.sibling_counts)) for name, tensor in tensors.items()}
         return [{name: rows[parent] for name, rows in parts.items()} for parent in range(len(self.sibling_counts))]
 
+    def family(self, rows: slice) -> Family:
+        """Views of the rows of some siblings."""
+        return {
+            name: tensor[rows]
+            for name, tensor in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+        }
+
     @abstractmethod
     def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
         """All children of one parent.
@@ -234,13 +241,14 @@ class Leaves(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(classes, channels)) if norm else None
         self.norm_bias = nn.Parameter(torch.zeros(classes, channels)) if norm else None
 
-    def forward(self, pooled: Tensor) -> Tensor:
+    def forward(self, pooled: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Logits of the classes in ``rows``, from their features."""
         if self.norm_weight is not None and self.norm_bias is not None:
             normal = F.layer_norm(pooled, pooled.shape[-1:], eps=ConvNeXtLevel.eps)
-            pooled = normal * self.norm_weight + self.norm_bias
+            pooled = normal * self.norm_weight[rows] + self.norm_bias[rows]
         # A batched product with one column a class, rather than multiply and sum: counters of operations see it.
-        logits = torch.bmm(pooled.transpose(0, 1), self.weight.unsqueeze(-1))
-        return logits.squeeze(-1).t() + self.bias
+        logits = torch.bmm(pooled.transpose(0, 1), self.weight[rows].unsqueeze(-1))
+        return logits.squeeze(-1).t() + self.bias[rows]
 
 
 def pooled(children: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ cache.
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Iterable
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from hlnet.fusing import fuse
 from hlnet.kernels import Conv, Linear
 from hlnet.network import BranchTree, HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
+from hlnet.runtime_expert import SelectedTree
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
@@ -65,7 +67,7 @@ class InferenceNet(nn.Module):
     def __init__(self, model: HierarchicalNet | PlainNet, dtype: torch.dtype) -> None:
         super().__init__()
         self.config: NetworkConfig | PlainConfig = model.config
-        self.tree: ClassTree = model.tree
+        self._tree = model.tree
         self.transform: InputTransform = model.transform
         self.provenance: Provenance = model.provenance
         self.dtype = dtype
@@ -74,7 +76,7 @@ class InferenceNet(nn.Module):
         with torch.no_grad():
             if isinstance(model, PlainNet):
                 self.trunk = fuse(_in(model.model, dtype), probe)
-                self.head: FastTree | None = None
+                self.head: FastTree | SelectedTree | None = None
             else:
                 self.trunk = fuse(_in(model.trunk, dtype), probe)
                 self.head = FastTree(model.head, dtype)
@@ -103,6 +105,37 @@ class InferenceNet(nn.Module):
         """Whether it has branches that can be cued."""
         return self.head is not None
 
+    def select(self, classes: str | Iterable[str | int]) -> InferenceNet:
+        """An expert at run time: it shares the trunk and the weights, and is made in well under a millisecond.
+
+        Its branches run on views of the full network's weights, neither folded nor packed; to run one choice for long,
+        optimise a cut (:func:`hlnet.cut_expert`) instead.
+
+        Args:
+            classes: a selection, as :func:`hlnet.select_classes` takes it.
+
+        Raises:
+            SelectionError: if it names what the tree does not have.
+            UsageError: for a plain network.
+
+        Example:
+            >>> from hlnet.presets import create_model
+            >>> net = optimize(create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]}))
+            >>> net.select("cat")(torch.zeros(1, 3, 64, 64)).shape
+            torch.Size([1, 2])
+        """
+        if not isinstance(self.head, FastTree):
+            raise UsageError("classes are selected from an optimised full network; this is a plain one, or a selection")
+        selected = copy(self)
+        selected._modules = dict(self._modules)
+        selected.head = SelectedTree(self.head.branches, classes)
+        return selected
+
+    @property
+    def tree(self) -> ClassTree:
+        """The class tree; ``tree.classes`` is the order of the logits."""
+        return self._tree if self.head is None else self.head.tree
+
     def explain(self) -> list[str]:
         """What was done to the network, one line each; of the branches, for the batches that were run."""
         modules = list(self.trunk.modules())
@@ -118,7 +151,7 @@ class InferenceNet(nn.Module):
                 f"{acts} with their activation; {norms} batch norms left"
             ]
         first = f"computes in {str(self.dtype).removeprefix('torch.')}"
-        return [first, *lines, *(self.head.explain() if self.head else [])]
+        return [first, *lines, *(self.head.explain() if isinstance(self.head, FastTree) else [])]
 
 
 def _in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -135,9 +168,14 @@ class FastTree(nn.Module):
         self._branches = [branches]  # within a list it is no part of this module
         self._packed: dict[tuple[int, int, int], list[list[list[_Siblings]]]] = {}
 
+    @property
+    def branches(self) -> BranchTree:
+        """The training form."""
+        return self._branches[0]
+
     def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
         """As :meth:`BranchTree.forward`; float32 logits ``[B, classes]``."""
-        gains = self._branches[0].check_gains(gains, len(features))
+        gains = self.branches.check_gains(gains, len(features))
         features = features.to(self.dtype, memory_format=torch.channels_last)
         packed = self.pack((features.shape[2], features.shape[3]), len(features))
         logits = torch.empty(len(features), len(self.tree.classes), device=features.device)
@@ -159,9 +197,9 @@ class FastTree(nn.Module):
         if key not in self._packed:
             levels = []
             place = 0  # of the level's first node among all nodes
-            for depth, level in enumerate(self._branches[0].levels):
+            for depth, level in enumerate(self.branches.levels):
                 assert isinstance(level, BranchLevel)
-                leaves = self._branches[0].leaves if depth == self.tree.num_levels - 1 else None
+                leaves = self.branches.leaves if depth == self.tree.num_levels - 1 else None
                 levels.append(_families(level, leaves, place, size, batch, self.dtype))
                 place += level.nodes
                 size = level.output_size(size)

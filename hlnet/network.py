@@ -146,17 +146,18 @@ class BranchTree(nn.Module):
         for position, child in enumerate(children.unbind(1), start=self._first_child[depth][parent]):
             yield from self._grow(child, depth + 1, position, families, gains)
 
-    def check_gains(self, gains: Tensor | None, batch: int) -> Tensor | None:
-        """Gains for every image, ``[batch, num_nodes]``.
+    def check_gains(self, gains: Tensor | None, batch: int, nodes: int | None = None) -> Tensor | None:
+        """Gains for every image, ``[batch, nodes]``; default: the tree's number of nodes.
 
         Raises:
             UsageError: if they have neither that shape nor ``[num_nodes]``.
         """
         if gains is None:
             return None
-        if gains.shape[-1:] != (self.tree.num_nodes,) or gains.dim() > 2 or (gains.dim() == 2 and len(gains) != batch):
+        nodes = self.tree.num_nodes if nodes is None else nodes
+        if gains.shape[-1:] != (nodes,) or gains.dim() > 2 or (gains.dim() == 2 and len(gains) != batch):
             raise UsageError(
-                f"gains must have shape [{self.tree.num_nodes}] or [{batch}, {self.tree.num_nodes}] "
+                f"gains must have shape [{nodes}] or [{batch}, {nodes}] "
                 f"(one per node, all levels), got {list(gains.shape)}"
             )
         return gains.expand(batch, -1)

@@ -39,7 +39,10 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
         >>> select_classes(tree, "boxer,cat"), select_classes(tree, "1-2"), select_classes(tree, ["b*", 0])
         ((0, 1, 3), (1, 2), (0, 2, 3))
     """
-    return _Selector(tree).all(selection)
+    # Kept on the tree, as its own cached properties are: a thousand classes take milliseconds to turn round.
+    selector = tree.__dict__.setdefault("_selector", None) or _Selector(tree)
+    tree.__dict__["_selector"] = selector
+    return selector.all(selection)
 
 
 def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, ...]]:
