@@ -66,8 +66,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     names = [name for name in rows[0] if name not in {"classes", "nodes"}]
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     for axes, name in zip(figure.subplots(2, 4).flat, names, strict=True):
-        axes.loglog([row["classes"] for row in rows], [row[name] for row in rows], "o-", color="#2c66a8")
-        axes.set(title=name, xlabel="classes")
+        values = [row[name] for row in rows]
+        axes.loglog([row["classes"] for row in rows], values, "o-", color="#2c66a8")
+        axes.set(xlabel="classes", ylim=(min(values) / 3, max(values) * 3))  # so that little change looks little
+        axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
     with replacing(path) as draft:
         figure.savefig(draft, format="svg", metadata={"Date": None})
