@@ -51,7 +51,7 @@ class BottleneckChunk(nn.Module):
         h = self.conv2(self.conv1(pixels).permute(0, 3, 1, 2))
         if gain is not None:
             h = h * gain.to(h.dtype).repeat_interleave(self.width, dim=1)[:, :, None, None]
-        return self.conv3.add(self.shortcut(kept).permute(0, 3, 1, 2), h)
+        return self.conv3.add(self.shortcut(kept).permute(0, 3, 1, 2), h, in_place=True)
 
 
 class ConvNeXtChunk(nn.Module):
@@ -88,7 +88,7 @@ class ConvNeXtChunk(nn.Module):
         fc2 = rows["fc2_weight"] * rows["scale"][:, :, None]
         shift = torch.einsum("noi,ni->no", fc2, rows["grn_bias"])
         self.fc2 = _grouped(fc2.to(dtype), (shift + rows["fc2_bias"] * rows["scale"]).to(dtype), "none", out)
-        self.grn, self.shift = rows["grn_weight"].clone(), shift  # of the shift, a gain takes its part
+        self.grn, self.shift = rows["grn_weight"].float().clone(), shift.float()  # of the shift, a gain takes its part
 
     def share(self, x: Tensor) -> tuple[Tensor, ...]:
         """The normalised pixels, ``[B, H, W, C]``."""
@@ -123,7 +123,7 @@ class LeafChunk(nn.Module):
         if leaves.norm_weight is not None and leaves.norm_bias is not None:
             bias = bias + (weight * leaves.norm_bias.detach()[start:end]).sum(dim=1)
             weight = weight * leaves.norm_weight.detach()[start:end]
-        self.weight, self.bias = weight.clone(), bias.clone()
+        self.weight, self.bias = weight.float().clone(), bias.float().clone()
 
     def forward(self, y: Tensor) -> Tensor:
         """``[B, m * C, H, W]`` to ``[B, m]``, float32."""

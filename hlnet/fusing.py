@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
+from copy import copy
 from typing import Any
 
 import torch
@@ -28,8 +30,6 @@ _MODULES: list[tuple[type[nn.Module], str]] = [
     (nn.GELU, "gelu"),
 ]
 _FUNCTIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.silu: "swish", F.gelu: "gelu", F.relu6: "relu6"}
-#: Modules whose output is a tensor of its own, which may be overwritten.
-_OWNERS: tuple[type[nn.Module], ...] = (Conv, nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d)
 _SUMS = (operator.add, operator.iadd, torch.add)
 
 
@@ -37,18 +37,20 @@ def fuse(module: nn.Module, images: Tensor) -> nn.Module:
     """The same function of images, run faster; in evaluation mode only.
 
     Args:
-        module: from images to features or logits.
-        images: of the size that it will mostly see, ``[1, 3, H, W]``, in the type that it computes in.
+        module: from images to features or logits; it stays as it is.
+        images: of the size and type that it will mostly see, ``[1, 3, H, W]``; only these count.
 
     Returns:
         a traced module, or ``module`` itself where tracing fails or gives another result.
     """
     module.eval()
-    with torch.inference_mode():
-        expected = module(images)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(images.shape, generator=generator).to(images)
+    with torch.inference_mode(False), torch.no_grad():
+        expected = module(probe)
         try:
-            fused = _fused(module, images)
-            found = fused(images)
+            fused = _fused(module, probe)
+            found = fused(probe.clone())
         except Exception:  # tracing runs the model's own code, which may do anything
             return module
     tolerance = 1e-4 if images.dtype is torch.float32 else 5e-2
@@ -68,16 +70,13 @@ class _Tracer(fx.Tracer):
 class _Sum(nn.Module):
     """A convolution's output, added to something else."""
 
-    def __init__(self, conv: Conv, in_place: bool) -> None:
+    def __init__(self, conv: Conv) -> None:
         super().__init__()
-        self.conv, self.in_place = conv, in_place
+        self.conv = conv
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``activation(conv(x) + y)``."""
-        return self.conv.add(y, x, self.in_place)
-
-
-_OWNERS += (_Sum,)
+        return self.conv.add(y, x)
 
 
 def _fused(module: nn.Module, images: Tensor) -> nn.Module:
@@ -94,6 +93,8 @@ def _fused(module: nn.Module, images: Tensor) -> nn.Module:
         elif type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str):
             summed, other = _with_sum(node)
             after, activation = _with_activation(traced, summed)
+            if other is not None and activation not in {"none", "relu"}:
+                after, activation = summed, "none"  # what goes along with a sum
             geometry: dict[str, Any] = {
                 name: getattr(part, name) for name in ("stride", "padding", "dilation", "groups")
             }
@@ -102,17 +103,24 @@ def _fused(module: nn.Module, images: Tensor) -> nn.Module:
             if other is None:
                 _replace(traced, node, after, conv, order)
             else:
-                unused_later = all(order[user] <= order[after] for user in other.users)
-                in_place = unused_later and isinstance(_module(traced, other), _OWNERS)
-                _replace(traced, node, after, _Sum(conv, in_place), order, other)
+                _replace(traced, node, after, _Sum(conv), order, other)
     traced.graph.eliminate_dead_code()
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+    # A new module of what is still called, as the traced one shares its parts with the original.
+    called = {str(node.target) for node in traced.graph.nodes if node.op in {"call_module", "get_attr"}}
+    return fx.GraphModule({name: _attribute(traced, name) for name in called}, traced.graph)
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    # A shallow copy shares the weights, but not the mode: training the original must not train this.
+    return copy(found) if isinstance(found, nn.Module) else found
 
 
 def _fold_norms(traced: fx.GraphModule) -> None:
     """Fold each batch norm into the convolution before it; what activation it brings along follows by itself."""
+    calls = Counter(str(node.target).rsplit(".weight")[0] for node in traced.graph.nodes)
     for node in list(traced.graph.nodes):
         norm = _module(traced, node)
         before = node.args[0] if node.args else None
@@ -120,6 +128,8 @@ def _fold_norms(traced: fx.GraphModule) -> None:
             continue
         conv = _module(traced, before)
         if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, Conv2dSame):
+            continue
+        if calls[str(before.target)] > 1:  # it runs elsewhere too, or its weight is read
             continue
         traced.add_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
         new = before
@@ -150,10 +160,12 @@ def _shape(node: Any) -> tuple[int, ...]:
 def _with_sum(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     """The sum that the node goes into and its other part, if that is all it goes into."""
     user = _only_user(node)
-    if user is None or user.op != "call_function" or user.target not in _SUMS or len(user.args) != 2:
+    if user is None or user.op != "call_function" or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
         return node, None
     other = user.args[1] if user.args[0] is node else user.args[0]
-    if not isinstance(other, fx.Node) or other is node or _shape(other) != _shape(user):
+    if not isinstance(other, fx.Node) or other is node or not _shape(other) == _shape(user) == _shape(node):
+        return node, None
+    if _shape(node)[2:] == (1, 1):  # of one pixel, a sum that spreads it looks like any other
         return node, None
     return user, other
 

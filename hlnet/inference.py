@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +75,13 @@ class InferenceNet(nn.Module):
         probe = torch.zeros(1, *model.transform.input_size, device=self.device, dtype=dtype)
         with torch.no_grad():
             if isinstance(model, PlainNet):
-                self.trunk = fuse(_in(model.model, dtype), probe)
+                self.trunk = _fused(model.model, probe)
                 self.head: FastTree | SelectedTree | None = None
             else:
-                self.trunk = fuse(_in(model.trunk, dtype), probe)
+                self.trunk = _fused(model.trunk, probe)
                 self.head = FastTree(model.head, dtype)
 
+    @torch.no_grad()
     def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
         """As :meth:`HierarchicalNet.forward`; float32 logits ``[B, classes]``.
 
@@ -95,10 +96,15 @@ class InferenceNet(nn.Module):
             raise UsageError("a plain network has no branches to cue; leave the gains out")
         return features.float()
 
+    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """The trunk's output ``[B, C, h, w]``; of a plain network, the logits."""
         result: Tensor = self.trunk(images.to(self.dtype, memory_format=torch.channels_last))
         return result
+
+    def train(self, mode: bool = True) -> Self:
+        """It stays in evaluation mode."""
+        return super().train(False)
 
     @property
     def has_branches(self) -> bool:
@@ -154,9 +160,12 @@ class InferenceNet(nn.Module):
         return [first, *lines, *(self.head.explain() if isinstance(self.head, FastTree) else [])]
 
 
-def _in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module in another type; the original stays as it is."""
-    return module if dtype is torch.float32 else deepcopy(module).to(dtype)
+def _fused(module: nn.Module, probe: Tensor) -> nn.Module:
+    """The module in the probe's type and faster; the original stays as it is, and its mode is its own."""
+    same = all(parameter.dtype is probe.dtype for parameter in module.parameters())
+    source = module if same else deepcopy(module).to(probe.dtype)
+    fused = fuse(source, probe)
+    return deepcopy(fused) if fused is module else fused
 
 
 class FastTree(nn.Module):
@@ -173,6 +182,7 @@ class FastTree(nn.Module):
         """The training form."""
         return self._branches[0]
 
+    @torch.no_grad()
     def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
         """As :meth:`BranchTree.forward`; float32 logits ``[B, classes]``."""
         gains = self.branches.check_gains(gains, len(features))
@@ -256,7 +266,7 @@ def _families(
     level: BranchLevel, leaves: Leaves | None, place: int, size: tuple[int, int], batch: int, dtype: torch.dtype
 ) -> list[list[_Siblings]]:
     chunk: Any = CHUNKS[type(level)]
-    fits = max(1, CACHE // (batch * size[0] * size[1] * level.widest * dtype.itemsize))
+    fits = max(1, CACHE // max(1, batch * size[0] * size[1] * level.widest * dtype.itemsize))
     families, start = [], 0
     for siblings in level.sibling_counts:
         parts = []

@@ -96,20 +96,21 @@ class Conv(nn.Module):
         )
         return packed
 
-    def add(self, y: Tensor, x: Tensor, in_place: bool = True) -> Tensor:
-        """``activation(y + conv(x))``; ``y`` is overwritten if ``in_place``."""
+    def add(self, y: Tensor, x: Tensor, in_place: bool = False) -> Tensor:
+        """``activation(y + conv(x))``; ``y`` may be overwritten if ``in_place``."""
         if not self.packed:
             found = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             result: Tensor = ACTIVATIONS[self.activation](found.add_(y))
             return result
-        name, values, algorithm = _ONEDNN[self.activation]
-        after = (None if name == "none" else name, values, algorithm)
-        rest = (self.padding, self.stride, self.dilation, self.groups, "add", 1.0, *after)
+        # oneDNN takes a relu along with a sum, and nothing else.
+        along = "relu" if self.activation == "relu" and x.dtype is torch.float32 else None
+        rest: Any = (self.padding, self.stride, self.dilation, self.groups, "add", 1.0, along, [], "")
         if in_place:
-            changed: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(y, x, self.weight, self.bias, *rest)
-            return changed
-        new: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(x, y, self.weight, self.bias, *rest)
-        return new
+            total = torch.ops.mkldnn._convolution_pointwise_.binary(y, x, self.weight, self.bias, *rest)
+        else:
+            total = torch.ops.mkldnn._convolution_pointwise.binary(x, y, self.weight, self.bias, *rest)
+        summed: Tensor = total if along else ACTIVATIONS[self.activation](total)
+        return summed
 
 
 class Linear(nn.Module):

@@ -53,6 +53,7 @@ class SelectedTree(nn.Module):
     def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
         """As :meth:`BranchTree.forward`; gains are for the nodes of ``self.tree``."""
         gains = self._branches[0].check_gains(gains, len(features), self.tree.num_nodes)
+        features = features.to(self._branches[0].leaves.weight.dtype)
         return torch.cat(list(self._grow(features, 0, 0, gains)), dim=1)
 
     def _grow(self, x: Tensor, depth: int, parent: int, gains: Tensor | None) -> Iterator[Tensor]:
