@@ -45,7 +45,7 @@ class TreeComparison(BaseModel):
 
 
 def compare_trees(first: ClassTree, second: ClassTree) -> TreeComparison:
-    """Compare the groups of two trees. Classes are matched by name, or by id where all of both have one.
+    """Compare the groups of two trees. Classes are matched by id, or by name where not both have one.
 
     Single-child chains group nothing, and are left out on both sides.
 
@@ -58,10 +58,14 @@ def compare_trees(first: ClassTree, second: ClassTree) -> TreeComparison:
         >>> compare_trees(one, other).robinson_foulds
         4
     """
-    ours, theirs = _positions(first, second), _positions(second, first)
+    ours = {leaf.name: i for i, leaf in enumerate(first.leaves)}
+    theirs = _matched(first, second)
     shared = sorted(ours.keys() & theirs.keys())
     if len(shared) < 2:
-        raise TreeError(f"the trees share {len(shared)} classes; at least two are needed to compare them")
+        raise TreeError(
+            f"the trees share {len(shared)} of their classes; at least two are needed to compare them "
+            f"(the first has {some(first.classes, limit=3)}, the second {some(second.classes, limit=3)})"
+        )
     inside = [
         _inside(tree, [positions[key] for key in shared]) for tree, positions in ((first, ours), (second, theirs))
     ]
@@ -153,10 +157,17 @@ def _paths(nodes: list[Node]) -> str:
     return some((f"'{node.path}'" for node in nodes), limit=4)
 
 
-def _positions(tree: ClassTree, other: ClassTree) -> dict[str, int]:
-    """The place of each class, by what it is matched by."""
-    by_id = all(leaf.id for leaf in (*tree.leaves, *other.leaves))
-    return {str(leaf.id) if by_id else leaf.name: i for i, leaf in enumerate(tree.leaves)}
+def _matched(first: ClassTree, second: ClassTree) -> dict[str, int]:
+    """The second tree's classes by the first's names; those that the first lacks by a name that no class can have."""
+    ids = {leaf.id: leaf.name for leaf in first.leaves if leaf.id}
+    names = {leaf.name: leaf.id for leaf in first.leaves}
+    found: dict[str, int] = {}
+    for position, leaf in enumerate(second.leaves):
+        name = ids.get(leaf.id or leaf.name) or ids.get(leaf.name) or (leaf.id if leaf.id in names else None)
+        if name is None and leaf.name in names and not (leaf.id and names[leaf.name]):  # two ids would be two classes
+            name = leaf.name
+        found[name if name and name not in found else f"{leaf.name} "] = position
+    return found
 
 
 def _inside(tree: ClassTree, positions: list[int]) -> csc_array:

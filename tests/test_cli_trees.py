@@ -693,7 +693,10 @@ def lines_of(text):
         ("--depth 9", "thing, Öl 5, saw 4, beast, bird, rook 3, owl 2, mammal, cat 0, dog 1"),
         ("--limit 5", "thing 2 classes, beast 4 classes"),
         ("--limit 1", "thing 2 classes, … 1 more at level 1"),
-        ("--classes rook,thing --depth 1", "thing 2 classes, Öl 5, saw 4, beast 4 classes, bird 2 classes, rook 3"),
+        (
+            "--classes rook,thing --depth 1",
+            "thing ● 2 classes, Öl ● 5, saw ● 4, beast ● 4 classes, bird ● 2 classes, rook ● 3",
+        ),
     ],
 )
 def test_show(at, options, shown):
@@ -712,7 +715,7 @@ def test_show_marks_the_paths_of_an_expert(at, monkeypatch):
     with console.capture() as told:
         invoke("tree show {n} --classes bird,cat", **at)
     marked = [part.partition("\x1b[0m")[0] for part in told.get().split("\x1b[1;31m")[1:]]
-    assert marked == ["beast", "bird", "rook", "owl", "mammal", "cat"]
+    assert marked == [f"{name} ●" for name in ("beast", "bird", "rook", "owl", "mammal", "cat")]
 
 
 def test_show_as_json(at):

@@ -130,7 +130,7 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
                 here.append(None)
                 continue
             shown += room
-            label = f"[bold red]{escape(node.name)}[/]" if i in marked else escape(node.name)
+            label = f"[bold red]{escape(node.name)} ●[/]" if i in marked else escape(node.name)
             if node.path in indices:
                 label += f" [dim]{indices[node.path]}[/]"
             elif level >= depth and below[node.path] > 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import UsageError
+from hlnet.errors import HlnetError, UsageError
 
 if TYPE_CHECKING:
     from hlnet.tree import ClassTree
@@ -179,10 +179,16 @@ def convert(
         hlnet tree convert taxonomy.csv photos.tree.json --levels 3
     """
     from hlnet.cli import output
-    from hlnet.tree_io import write_tree
+    from hlnet.tree_io import read_tree, write_tree
 
     found = read(tree, levels)
     write_tree(found, out, to)
+    try:
+        whole = read_tree(out, found.num_levels) == found
+    except HlnetError:
+        whole = False
+    if not whole:
+        output.hint("read back, it is another tree: ids, original indices or the order are not all kept in this format")
     output.show(f"{len(found.classes)} classes in {found.num_levels} level(s), written to {out}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,8 +47,8 @@ class Shape:
         from hlnet.budget import Budget, fit_counts
         from hlnet.condensing import even_counts
 
-        if self.nodes:
-            return self.nodes
+        if self.nodes:  # the classes' own count may be there, as "profile --nodes" has it
+            return self.nodes[:-1] if len(self.nodes) > 1 and self.nodes[-1] == classes > 1 else self.nodes
         if self.budget:
             budget = Budget.parse(self.budget)  # before the network is counted, which takes a second
             return fit_counts(self.units(), classes, budget)[:-1]
@@ -95,10 +96,31 @@ def classes_of(source: str, data_root: Path | None = None) -> ClassTree:
     from hlnet.tree_io import read_tree
 
     if source.startswith("preset:") or Path(source).exists():
-        return read_tree(source)
+        return readable(read_tree(source))
     from hlnet.data import load_data
 
-    return ClassTree.from_nested(list(load_data(source, "train", data_root).classes))
+    return readable(ClassTree.from_nested(list(load_data(source, "train", data_root).classes)))
+
+
+def readable(tree: ClassTree) -> ClassTree:
+    """Classes that are called by their WordNet ids, as ImageNet's folders are, get names; the ids stay ids."""
+    from hlnet.outline import Outline
+    from hlnet.wordnet import is_wordnet_id
+
+    if not all(is_wordnet_id(name) for name in tree.classes):
+        return tree
+    from timm.data import ImageNetInfo  # which knows some 21,000
+
+    known = ImageNetInfo("imagenet-21k-goog")
+    if not set(tree.classes) <= set(known.label_names()):
+        return tree
+    words = {name: known.label_name_to_description(name).split(",")[0].replace("/", "-") for name in tree.classes}
+    shared = Counter(words.values())
+    outline = Outline.of(tree)
+    for leaf in outline.leaves():
+        word = words[leaf.name]
+        leaf.name, leaf.id = (word if shared[word] == 1 else f"{word} ({leaf.name})"), leaf.name
+    return outline.to_tree(tree.num_levels)
 
 
 def read(source: str, shape: Shape) -> ClassTree:
@@ -111,6 +133,9 @@ def read(source: str, shape: Shape) -> ClassTree:
     tree = read_tree(source)
     if not replace(shape, levels=None).given and (shape.levels is None or shape.levels >= tree.num_levels):
         return read_tree(source, shape.levels)
+    only_nodes = shape.nodes is not None and not replace(shape, nodes=None).given
+    if only_nodes and shape.nodes_for(tree.counts[-1]) == tree.counts[:-1]:
+        return tree  # it has these already
     if not shape.nodes and not shape.levels and not shape.budget:
         shape = replace(shape, nodes=tree.counts[:-1])
     return shape.cut(Outline.of(tree))
@@ -164,7 +189,7 @@ def feature_means(
     from hlnet.tree import ClassTree
 
     images = load_data(source, "train", data_root)
-    classes = ClassTree.from_nested(list(images.classes))
+    classes = readable(ClassTree.from_nested(list(images.classes)))
     batches = loader(TreeData(images, classes, eval_transform(trunk.transform)), batch_size, workers)
     with output.progress() as bar:
         task = bar.add_task("features", total=len(batches))
@@ -175,7 +200,7 @@ def by_features(classes: ClassTree, means: Tensor, linkage: str | None) -> Outli
     """The dendrogram of class means."""
     from hlnet.clustering import dendrogram, merge_features
 
-    return dendrogram(merge_features(means, linkage or "ward", standardized=True), classes.classes)
+    return _named(dendrogram(merge_features(means, linkage or "ward", standardized=True), classes.classes), classes)
 
 
 def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | None, linkage: str | None) -> Outline:
