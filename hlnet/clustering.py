@@ -100,7 +100,7 @@ def merge_features(rows: Tensor, linkage: str = "ward", standardized: bool = Fal
         UsageError: for an unknown linkage.
         DataError: if a value is not finite.
     """
-    _check_linkage(linkage)
+    check_linkage(linkage)
     if len(rows) < 2:
         raise UsageError(f"clustering needs at least two classes, got {len(rows)}")
     values = rows.double().cpu().numpy()
@@ -133,9 +133,7 @@ def merge_confusions(confusions: Tensor, linkage: str = "average") -> np.ndarray
         >>> merge_confusions(torch.tensor([[6, 4, 0], [2, 8, 0], [0, 1, 9]]))[0, :2].tolist()
         [0.0, 1.0]
     """
-    _check_linkage(linkage)
-    if linkage in {"ward", "centroid", "median"}:
-        raise UsageError(f"linkage '{linkage}' needs points in space; for confusions take average, complete or single")
+    check_linkage(linkage, distances=True)
     counts = confusions.double().cpu()
     if (counts.sum(dim=1) == 0).any():
         raise DataError("every class needs at least one image to be clustered by confusions")
@@ -201,6 +199,13 @@ def cluster_tree(
     return outline.to_tree(levels=len(nodes) + 1)
 
 
-def _check_linkage(linkage: str) -> None:
+def check_linkage(linkage: str, distances: bool = False) -> None:
+    """Refuse what scipy does not know, or what needs points where there are only ``distances``.
+
+    Raises:
+        UsageError: in these cases.
+    """
     if linkage not in LINKAGES:
         raise UsageError(f"linkage '{linkage}' is not one of {', '.join(LINKAGES)}")
+    if distances and linkage in {"ward", "centroid", "median"}:
+        raise UsageError(f"linkage '{linkage}' needs points in space; for confusions take average, complete or single")

@@ -658,6 +658,21 @@ def test_selection_in_bfloat16_comes_near(block):
     assert_near(run(some, images()), run(net, images())[:, :3], 0.05)
 
 
+@blocks
+def test_selection_stays_in_evaluation_mode(block):
+    net = build(block)
+    some, expected = optimize(net).select("cat"), run(net, images())
+    net.train()
+    assert_near(run(some, images()), expected[:, :3])
+    assert torch.equal(run(net.eval(), images()), expected)
+
+
+@blocks
+def test_selection_needs_no_inference_mode(block):
+    net = build(block)
+    assert_near(optimize(net).select("cat")(images()), run(net, images())[:, :3])
+
+
 def test_selection_that_cannot_be_made_is_refused():
     fast = optimize(build())
     with pytest.raises(SelectionError, match="wolf"):

@@ -193,6 +193,8 @@ def build_tree(
         raise UsageError(f"--out '{out}': give a name that ends in .tree.json")
     if out:
         check_target(out)  # now, as what follows may take long or cost money
+    if linkage:
+        sources.check_linkage(linkage, by is By.confusions)
     shape = sources.Shape(options.integers(nodes, "--nodes"), levels, budget, network, max_children, groups)
 
     def features() -> tuple[ClassTree, Tensor]:
@@ -252,6 +254,8 @@ def build_tree(
         output.hints(notes, "--json lists all")
         output.show_tree(tree)
         output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
+        if bought := shape.bought(tree):
+            output.hint(bought)
 
 
 def _check_given(context: typer.Context, method: Method, source: str) -> None:

@@ -74,6 +74,15 @@ class Shape:
         nodes = self.nodes_for(len(outline.leaves()))
         return condense(outline, nodes, self.max_children, groups.values()).to_tree(len(nodes) + 1)
 
+    def bought(self, tree: ClassTree) -> str | None:
+        """What the tree costs, of the budget."""
+        from hlnet.budget import Budget
+
+        if self.budget is None:
+            return None
+        limit = Budget.parse(self.budget)
+        return f"{limit.text(limit.spent(self.units(), tree.counts))} of {limit.text(limit.limit)} with {self.network}"
+
     def units(self) -> list[Part]:
         """What the trunk and one node of each level of the network cost."""
         from hlnet.presets import PARALLEL, network_config
@@ -147,6 +156,13 @@ def control(classes: ClassTree, shape: Shape, seed: int | None) -> ClassTree:
 
     nodes = shape.nodes_for(len(classes.leaves))
     return balanced_tree(classes, nodes) if seed is None else random_tree(classes, nodes, seed)
+
+
+def check_linkage(linkage: str, distances: bool) -> None:
+    """Refuse a linkage before anything is computed for it."""
+    from hlnet.clustering import check_linkage
+
+    check_linkage(linkage, distances)
 
 
 def feature_trunk(
