@@ -114,8 +114,15 @@ def _attribute(module: nn.Module, path: str) -> Any:
     found: Any = module
     for part in path.split("."):
         found = getattr(found, part)
-    # A shallow copy shares the weights, but not the mode: training the original must not train this.
-    return copy(found) if isinstance(found, nn.Module) else found
+    return own_mode(found) if isinstance(found, nn.Module) else found
+
+
+def own_mode(module: nn.Module) -> nn.Module:
+    """A copy, in evaluation mode, that shares the weights: training the original does not put it in training."""
+    twin = copy(module)
+    twin._modules = {name: None if child is None else own_mode(child) for name, child in module._modules.items()}
+    twin.training = False
+    return twin
 
 
 def _fold_norms(traced: fx.GraphModule) -> None:

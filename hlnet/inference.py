@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hlnet.branches import BranchLevel, Leaves
 from hlnet.errors import UsageError
 from hlnet.fast_branches import CHUNKS, BottleneckChunk, ConvNeXtChunk, LeafChunk
-from hlnet.fusing import fuse
+from hlnet.fusing import fuse, own_mode
 from hlnet.kernels import Conv, Linear
 from hlnet.network import BranchTree, HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
@@ -174,13 +174,14 @@ class FastTree(nn.Module):
     def __init__(self, branches: BranchTree, dtype: torch.dtype) -> None:
         super().__init__()
         self.tree, self.dtype = branches.tree, dtype
-        self._branches = [branches]  # within a list it is no part of this module
+        self._branches: list[Any] = [own_mode(branches)]  # within a list it is no part of this module
         self._packed: dict[tuple[int, int, int], list[list[list[_Siblings]]]] = {}
 
     @property
     def branches(self) -> BranchTree:
         """The training form."""
-        return self._branches[0]
+        branches: BranchTree = self._branches[0]
+        return branches
 
     @torch.no_grad()
     def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
