@@ -1,14 +1,15 @@
 """How fast the branches run: against one module a branch, and against the plain network optimised in the same way.
 
-    python benchmarks/speed.py --out speed.json             one thread; about 15 minutes
-    python benchmarks/speed.py --threads 2 --out speed2.json
-    python benchmarks/speed.py --report speed.json
+    python benchmarks/speed.py --out speed.json --plot speed.svg           one thread; about 20 minutes
+    python benchmarks/speed.py --out speed2.json --threads 2
+    python benchmarks/speed.py --report speed.json speed2.json             the tables again, and the targets
 
-N3HL on ResNet50 at 224 pixels with random weights. Within a run the forms take turns, round by round; the figure of
-each is the median over the rounds. With one thread it is CPU time, which other processes on the machine hardly touch;
-with more it is wall time, and the machine must be idle. *Naive* is a loop over one timm block per node (tests/naive.py)
-behind timm's trunk as it is. *Efficiency* is multiply-accumulates a second of the whole network, over those of ResNet50
-with its norms folded and weights packed by the same code (``hlnet.fusing.fuse``).
+Hierarchical networks on ResNet50, ConvNeXt V2 and a vision transformer, at 224 pixels with random weights. Within a run
+the forms take turns, round by round; the figure of each is the median over the rounds. With one thread it is CPU time,
+which other processes on the machine hardly touch; with more it is wall time, and the machine must be idle. *Naive* is a
+loop over one timm block per node (tests/naive.py) behind timm's trunk as it is. *Efficiency* is multiply-accumulates a
+second of the whole network, over those of the plain timm network with its norms folded and weights packed by the same
+code (``hlnet.fusing.fuse``).
 """
 
 from __future__ import annotations
@@ -24,20 +25,37 @@ from typing import Any
 
 import timm
 import torch
+from matplotlib.figure import Figure
 
 import hlnet
 from hlnet.files import replacing
 from hlnet.fusing import fuse
 from hlnet.network import BranchTree
-from hlnet.presets import network_config
-from hlnet.profiling import random_network, total_cost
+from hlnet.profiling import plain_cost, random_network, total_cost
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from naive import NaiveTree, copy_weights
 
 COUNTS = {10: (2, 5, 10), 100: (4, 34, 100), 1000: (10, 90, 1000)}
-CONFIG = network_config("n3hl_resnet50", 3)
-RESNET50 = 4.110e9  # multiply-accumulates, fvcore
+OTHERS = {"convnextv2_tiny": "ConvNeXt V2 tiny", "vit_small_patch16_224": "ViT-S"}
+
+#: What the study that this code started from set itself: threads, run, ratio, at least.
+TARGETS = [
+    (1, "N3HL, 1000 classes, batch 1", "efficiency", 0.90),
+    (1, "N3HL, 1000 classes, batch 8", "efficiency", 0.95),
+    (1, "N3HL, 100 classes, batch 1", "efficiency", 0.97),
+    (1, "N3HL, 100 classes, batch 8", "efficiency", 0.97),
+    (1, "N3HL, 10 classes, batch 1", "efficiency", 0.97),
+    (1, "N3HL, 10 classes, batch 8", "efficiency", 0.97),
+    (2, "N3HL, 1000 classes, batch 1", "head over naive", 7.5),
+    (2, "N3HL, 1000 classes, batch 8", "head over naive", 2.05),
+    (1, "N3HL, 1000 classes, batch 8", "whole: bfloat16 over float32", 2.0),
+    (2, "training, 1000 classes, batch 8", "step over naive", 1.6),
+    (1, "experts of 5 of 1000, batch 1", "siblings: time over GMACs", 1.0),
+    (1, "experts of 5 of 1000, batch 1", "strewn: time over GMACs", 1.0),
+    (1, "experts of 5 of 1000, batch 8", "siblings: time over GMACs", 1.0),
+    (1, "experts of 5 of 1000, batch 8", "strewn: time over GMACs", 1.0),
+]
 
 
 def medians(forms: dict[str, Callable[[], Any]], seconds: float) -> dict[str, dict[str, float]]:
@@ -59,27 +77,29 @@ def medians(forms: dict[str, Callable[[], Any]], seconds: float) -> dict[str, di
     return found
 
 
-def networks(classes: int, phl: bool) -> tuple[hlnet.HierarchicalNet, NaiveTree]:
+def networks(classes: int, backbone: str = "resnet50", phl: bool = False) -> tuple[hlnet.HierarchicalNet, NaiveTree]:
     """A network with random weights, and its branches as one module each."""
-    strides = (2, 2, 2) if phl else CONFIG.strides
-    counts = (classes,) * 3 if phl else COUNTS[classes]
-    config = CONFIG.model_copy(update={"strides": strides})
-    net = random_network(config, hlnet.ClassTree.balanced(counts))
+    name = {"resnet50": "n3hl_resnet50", "convnextv2_tiny": "n3hl_convnextv2_tiny"}.get(backbone, backbone)
+    config = hlnet.network_config("phl_resnet50" if phl else name, 3)
+    net = random_network(config, hlnet.ClassTree.balanced((classes,) * 3 if phl else COUNTS[classes]))
     naive = NaiveTree(net.tree, net.trunk.channels, config.block, config.widths, config.strides)
     assert isinstance(net.head, BranchTree)
     copy_weights(net.head, naive)
     return net, naive.eval()
 
 
-def inference(classes: int, batch: int, seconds: float, phl: bool = False) -> dict[str, Any]:
-    net, naive = networks(classes, phl)
+def inference(
+    classes: int, batch: int, seconds: float, backbone: str = "resnet50", phl: bool = False
+) -> dict[str, Any]:
+    net, naive = networks(classes, backbone, phl)
     fast, half = hlnet.optimize(net), hlnet.optimize(net, torch.bfloat16)
-    plain = timm.create_model("resnet50", num_classes=classes).eval()
+    plain = timm.create_model(backbone, num_classes=classes).eval()
     images = torch.randn(batch, 3, 224, 224)
     last = images.to(memory_format=torch.channels_last)
     folded = fuse(plain, images[:1])
     units, _ = hlnet.unit_costs(net.config)
-    macs = total_cost(units, net.tree.counts).gmacs * 1e9
+    macs = total_cost(units, net.tree.counts).gmacs
+    plain_macs = plain_cost(net.config, classes, (3, 224, 224)).gmacs
     with torch.inference_mode():
         features = net.trunk(images)
         fast_features, half_features = fast.trunk(last), half.trunk(last.bfloat16())
@@ -94,27 +114,28 @@ def inference(classes: int, batch: int, seconds: float, phl: bool = False) -> di
                 "trunk as it is": lambda: net.trunk(images),
                 "whole": lambda: fast(images),
                 "whole, bfloat16": lambda: half(images),
-                "ResNet50 as it is": lambda: plain(images),
-                "ResNet50, optimised": lambda: folded(last),
+                "plain as it is": lambda: plain(images),
+                "plain, optimised": lambda: folded(last),
             },
             seconds,
         )
     ms = {name: value["median"] for name, value in times.items()}
+    naive_ms, plain_rate = ms["trunk as it is"] + ms["naive head"], plain_macs / ms["plain, optimised"]
     ratios = {
         "head over naive": ms["naive head"] / ms["head"],
-        "whole over naive": (ms["trunk as it is"] + ms["naive head"]) / ms["whole"],
-        "efficiency": (macs / ms["whole"]) / (RESNET50 / ms["ResNet50, optimised"]),
-        "naive efficiency": (macs / (ms["trunk as it is"] + ms["naive head"])) / (RESNET50 / ms["ResNet50, optimised"]),
+        "whole over naive": naive_ms / ms["whole"],
+        "efficiency": macs / ms["whole"] / plain_rate,
+        "naive efficiency": macs / naive_ms / plain_rate,
         "head: bfloat16 over float32": ms["head"] / ms["head, bfloat16"],
         "whole: bfloat16 over float32": ms["whole"] / ms["whole, bfloat16"],
-        "ResNet50: optimised over as it is": ms["ResNet50 as it is"] / ms["ResNet50, optimised"],
+        "plain: optimised over as it is": ms["plain as it is"] / ms["plain, optimised"],
     }
     return {"ms": times, "ratios": ratios, "largest relative difference to naive": float(difference)}
 
 
 def experts(batch: int, seconds: float) -> dict[str, Any]:
     """Five of 1000 classes, strewn and siblings: is the time saved as much as the multiply-accumulates?"""
-    net, _ = networks(1000, phl=False)
+    net, _ = networks(1000)
     units, _ = hlnet.unit_costs(net.config)
     siblings = net.tree.leaves_under(net.tree.levels[1][7].path)[:5]
     kept = {"siblings": siblings, "strewn": (3, 207, 411, 650, 998)}
@@ -128,12 +149,13 @@ def experts(batch: int, seconds: float) -> dict[str, Any]:
     for name in kept:
         ratios[f"{name}: time"] = times["full"]["median"] / times[name]["median"]
         ratios[f"{name}: GMACs"] = macs["full"] / macs[name]
+        ratios[f"{name}: time over GMACs"] = ratios[f"{name}: time"] / ratios[f"{name}: GMACs"]
     return {"ms": times, "ratios": ratios}
 
 
 def training(classes: int, batch: int, seconds: float) -> dict[str, Any]:
     """A step of the head, forward and backward."""
-    net, naive = networks(classes, phl=False)
+    net, naive = networks(classes)
     features = torch.rand(batch, 1024, 14, 14)
 
     def step(head: torch.nn.Module) -> Callable[[], None]:
@@ -148,25 +170,54 @@ def training(classes: int, batch: int, seconds: float) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any]) -> None:
-    """The ratios as a Markdown table."""
-    print(f"torch {results['torch']}, {results['threads']} thread(s)\n\n| run | ratio | |\n|---|---|---|")
+    """The ratios as Markdown tables, and the targets that this run can tell of."""
+    threads = results["threads"]
+    print(f"torch {results['torch']}, {threads} thread(s)\n\n| run | ratio | |\n|---|---|---|")
     for run, found in results.items():
         if isinstance(found, dict):
             for name, ratio in found["ratios"].items():
                 print(f"| {run} | {name} | {ratio:.2f} |")
+    print(f"\n| target, {threads} thread(s) | at least | reached |\n|---|---|---|")
+    for wanted, run, name, least in TARGETS:
+        if wanted == threads and run in results:
+            print(f"| {run}: {name} | {least:.2f} | {results[run]['ratios'][name]:.2f} |")
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Efficiency of the naive form and ours, run by run."""
+    runs = {name: found["ratios"] for name, found in results.items() if isinstance(found, dict)}
+    runs = {name: ratios for name, ratios in runs.items() if "efficiency" in ratios}
+    figure = Figure(figsize=(8, 0.8 + 0.42 * len(runs)), layout="constrained")
+    axes = figure.add_subplot()
+    for shift, key, colour in ((0.2, "naive efficiency", "#9aa5b1"), (-0.2, "efficiency", "#2c66a8")):
+        values = [ratios[key] for ratios in runs.values()]
+        label = "one module a branch" if key.startswith("naive") else "hlnet.optimize()"
+        bars = axes.barh([place - shift for place in range(len(runs))], values, 0.38, color=colour, label=label)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(runs)), list(runs))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"MACs a second, over the plain network's (optimised alike); {results['threads']} thread(s)")
+    axes.legend(loc="lower right", frameon=False)
+    axes.set_xlim(0, 1.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as draft:
+        figure.savefig(draft, format="svg", metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("speed.json"))
-    parser.add_argument("--report", type=Path, help="print an earlier run's table, and stop")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--report", type=Path, nargs="+", help="print the tables of earlier runs, and stop")
     parser.add_argument("--classes", type=int, nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each table row")
     args = parser.parse_args()
     if args.report:
-        report(json.loads(args.report.read_text()))
+        for path in args.report:
+            report(json.loads(path.read_text()))
         return
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -180,15 +231,20 @@ def main() -> None:
 
     for classes in args.classes:
         for batch in args.batch:
-            keep(f"{classes} classes, batch {batch}", inference(classes, batch, args.seconds))
+            keep(f"N3HL, {classes} classes, batch {batch}", inference(classes, batch, args.seconds))
     if 100 in args.classes:
         keep("PHL, 100 classes, batch 1", inference(100, 1, args.seconds, phl=True))
+        for backbone, label in OTHERS.items():
+            for batch in args.batch:
+                keep(f"{label}, 100 classes, batch {batch}", inference(100, batch, args.seconds, backbone))
     for classes in args.classes:
         keep(f"training, {classes} classes, batch 8", training(classes, 8, args.seconds))
     if 1000 in args.classes:
         for batch in args.batch:
             keep(f"experts of 5 of 1000, batch {batch}", experts(batch, args.seconds))
     report(results)
+    if args.plot:
+        plot(results, args.plot)
 
 
 if __name__ == "__main__":

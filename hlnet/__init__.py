@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from hlnet.evaluation import confusion_matrix, evaluate
-    from hlnet.expert import cut_expert, verify_expert
+    from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
     from hlnet.features import CachedFeatures
     from hlnet.inference import InferenceNet, optimize
     from hlnet.llm.nesting import nest_with_llm, tree_prompt
@@ -85,7 +85,7 @@ _MODULES = {
         "UsageError",
     ),
     "evaluation": ("confusion_matrix", "evaluate"),
-    "expert": ("cut_expert", "verify_expert"),
+    "expert": ("cut_checkpoint", "cut_expert", "verify_expert"),
     "features": ("CachedFeatures",),
     "inference": ("InferenceNet", "optimize"),
     "llm.nesting": ("nest_with_llm", "tree_prompt"),

@@ -68,21 +68,31 @@ def save_checkpoint(
         >>> load_checkpoint(path).tree.classes
         ('cat', 'dog')
     """
+    weights = model.state_dict() if weights is None else weights
+    kind: Literal["hierarchical", "plain"] = "plain" if isinstance(model, PlainNet) else "hierarchical"
+    write_checkpoint(Header(kind, model.config, model.tree, model.transform, model.provenance, ""), weights, path)
+
+
+def write_checkpoint(header: Header, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Write a header and weights to one ``.safetensors`` file, in one step; the fingerprint is taken here.
+
+    Raises:
+        UsageError, RunError: as :func:`save_checkpoint`.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"'{path}': a checkpoint's name ends in .safetensors")
-    weights = model.state_dict() if weights is None else weights
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    header = {
+    described = {
         "version": VERSION,
-        "kind": "plain" if isinstance(model, PlainNet) else "hierarchical",
-        "config": model.config.model_dump(mode="json"),
-        "tree": tree_to_json(model.tree),
-        "transform": model.transform.model_dump(mode="json"),
-        "provenance": model.provenance.model_dump(mode="json"),
+        "kind": header.kind,
+        "config": header.config.model_dump(mode="json"),
+        "tree": tree_to_json(header.tree),
+        "transform": header.transform.model_dump(mode="json"),
+        "provenance": header.provenance.model_dump(mode="json"),
         "fingerprint": _fingerprint(weights),
     }
-    metadata = {"format": "pt", KEY: json.dumps(header, ensure_ascii=False)}
+    metadata = {"format": "pt", KEY: json.dumps(described, ensure_ascii=False)}
     try:
         with replacing(path) as draft:
             save_file(weights, draft, metadata=metadata)

@@ -7,15 +7,15 @@ forward pass and no training is involved.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hlnet.checkpoint import Header, empty_network, fill, opened, read_header
-from hlnet.errors import RunError, UsageError
+from hlnet.checkpoint import Header, empty_network, fill, opened, read_header, write_checkpoint
+from hlnet.errors import CheckpointError, RunError, UsageError
 from hlnet.network import HierarchicalNet, Provenance
 from hlnet.plain import PlainNet
 from hlnet.selection import select_classes
@@ -51,21 +51,34 @@ def cut_expert(
     if isinstance(source, HierarchicalNet):
         weights = source.state_dict()
         header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")
-        expert = _cut(header, classes, weights.keys(), lambda name, rows: _rows_of(weights[name], rows), "the network")
-        return expert.to(next(source.parameters()).device)
-    header = read_header(source)
-    if header.kind == "plain":
-        raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
-    with opened(source) as file:
+        header, rows = _pruned(header, classes)
+        kept = {name: _rows_of(tensor, rows, _level(name)) for name, tensor in weights.items()}
+        return _network(header, kept, "the network").to(next(source.parameters()).device)
+    return _network(*_read_cut(source, classes), source)
 
-        def read(name: str, rows: Sequence[int] | None) -> Tensor:
-            if rows is None:
-                whole: Tensor = file.get_tensor(name)
-                return whole
-            stored = file.get_slice(name)
-            return torch.cat([stored[start:end] for start, end in _runs(rows)])
 
-        return _cut(header, classes, file.keys(), read, source)
+def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int], out: str | Path) -> None:
+    """Cut an expert from file to file, without building a network: takes little longer than copying what it keeps.
+
+    Args:
+        source: a checkpoint, of which only the kept rows are read.
+        classes: a selection, as :func:`hlnet.select_classes` takes it.
+        out: the expert's ``.safetensors`` file; an existing one is replaced.
+
+    Raises:
+        SelectionError, UsageError, CheckpointError: as :func:`cut_expert`.
+        RunError: if the file cannot be written.
+
+    Example:
+        >>> import tempfile, hlnet
+        >>> pets, cats = (f"{tempfile.mkdtemp()}/{name}.safetensors" for name in ("pets", "cats"))
+        >>> net = hlnet.create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]})
+        >>> hlnet.save_checkpoint(net, pets)
+        >>> cut_checkpoint(pets, "cat", cats)
+        >>> hlnet.load_checkpoint(cats).tree.classes
+        ('tabby', 'siamese')
+    """
+    write_checkpoint(*_read_cut(source, classes), out)
 
 
 def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor | None = None) -> float:
@@ -102,15 +115,32 @@ def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor
 # ---------------------------------------------------------------------- helpers
 
 
-def _cut(
-    header: Header,
-    classes: str | int | Iterable[str | int],
-    names: Iterable[str],
-    read: Callable[[str, Sequence[int] | None], Tensor],
-    source: object,
-) -> HierarchicalNet:
+def _read_cut(source: str | Path, classes: str | int | Iterable[str | int]) -> tuple[Header, dict[str, Tensor]]:
+    """The expert's header and weights, read from a file."""
+    header = read_header(source)
+    if header.kind == "plain":
+        raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
+    pruned, rows = _pruned(header, classes)
+    weights = {}
+    with opened(source) as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            level = _level(name)
+            if level is None:
+                weights[name] = file.get_tensor(name)
+                continue
+            stored = file.get_slice(name)
+            nodes, expected = stored.get_shape()[:1], [header.tree.counts[level]]
+            if nodes != expected:
+                raise CheckpointError(
+                    f"'{source}' does not fit its own header: it has '{name}' for {nodes} nodes, expected {expected}"
+                )
+            weights[name] = torch.cat([stored[start:end] for start, end in _runs(rows[level])])
+    return pruned, weights
+
+
+def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[Header, Sequence[Sequence[int]]]:
+    """The expert's header, and the rows of each level that it keeps."""
     leaves = select_classes(header.tree, classes)
-    rows = header.tree.rows(leaves)
     provenance = Provenance(
         recipe=header.provenance.recipe,
         parent=header.fingerprint or None,
@@ -119,24 +149,28 @@ def _cut(
     if header.provenance.parent_counts is not None:  # an expert of an expert names the full network
         provenance.parent, provenance.parent_counts = header.provenance.parent, header.provenance.parent_counts
     pruned = Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, "")
-    expert = empty_network(pruned)
+    return pruned, header.tree.rows(leaves)
+
+
+def _network(header: Header, weights: dict[str, Tensor], source: object) -> HierarchicalNet:
+    expert = empty_network(header)
     assert isinstance(expert, HierarchicalNet)
-    fill(expert, {name: read(name, _rows_for(name, rows)) for name in names}, str(source))
+    fill(expert, weights, str(source))
     return expert
 
 
-def _rows_for(name: str, rows: Sequence[Sequence[int]]) -> Sequence[int] | None:
-    """Which rows of a tensor an expert keeps; None for the trunk's, which it keeps whole."""
+def _level(name: str) -> int | None:
+    """The level that a stacked tensor belongs to, -1 for the leaves' own; None for the trunk's."""
     parts = name.split(".")
     if parts[:2] == ["head", "levels"]:
-        return rows[int(parts[2])]
-    return rows[-1] if parts[:2] == ["head", "leaves"] else None
+        return int(parts[2])
+    return -1 if parts[:2] == ["head", "leaves"] else None
 
 
-def _rows_of(tensor: Tensor, rows: Sequence[int] | None) -> Tensor:
-    if rows is None:
+def _rows_of(tensor: Tensor, rows: Sequence[Sequence[int]], level: int | None) -> Tensor:
+    if level is None:
         return tensor.detach().clone()
-    return tensor.detach().index_select(0, torch.tensor(rows, device=tensor.device))
+    return tensor.detach().index_select(0, torch.tensor(rows[level], device=tensor.device))
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:

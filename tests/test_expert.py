@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import randomise
+from safetensors.torch import save_file
 
 import hlnet.expert
 from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
-from hlnet.errors import RunError, SelectionError, UsageError
-from hlnet.expert import cut_expert, verify_expert
+from hlnet.errors import CheckpointError, RunError, SelectionError, UsageError
+from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
 from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.tree import ClassTree
@@ -157,7 +158,8 @@ class Recorder:
     """Stands for an open file, or for one of its tensors, and writes down which rows are read."""
 
     def __init__(self, source, read):
-        self.source, self.read, self.keys = source, read, getattr(source, "keys", None)
+        self.source, self.read = source, read
+        self.keys, self.get_shape = (getattr(source, name, None) for name in ("keys", "get_shape"))
 
     def get_tensor(self, name):
         self.read[name] = "whole"
@@ -188,6 +190,26 @@ def test_only_the_kept_rows_are_read(tmp_path, monkeypatch, selection, kept):
     assert cut_expert(path, selection).state_dict().keys() == read.keys()
     for name, rows in read.items():
         assert rows == ("whole" if level_of(name) is None else kept[int(level_of(name))]), name
+
+
+def test_from_file_to_file_is_the_same_file(tmp_path):
+    full, cut, ours = (tmp_path / f"{name}.safetensors" for name in ("full", "cut", "ours"))
+    save_checkpoint(build(), full)
+    save_checkpoint(cut_expert(full, "dog,saw"), cut)
+    cut_checkpoint(full, "dog,saw", ours)
+    assert ours.read_bytes() == cut.read_bytes()
+
+
+def test_file_with_too_few_rows_is_refused(tmp_path):
+    full, bad = tmp_path / "full.safetensors", tmp_path / "bad.safetensors"
+    save_checkpoint(build(), full)
+    with hlnet.expert.opened(full) as file:
+        metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights["head.levels.1.conv2_weight"] = weights["head.levels.1.conv2_weight"][:-1].contiguous()
+    save_file(weights, bad, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"head\.levels\.1\.conv2_weight"):
+        cut_checkpoint(bad, "cat", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_provenance_names_the_full_network(tmp_path):

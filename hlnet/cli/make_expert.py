@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import UsageError
+from hlnet.errors import RunError, UsageError
 
 
 def make_expert(
@@ -32,23 +32,28 @@ def make_expert(
 
         hlnet make-expert imagenet.safetensors --classes animal/cat,@wanted.txt --out cats.safetensors
     """
-    from hlnet.checkpoint import load_checkpoint, save_checkpoint
+    from hlnet.checkpoint import load_checkpoint, read_header
     from hlnet.cli import output
-    from hlnet.expert import cut_expert, verify_expert
-    from hlnet.network import HierarchicalNet
+    from hlnet.expert import cut_checkpoint, verify_expert
+    from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.profiling import profile
 
     if classes is None:
         raise UsageError("--classes is needed: which classes is the expert for?")
     if out.resolve() == model.resolve():
         raise UsageError(f"--out '{out}' is the model itself; choose another name")
-    expert = cut_expert(model, classes)
+    cut_checkpoint(model, classes, out)
+    expert = read_header(out)
     difference = None
     if verify:
-        full = load_checkpoint(model)
-        assert isinstance(full, HierarchicalNet)
-        difference = verify_expert(expert, full)
-    save_checkpoint(expert, out)
+        cut, full = load_checkpoint(out), load_checkpoint(model)
+        assert isinstance(cut, HierarchicalNet) and isinstance(full, HierarchicalNet)
+        try:
+            difference = verify_expert(cut, full)
+        except RunError:
+            out.unlink()  # what is not a cut of the model must not be taken for one
+            raise
+    assert isinstance(expert.config, NetworkConfig)
     costs = profile(expert.config, expert.tree, expert.transform, parent_counts=expert.provenance.parent_counts)
     if as_json:
         verified = {} if difference is None else {"max_logit_difference": difference}
