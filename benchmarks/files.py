@@ -5,8 +5,8 @@
 N3HL on ResNet50, 1000 classes (10 and 90 inner nodes), random weights; files are in the page cache. *Loading the
 branches* builds them without storage and gives them a file's weights: ours, and one timm block a node with one tensor
 for each of its weights; the whole network's loading adds the trunk's, which both have. *Cutting* five strewn classes
-reads their rows and writes the expert; *copying* reads and writes as many bytes. The peak of memory is that of a process
-that cuts, beyond one that imports the same libraries (Linux only).
+reads their rows and writes the expert; *copying* reads and writes as many bytes. The peak of memory is a process's
+that cuts, beyond that of one that only imports the same libraries (Linux).
 """
 
 from __future__ import annotations

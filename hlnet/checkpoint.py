@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, one_line
 from hlnet.files import replacing
+from hlnet.hub import locate_model
 from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.tree import ClassTree
@@ -104,16 +105,17 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Hie
     """Read a network back, in evaluation mode.
 
     Args:
-        path: a file written by :func:`save_checkpoint`.
+        path: a file written by :func:`save_checkpoint`, or another name of a model: a folder, ``local-dir:FOLDER`` or
+            ``hf-hub:OWNER/NAME``, see :func:`hlnet.locate_model`.
         device: where to put the weights.
 
     Raises:
         UsageError: if there is no such file.
         CheckpointError: if it is damaged, truncated, not ours, or written by a newer version.
+        RunError: if the model is on the Hub, and that cannot be reached.
     """
-    header = read_header(path)
-    model = empty_network(header)
-    with opened(path) as file:
+    with opened(path) as file:  # once: what a name on the Hub stands for may change
+        model = empty_network(header_of(file, path))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     fill(model, weights, path)
     return model.to(device)
@@ -123,14 +125,30 @@ def read_header(path: str | Path) -> Header:
     """What the file says of itself; reads no weights.
 
     Raises:
-        UsageError, CheckpointError: as :func:`load_checkpoint`.
+        UsageError, CheckpointError, RunError: as :func:`load_checkpoint`.
     """
     with opened(path) as file:
-        text = (file.metadata() or {}).get(KEY)
-    if text is None:
-        raise CheckpointError(
-            f"'{path}' is a safetensors file, but not one of hlnet's; give a file written by hlnet train or make-expert"
-        )
+        return header_of(file, path)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What the file says of itself, as it is written there.
+
+    Raises:
+        UsageError, CheckpointError, RunError: as :func:`load_checkpoint`.
+    """
+    with opened(path) as file:
+        described: dict[str, Any] = json.loads(_metadata(file, path))
+    return described
+
+
+def header_of(file: Any, path: str | Path) -> Header:
+    """The header of a file that is open; errors name it as ``path``.
+
+    Raises:
+        CheckpointError: if it is not ours, damaged, or written by a newer version.
+    """
+    text = _metadata(file, path)
     try:
         data = json.loads(text)
         version = data["version"]
@@ -161,18 +179,15 @@ def read_header(path: str | Path) -> Header:
 
 
 def opened(path: str | Path) -> Any:
-    """``safetensors.safe_open`` on a file, with our errors.
+    """``safetensors.safe_open`` on the file that a model's name stands for, with our errors.
 
     Raises:
-        UsageError: if there is no such file.
+        UsageError, RunError: as :func:`hlnet.locate_model`.
         CheckpointError: if it is no intact safetensors file.
     """
-    if not Path(path).is_file():
-        inside = Path(path) / "best.safetensors"
-        near = f"; did you mean '{inside}'?" if inside.is_file() else ""
-        raise UsageError(f"there is no model file '{path}'{near}")
+    located = locate_model(path)
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(located, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"'{path}' is not an intact safetensors file: damaged, cut short or of another kind; "
@@ -221,6 +236,15 @@ def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: st
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _metadata(file: Any, path: str | Path) -> str:
+    text: str | None = (file.metadata() or {}).get(KEY)
+    if text is None:
+        raise CheckpointError(
+            f"'{path}' is a safetensors file, but not one of hlnet's; give a file written by hlnet train or make-expert"
+        )
+    return text
 
 
 def _fingerprint(weights: dict[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ differ; so a label is a class *name* until the tree says which logit that is.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hlnet.errors import DataError, UsageError, one_line, some
 from hlnet.tree import ClassTree
@@ -42,12 +43,14 @@ class LabelledImages:
         classes: names of the classes, in that numbering.
         labels: of each image.
         load: gives the image at a position.
+        files: the file that each image is, where it is one of its own.
     """
 
     name: str
     classes: tuple[str, ...]
     labels: tuple[int, ...]
     load: Callable[[int], Image.Image]
+    files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,11 +141,15 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
 
 def eval_transform(transform: InputTransform) -> Callable[[Image.Image], Tensor]:
     """Resize, crop and normalise, as ``transform`` says; no randomness."""
-    return _Prepare(transform, create_transform(**transform.model_dump(), is_training=False))
+    return _Prepare(transform.model_dump() | {"is_training": False})
 
 
 def train_transform(
-    transform: InputTransform, aa: str = "none", scale: tuple[float, float] = (0.35, 1.0), hflip: float = 0.5
+    transform: InputTransform,
+    aa: str = "none",
+    scale: tuple[float, float] = (0.35, 1.0),
+    hflip: float = 0.5,
+    reprob: float = 0.0,
 ) -> Callable[[Image.Image], Tensor]:
     """A random crop, a flip and timm's auto-augment policy, then normalisation.
 
@@ -151,39 +158,35 @@ def train_transform(
         aa: timm's name of the policy, such as ``rand-m9-mstd0.5`` (RandAugment), or ``none``.
         scale: share of the area that a crop keeps, low and high.
         hflip: probability of a horizontal flip.
+        reprob: probability that a rectangle is erased (timm's random erasing, per pixel noise).
 
     Raises:
         UsageError: for a policy that timm does not have.
     """
-    settings = transform.model_dump(exclude={"crop_pct", "crop_mode"})
+    settings = transform.model_dump(exclude={"crop_pct", "crop_mode"}) | {
+        "is_training": True,
+        "auto_augment": None if aa == "none" else aa,
+        "scale": scale,
+        "hflip": hflip,
+        "color_jitter": 0.0,
+    }
     try:
-        augment = create_transform(
-            **settings,
-            is_training=True,
-            auto_augment=None if aa == "none" else aa,
-            scale=scale,
-            hflip=hflip,
-            color_jitter=0.0,
-        )
+        return _Prepare(settings)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise UsageError(f"timm has no augmentation policy '{aa}'; try rand-m9-mstd0.5, or none") from error
-    return _Prepare(transform, augment)
 
 
 def loader(
-    data: Dataset[Any], batch_size: int, workers: int = 0, shuffle: bool = False, seed: int = 0
+    data: Dataset[Any], batch_size: int, workers: int = 0, sampler: Sampler[int] | None = None
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """A ``DataLoader``, in an order that ``seed`` fixes. Shuffled, it drops a last batch of a single image: batch
-    normalisation cannot use it."""
-    size = len(data)  # type: ignore[arg-type]
+    """A ``DataLoader``, in the data's order or a sampler's; its workers leave Ctrl-C to the main process."""
     return DataLoader(
         data,
         batch_size=batch_size,
-        shuffle=shuffle,
+        sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        drop_last=shuffle and size > batch_size and size % batch_size == 1,
-        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_ignore_interrupts,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -237,8 +240,8 @@ def _folder(root: Path, split: Split) -> LabelledImages:
     if not files:
         raise DataError(f"'{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     labels = tuple(label for label, paths in enumerate(files.values()) for _ in paths)
-    every = [path for paths in files.values() for path in paths]
-    return LabelledImages(f"'{folder}'", tuple(files), labels, partial(_load_file, every))
+    every = tuple(path for paths in files.values() for path in paths)
+    return LabelledImages(f"'{folder}'", tuple(files), labels, partial(_load_file, every), every)
 
 
 def _digits(split: Split) -> LabelledImages:
@@ -277,7 +280,7 @@ def _from_timm(name: str, split: Split, root: str | Path | None) -> LabelledImag
 # What loads an image travels to worker processes: functions of the module with their data, not closures.
 
 
-def _load_file(paths: list[Path], position: int) -> Image.Image:
+def _load_file(paths: tuple[Path, ...], position: int) -> Image.Image:
     return open_image(paths[position])
 
 
@@ -291,6 +294,10 @@ def _load_item(dataset: Any, name: str, position: int) -> Image.Image:
     except Exception as error:  # each source has its own ways to fail
         raise DataError(f"cannot read image {position} of '{name}': {one_line(error)}") from error
     return image
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _class_to_idx(dataset: Any) -> Sequence[str]:
@@ -314,11 +321,13 @@ def _labels(dataset: Any) -> list[int] | None:
 
 
 class _Prepare:
-    """Convert to the network's channels, then transform. A class, so that worker processes can receive it."""
+    """Convert to the network's channels, then transform as timm does with these settings. A class, so that worker
+    processes can receive it; and two can be told apart, by their settings."""
 
-    def __init__(self, transform: InputTransform, then: Callable[[Image.Image], Tensor]) -> None:
-        self.mode = "L" if transform.input_size[0] == 1 else "RGB"
-        self.then = then
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.mode = "L" if settings["input_size"][0] == 1 else "RGB"
+        self.then: Callable[[Image.Image], Tensor] = create_transform(**settings)
 
     def __call__(self, image: Image.Image) -> Tensor:
         if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8

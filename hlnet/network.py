@@ -6,7 +6,7 @@ classes share, an expert the tree cut down to some classes; the weights are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any, Self
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hlnet.branches import LEVELS, Block, Family, Leaves, pooled
 from hlnet.errors import UsageError
+from hlnet.hub import HubModel
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform, Trunk, backbone_no_weight_decay
 
@@ -172,7 +173,7 @@ class BranchTree(nn.Module):
         return [list(level.split(counts, dim=1)) for level, counts in zip(by_level, siblings, strict=True)]
 
 
-class HierarchicalNet(nn.Module):
+class HierarchicalNet(nn.Module, HubModel):
     """A trunk and a tree of branches (Kelm et al., Sec. 3).
 
     Args:
@@ -251,6 +252,12 @@ class HierarchicalNet(nn.Module):
         """Names of the branches' norms, biases and scales, and of what the backbone exempts, for timm's optimizers."""
         own = {f"head.{name}" for name in self.head.no_weight_decay()}
         return own | backbone_no_weight_decay(self.trunk.model, "trunk.model.")
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Which layer a parameter belongs to, as timm's optimizers ask for rates by layer (``layer_decay``)."""
+        from hlnet.layers import layer_numbers
+
+        return layer_numbers(self, coarse).__getitem__
 
     def freeze_trunk(self, frozen: bool = True) -> None:
         """Train only the branches: the trunk keeps its weights and its normalisation statistics. Or undo that."""

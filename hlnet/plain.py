@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Self
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hlnet.errors import BackboneError
+from hlnet.hub import HubModel
 from hlnet.network import Provenance
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform, Trunk, backbone_no_weight_decay, create_backbone
@@ -32,7 +34,7 @@ class PlainConfig(BaseModel):
     backbone_args: dict[str, Any] = Field(default_factory=dict)
 
 
-class PlainNet(nn.Module):
+class PlainNet(nn.Module, HubModel):
     """A timm model with a tree's classes, in the tree's order: the control beside a :class:`HierarchicalNet`.
 
     Args:
@@ -130,6 +132,12 @@ class PlainNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of what the backbone exempts from weight decay, for timm's optimizers."""
         return backbone_no_weight_decay(self.model, "model.")
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Which layer a parameter belongs to, as timm's optimizers ask for rates by layer (``layer_decay``)."""
+        from hlnet.layers import layer_numbers
+
+        return layer_numbers(self, coarse).__getitem__
 
     def freeze_trunk(self, frozen: bool = True) -> None:
         """Train only what lies behind the split point. Or undo that."""

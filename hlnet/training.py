@@ -1,108 +1,51 @@
-"""Training: cross-entropy over all leaves at once (paper, Sec. 3.1), its loop on Hugging Face accelerate.
+"""Training: a loss over all leaves at once (paper, Sec. 3.1), its loop on Hugging Face accelerate.
 
-Notable here: a network with a frozen trunk may train on cached features (``hlnet.features``); then only what lies
-behind the trunk runs and is handed to the optimizer.
+Notable here: everything random is a function of seed, epoch and step, so a run that was stopped goes on bit by bit
+from its weights and counters alone. A network with a frozen trunk may train on cached features
+(``hlnet.features``); then only what lies behind the trunk runs and is handed to the optimizer.
 """
 
 from __future__ import annotations
 
-import csv
-import os
+import random
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-import tomli_w
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
+from pydantic import BaseModel
+from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from hlnet.checkpoint import save_checkpoint
 from hlnet.data import TreeData, loader
-from hlnet.errors import RunError, UsageError, did_you_mean
+from hlnet.errors import RunError, UsageError
+from hlnet.feature_cache import cached_features
 from hlnet.features import CachedFeatures
-from hlnet.files import replacing
+from hlnet.layers import thaw
+from hlnet.losses import make_loss
 from hlnet.network import HierarchicalNet
+from hlnet.optimizing import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.plain import PlainNet
+from hlnet.run_folder import RunFolder
+from hlnet.run_state import RunState
+from hlnet.sampling import EpochSampler, Seeded, mixed
+from hlnet.train_config import TrainConfig
 
-#: What a run folder holds.
-RUN_FILES = ("config.toml", "metrics.csv", "curves.png", "best.safetensors", "last.safetensors")
-
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class TrainConfig(BaseModel):
-    """Settings of a run; names follow timm's where it has them.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step.
-        opt: any timm optimizer.
-        lr: learning rate at the top of a cosine that falls to ``min_lr`` over all epochs.
-        weight_decay: not applied to biases and normalisation.
-        warmup_epochs: rise from ``min_lr`` towards ``lr``; then the cosine is joined where it stands, as timm does.
-        smoothing: label smoothing.
-        clip_grad: largest norm of the gradient; ``None`` leaves it.
-        ema_decay: keep an exponential moving average of the weights, evaluate and save that; ``None`` does not.
-        mixed_precision: ``auto`` takes bfloat16 or float16 where the device has it.
-        aa: timm's auto-augment policy (``rand-…`` is RandAugment, as in the paper), or ``none``.
-        scale: share of the image's area that a random crop keeps, low and high.
-        hflip: probability of a horizontal flip.
-        frozen_trunk: train only what lies behind the split point.
-        cache_views: with a frozen trunk, how many augmented views of each image are cached as features; 0 for none.
-            They take ``2 * cache_views * images * C * h * w`` bytes of memory.
-        workers: processes that load images.
-        seed: of weights, order and augmentation.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: PositiveInt = 30
-    batch_size: PositiveInt = 32
-    opt: str = "adamw"
-    lr: PositiveFloat = Field(default=1e-3, allow_inf_nan=False)
-    min_lr: NonNegativeFloat = 1e-6
-    weight_decay: NonNegativeFloat = 0.05
-    warmup_epochs: NonNegativeInt = 2
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
-    clip_grad: PositiveFloat | None = None
-    ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    aa: str = "rand-m9-mstd0.5"
-    scale: tuple[Share, Share] = (0.35, 1.0)
-    hflip: float = Field(default=0.5, ge=0, le=1)
-    frozen_trunk: bool = False
-    cache_views: NonNegativeInt = 0
-    workers: NonNegativeInt = 2
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _scale_in_order(self) -> Self:
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale {self.scale} must be low, high")
-        return self
+#: Several processes agree this often, in steps, on whether to save or stop.
+AGREE = 10
 
 
 class Epoch(BaseModel):
-    """One line of ``metrics.csv``: losses are mean cross-entropies, accuracies shares in 0..1, times in seconds."""
+    """One line of ``metrics.csv``: ``train_loss`` is the loss trained on, ``val_loss`` a mean cross-entropy; accuracies
+    are shares in 0..1, times in seconds."""
 
     epoch: int
     lr: float
@@ -111,6 +54,10 @@ class Epoch(BaseModel):
     val_loss: float
     val_top1: float
     seconds: float
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, by SIGINT or SIGTERM, and its state was saved."""
 
 
 def train(
@@ -122,69 +69,127 @@ def train(
     device: str | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_batch: Callable[[str, int, int], None] | None = None,
+    *,
+    described: dict[str, Any] | None = None,
+    resume: bool = False,
+    save_minutes: float = 10.0,
+    cache_dir: str | Path | None = None,
+    cache_size: int | None = None,
+    log_with: str | None = None,
 ) -> list[Epoch]:
     """Train the network in place.
+
+    Started by ``accelerate launch`` or ``torchrun``, several processes train together; ``batch_size`` is each one's.
+    SIGINT and SIGTERM save the run's state and end it.
 
     Args:
         net: what to train; afterwards it holds the weights of the best epoch by validation accuracy.
         train_data, val_data: images with labels in the order of ``net.tree.classes``; or both as features of this
             network's trunk that are cached already.
         config: the settings.
-        out: run folder; gets ``config.toml``, ``metrics.csv``, ``curves.png``, ``best.safetensors`` and
-            ``last.safetensors``.
+        out: run folder; gets ``config.toml``, ``metrics.csv``, ``curves.png``, ``best.safetensors``,
+            ``last.safetensors``, and ``last.ckpt`` to go on from.
         device: ``cpu``, ``cuda``, …; default: what accelerate finds.
-        on_epoch: called after each epoch.
-        on_batch: called after each batch with the phase, its step and its number of steps.
+        on_epoch: called after each epoch, on one process only.
+        on_batch: called after each batch with the phase, its step and its number of steps, on one process only.
+        described: what else ``config.toml`` and the weights' provenance shall tell, such as the data's name.
+        resume: go on from ``last.ckpt`` in ``out``, where there is one.
+        save_minutes: the state is saved at least this often, and after each epoch.
+        cache_dir: keep cached features in files in this folder; default: in memory.
+        cache_size: most bytes for the files in ``cache_dir``.
+        log_with: an experiment tracker that accelerate knows: ``tensorboard``, ``wandb``, ``mlflow``, ``all`` …
 
     Returns:
         the epochs, in order.
 
     Raises:
-        UsageError: for an optimizer or augmentation that timm does not have, or settings that do not go together.
-        RunError: if the loss stops being a number.
+        UsageError: for an optimizer, schedule, augmentation or tracker that does not exist, or settings that do not go
+            together.
+        CheckpointError: if the state to resume from is damaged.
+        RunError: if the loss stops being a number, the disk or the memory is full, or a worker process is lost.
+        DataError: if an image cannot be read.
+        Stopped: after SIGINT or SIGTERM.
+
+    Example:
+        >>> import hlnet
+        >>> tree = hlnet.ClassTree.from_nested([str(digit) for digit in range(10)])
+        >>> net = hlnet.create_model("test_resnet", tree=tree, widths=[8], strides=[1])
+        >>> net.transform = net.transform.adjusted(img_size=32)
+        >>> data = [hlnet.TreeData(hlnet.load_data("digits", split), tree, hlnet.eval_transform(net.transform))
+        ...         for split in ("val", "val")]
+        >>> history = train(net, *data, TrainConfig(epochs=1, workers=0), device="cpu")
+        >>> history[0].epoch, 0 <= history[0].val_top1 <= 1
+        (1, True)
     """
     config = config or TrainConfig()
     cached = config.cache_views > 0 or isinstance(train_data, CachedFeatures)
     if cached and not config.frozen_trunk:
         raise UsageError("training on cached features (cache_views) needs frozen_trunk")
-    set_seed(config.seed)
-    accelerator = _accelerator(config.mixed_precision, device)
-    tell = on_batch or (lambda phase, step, steps: None)
     if isinstance(train_data, CachedFeatures) != isinstance(val_data, CachedFeatures) and not config.cache_views:
         raise UsageError("training and validation data must both be images or both be cached features")
+    if resume and out is None:
+        raise UsageError("resume goes on in a run folder; name it (out)")
+    _seed(config.seed)
+    folder = RunFolder(out, config, described)
+    accelerator = make_accelerator(config.mixed_precision, device, log_with=log_with, project_dir=out)
+    main = accelerator.is_main_process
+    tell = on_batch if on_batch and main else (lambda phase, step, steps: None)
     if config.frozen_trunk or net.frozen:  # what a caller froze by hand otherwise stays as it is
-        net.freeze_trunk(config.frozen_trunk)
+        net.freeze_trunk(config.frozen_trunk and not config.unfreeze_epochs)  # the optimizer must see what will thaw
     if cached:
         net.to(accelerator.device)
-        train_data = _cache(net, train_data, config, config.cache_views, "features", tell)
-        val_data = _cache(net, val_data, config, 1, "features (val)", tell)
+        train_data, val_data = (
+            data
+            if isinstance(data, CachedFeatures)
+            else cached_features(
+                net,
+                data,
+                views,
+                config.batch_size if isinstance(config.batch_size, int) else 64,
+                config.workers,
+                config.seed,
+                Path(cache_dir) if cache_dir else None,
+                cache_size,
+                on_batch=lambda step, steps, phase=phase: tell(phase, step, steps),
+            )
+            for data, views, phase in ((train_data, config.cache_views, "features"), (val_data, 1, "features (val)"))
+        )
     run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell)
-    history: list[Epoch] = []
-    best: dict[str, Tensor] = {}
-    net.provenance.recipe = config.model_dump(mode="json")
-    if out and accelerator.is_main_process:
-        for name in RUN_FILES:  # an earlier run's must not stand beside this one's
-            (Path(out) / name).unlink(missing_ok=True)
-        _write_config(net, config, Path(out))
-    for number in range(1, config.epochs + 1):
-        epoch = run.epoch(number)
-        history.append(epoch)
-        if on_epoch:
-            on_epoch(epoch)
-        net.provenance.metrics = {"epoch": number, "val_top1": epoch.val_top1, "val_loss": epoch.val_loss}
-        improved = epoch.val_top1 > max((past.val_top1 for past in history[:-1]), default=-1.0)
-        weights = run.weights()
-        if improved:
-            best = {name: tensor.clone() for name, tensor in weights.items()}
-            best_metrics = net.provenance.metrics
-        if out and accelerator.is_main_process:
-            _write_progress(net, weights, history, Path(out), improved)
+    net.provenance.recipe = folder.recipe
+    if resume and folder.has_state:
+        run.restore(folder.load_state(net))
+    elif main:
+        folder.clear()
+        folder.write_config(net)
+    accelerator.wait_for_everyone()
+    best, best_metrics = folder.best() if run.history else ({}, {})
+    if log_with:
+        accelerator.init_trackers("hlnet", config=_flat(folder.recipe))
+    with _interrupts() as interrupted:
+        for number in range(run.number, config.epochs + 1):
+            epoch = run.epoch(number, interrupted, folder if main else None, save_minutes)
+            run.history.append(epoch)
+            if on_epoch and main:
+                on_epoch(epoch)
+            if log_with:
+                accelerator.log(epoch.model_dump(exclude={"epoch"}), step=number)
+            net.provenance.metrics = {"epoch": number, "val_top1": epoch.val_top1, "val_loss": epoch.val_loss}
+            improved = epoch.val_top1 > max((past.val_top1 for past in run.history[:-1]), default=-1.0)
+            weights = run.weights()
+            if improved:
+                best = {name: tensor.cpu().clone() for name, tensor in weights.items()}
+                best_metrics = net.provenance.metrics
+            if main:
+                folder.write_epoch(net, weights, run.history, improved)
+                folder.save_state(run.state(number + 1, 0, run.totals), net)
+    if log_with:
+        accelerator.end_training()
     # Mixed precision was for training only: accelerate gives the method back, as an attribute that shadows the class's.
     vars(accelerator.unwrap_model(run.module, keep_fp32_wrapper=False)).pop("forward", None)
     net.load_state_dict(best)
     net.provenance.metrics = best_metrics
     net.to(accelerator.device).eval()
-    return history
+    return run.history
 
 
 class _Run:
@@ -194,44 +199,53 @@ class _Run:
         self,
         net: HierarchicalNet | PlainNet,
         trained: nn.Module,
-        train_data: Dataset[Any],
-        val_data: Dataset[Any],
+        train_data: TreeData | CachedFeatures,
+        val_data: TreeData | CachedFeatures,
         config: TrainConfig,
         accelerator: Accelerator,
         tell: Callable[[str, int, int], None],
     ) -> None:
         self.net, self.config, self.accelerator, self.tell = net, config, accelerator, tell
-        self.updates = 0
-        workers = 0 if isinstance(train_data, CachedFeatures) else config.workers
-        batches = loader(train_data, config.batch_size, workers, shuffle=True, seed=config.seed)
-        try:
-            optimizer = create_optimizer_v2(trained, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
-        except (ValueError, AssertionError, KeyError) as error:
-            near = did_you_mean(config.opt, map(str, list_optimizers()))
-            raise UsageError(f"timm has no optimizer '{config.opt}'.{near} See timm.optim.list_optimizers()") from error
-        val_batches = loader(val_data, 2 * config.batch_size, workers)
-        prepared = self.accelerator.prepare(trained, optimizer, batches, val_batches)
-        self.module, self.optimizer, self.batches, self.val_batches = prepared
-        self.schedule, _ = create_scheduler_v2(
-            self.optimizer.optimizer,
-            sched="cosine",
-            num_epochs=config.epochs,
-            warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
-            warmup_lr=config.min_lr,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=len(self.batches),
-        )
-        self.schedule.step_update(0)
-        if config.ema_decay and accelerator.num_processes > 1:
+        self.number, self.start, self.updates, self.seconds = 1, 0, 0, 0.0  # where to begin
+        self.history: list[Epoch] = []
+        self.totals = torch.zeros(3, device=accelerator.device)
+        several = accelerator.num_processes > 1
+        if config.ema_decay and several:
             raise UsageError("ema_decay is for one process: each would average its own normalisation statistics")
+        if config.unfreeze_epochs and several:
+            raise UsageError("unfreeze_epochs is for one process; give several a frozen trunk, or one that trains")
+        optimizer = make_optimizer(trained, config)
+        if config.unfreeze_epochs:
+            net.freeze_trunk()
+        self.batch_size = (
+            config.batch_size if isinstance(config.batch_size, int) else self._fitting(trained, train_data)
+        )
+        workers = 0 if isinstance(train_data, CachedFeatures) else config.workers
+        seeded = [Seeded(data, config.seed, config.skip_unreadable) for data in (train_data, val_data)]
+        self.sampler = EpochSampler(train_data, config.seed, self.batch_size)
+        batches = loader(seeded[0], self.batch_size, workers, sampler=self.sampler)
+        val_batches = loader(seeded[1], 2 * self.batch_size, workers)
+        prepared = accelerator.prepare(trained, optimizer, batches, val_batches)
+        self.module, self.optimizer, self.batches, self.val_batches = prepared
+        self.steps = len(self.batches)
+        self.schedule = make_schedule(self.optimizer.optimizer, config, self.steps)
+        self.loss = make_loss(config, net.tree).to(accelerator.device)
         self.average = ModelEmaV3(trained, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.mixup = (
+            Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=len(net.tree.classes))
+            if config.mixup or config.cutmix
+            else None
+        )
 
-    def epoch(self, number: int) -> Epoch:
-        started = time.perf_counter()
-        lr = self.optimizer.param_groups[0]["lr"]
-        loss, top1 = self._train(number)
+    def epoch(self, number: int, interrupted: threading.Event, folder: RunFolder | None, save_minutes: float) -> Epoch:
+        if self.config.unfreeze_epochs:
+            thaw(self.net, (number - 1) // self.config.unfreeze_epochs)
+        started = time.perf_counter() - self.seconds
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        loss, top1 = self._train(number, started, interrupted, folder, save_minutes)
         val_loss, val_top1 = self._validate()
+        self.start, self.seconds = 0, 0.0
+        self.totals.zero_()
         return Epoch(
             epoch=number,
             lr=lr,
@@ -252,32 +266,104 @@ class _Run:
                 weights[place[id(tensor)]] = averaged[name]
         return weights
 
-    def _train(self, number: int) -> tuple[float, float]:
+    def state(self, number: int, step: int, totals: Tensor, seconds: float = 0.0) -> RunState:
+        """All that :meth:`restore` needs."""
+        scaler = self.accelerator.scaler
+        return RunState(
+            epoch=number,
+            step=step,
+            updates=self.updates,
+            seconds=seconds,
+            totals=totals.cpu(),
+            weights=self.net.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=scaler.state_dict() if scaler is not None else None,
+            average=self.average.module.state_dict() if self.average is not None else None,
+            history=[epoch.model_dump() for epoch in self.history],
+        )
+
+    def restore(self, state: RunState) -> None:
+        """Go on where ``state`` was taken."""
+        self.net.load_state_dict(state.weights)
+        self.optimizer.load_state_dict(state.optimizer)
+        if state.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        if self.average is not None and state.average is not None:
+            self.average.module.load_state_dict(state.average)
+        self.history = [Epoch(**epoch) for epoch in state.history]
+        self.number, self.start, self.updates, self.seconds = state.epoch, state.step, state.updates, state.seconds
+        self.totals += state.totals.to(self.totals.device) / self.accelerator.num_processes
+        self.schedule.step_update(self.updates)
+
+    def _train(
+        self, number: int, started: float, interrupted: threading.Event, folder: RunFolder | None, save_minutes: float
+    ) -> tuple[float, float]:
         self.net.train()
         self.module.train()
-        totals = torch.zeros(3, device=self.accelerator.device)
-        for step, (inputs, labels) in enumerate(self.batches, start=1):
-            logits = self.module(inputs)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
-            if not torch.isfinite(loss):
+        self.sampler.set_epoch(number, self.start * self.batch_size * self.accelerator.num_processes)
+        saved = time.perf_counter()
+        last = self.steps
+        for step, (inputs, labels) in enumerate(self._batches(), start=self.start + 1):
+            _seed(self.config.seed, number, step, self.accelerator.process_index)
+            self._step(number, step, inputs, labels)
+            self.tell(f"epoch {number}", step, last)
+            due = time.perf_counter() - saved > 60 * save_minutes
+            save, stop = self._agreed(step, folder is not None and due, interrupted.is_set())
+            if (save or stop) and step < last:
+                totals = self.accelerator.reduce(self.totals.clone(), "sum")
+                if folder is not None:
+                    folder.save_state(self.state(number, step, totals, time.perf_counter() - started), self.net)
+                saved = time.perf_counter()
+            if stop and step < last:
+                raise Stopped(f"stopped in epoch {number}, step {step}")
+        return self._means(self.totals)
+
+    def _step(self, number: int, step: int, inputs: Tensor, labels: Tensor) -> None:
+        targets = labels
+        if self.mixup is not None:
+            even = len(inputs) // 2 * 2  # timm mixes pairs
+            inputs, labels = inputs[:even], labels[:even]
+            inputs, targets = self.mixup(inputs, labels)
+        logits = self.module(inputs)
+        loss = self.loss(logits, targets)
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower lr, or clip_grad 1"
+            )
+        self.accelerator.backward(loss)
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        self.schedule.step_update(self.updates)
+        if self.average is not None:
+            self.average.update(self.accelerator.unwrap_model(self.module), step=self.updates)
+        with torch.no_grad():
+            right = (logits.argmax(1) == labels).sum()
+            self.totals += torch.stack([loss * len(labels), right, loss.new_tensor(len(labels))])
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches; a lost worker and full memory as our errors."""
+        try:
+            yield from self.batches
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
                 raise RunError(
-                    f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower lr, or clip_grad 1"
-                )
-            self.accelerator.backward(loss)
-            if self.config.clip_grad:
-                self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_grad)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.updates += 1
-            self.schedule.step_update(self.updates)
-            if self.average is not None:
-                self.average.update(self.accelerator.unwrap_model(self.module), step=self.updates)
-            with torch.no_grad():
-                totals += torch.stack(
-                    [loss * len(labels), (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))]
-                )
-            self.tell(f"epoch {number}", step, len(self.batches))
-        return self._means(totals)
+                    f"a process that loads images was lost ({str(error).splitlines()[0]}); memory may be short: "
+                    "try fewer --workers, and go on with --resume"
+                ) from error
+            raise
+
+    def _agreed(self, step: int, save: bool, stop: bool) -> tuple[bool, bool]:
+        """Whether any process wants to save or stop; several ask each other every few steps only."""
+        if self.accelerator.num_processes == 1:
+            return save, stop
+        if step % AGREE:
+            return False, False
+        wishes = torch.tensor([float(save), float(stop)], device=self.accelerator.device)
+        save_too, stop_too = self.accelerator.reduce(wishes, "sum").tolist()
+        return save_too > 0, stop_too > 0
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
@@ -293,68 +379,57 @@ class _Run:
         return loss_sum / count, right / count
 
     def _means(self, totals: Tensor) -> tuple[float, float]:
-        loss, right, count = self.accelerator.reduce(totals, "sum").tolist()
+        loss, right, count = self.accelerator.reduce(totals.clone(), "sum").tolist()
         return loss / count, right / count
+
+    def _fitting(self, trained: nn.Module, data: TreeData | CachedFeatures) -> int:
+        one = data[0][0][None].to(self.accelerator.device)
+        found = fitting_batch_size(trained.to(one.device).train(), one, len(data), self.accelerator.autocast)
+        everyone: Tensor = self.accelerator.gather(torch.tensor([found], device=one.device))
+        return int(everyone.min())
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _accelerator(mixed_precision: str, device: str | None) -> Accelerator:
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # accelerate remembers the settings of an earlier run in this process
-        AcceleratorState._reset_state(reset_partial_state=True)
-    cpu = device == "cpu"
-    if mixed_precision == "auto":
-        on_gpu = torch.cuda.is_available() and not cpu
-        mixed_precision = (
-            ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if on_gpu else "no"
-        )
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
-    found = accelerator.device
-    asked = torch.device(device or found)
-    if asked.type != found.type or asked.index not in (None, found.index or 0):
-        raise UsageError(
-            f"training runs on '{found}', which accelerate chose, not on '{device}'; "
-            "choose among GPUs with CUDA_VISIBLE_DEVICES"
-        )
-    return accelerator
+def _seed(*numbers: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    seed = mixed(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
-def _cache(
-    net: HierarchicalNet | PlainNet,
-    data: TreeData | CachedFeatures,
-    config: TrainConfig,
-    views: int,
-    phase: str,
-    tell: Callable[[str, int, int], None],
-) -> CachedFeatures:
-    if isinstance(data, CachedFeatures):
-        return data
-    batches = loader(data, config.batch_size, config.workers, seed=config.seed)
-    steps = views * len(batches)
-    return CachedFeatures.of(net, batches, views, lambda step: tell(phase, step, steps))
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set instead of ending the process at once; a second one ends it."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def note(*_: Any) -> None:
+        event.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in signals:
+        signal.signal(number, note)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _write_config(net: HierarchicalNet | PlainNet, config: TrainConfig, out: Path) -> None:
-    settings = {
-        "network": {"plain": isinstance(net, PlainNet), **net.config.model_dump(mode="json", exclude_none=True)},
-        "transform": net.transform.model_dump(mode="json"),
-        "train": config.model_dump(mode="json", exclude_none=True),
-    }
-    with replacing(out / "config.toml") as draft:
-        draft.write_text(tomli_w.dumps(settings), encoding="utf-8")
-
-
-def _write_progress(
-    net: HierarchicalNet | PlainNet, weights: dict[str, Tensor], history: list[Epoch], out: Path, improved: bool
-) -> None:
-    from hlnet.plots import plot_curves
-
-    save_checkpoint(net, out / "last.safetensors", weights)
-    if improved:
-        save_checkpoint(net, out / "best.safetensors", weights)
-    with replacing(out / "metrics.csv") as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Epoch.model_fields))
-        writer.writeheader()
-        writer.writerows(epoch.model_dump() for epoch in history)
-    plot_curves(history, out / "curves.png")
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as trackers take them: dotted names, plain values."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
+    return found

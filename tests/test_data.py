@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import TensorDataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -230,26 +229,6 @@ def test_train_transform_crops_and_normalises():
     for policy in ("nonsense", "rand-q9"):
         with pytest.raises(UsageError, match=policy):
             train_transform(TINY, aa=policy)
-
-
-@pytest.mark.parametrize(
-    ("size", "batch", "shuffle", "sizes"),
-    [
-        (9, 4, True, [4, 4]),
-        (9, 4, False, [4, 4, 1]),
-        (10, 4, True, [4, 4, 2]),
-        (1, 4, True, [1]),
-        (3, 1, True, [1] * 3),
-    ],
-)
-def test_order_depends_on_the_seed_only(size, batch, shuffle, sizes):
-    data = TensorDataset(torch.zeros(size), torch.arange(size))
-    orders = []
-    for noise, seed in ((1, 5), (2, 5), (1, 6)):
-        torch.manual_seed(noise)
-        orders.append([labels.tolist() for _, labels in loader(data, batch, shuffle=shuffle, seed=seed)])
-    assert orders[0] == orders[1] and [len(labels) for labels in orders[0]] == sizes
-    assert (orders[0] != orders[2]) == (shuffle and size > 2)
 
 
 def test_data_can_be_sent_to_a_worker_process(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-import hlnet.training
+from hlnet import optimizing
 from hlnet.checkpoint import load_checkpoint
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import RunError, UsageError
@@ -64,8 +64,8 @@ def fit(net, settings=None, count=16, cache=False, **rest):
 @pytest.fixture
 def optimizers(monkeypatch):
     """The optimizers that training makes."""
-    made, create = [], hlnet.training.create_optimizer_v2
-    monkeypatch.setattr(hlnet.training, "create_optimizer_v2", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
+    made, create = [], optimizing.create_optimizer_v2
+    monkeypatch.setattr(optimizing, "create_optimizer_v2", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
     return made
 
 
@@ -95,7 +95,7 @@ def test_it_learns_and_writes_what_it_did(tmp_path, kind):
         found = evaluate(loaded, data, loader(data, 3)).neutral
         assert found.top1 == pytest.approx(epoch.val_top1, abs=1e-6)
         metrics = {"epoch": epoch.epoch, "val_top1": epoch.val_top1, "val_loss": epoch.val_loss}
-        assert loaded.provenance.metrics == metrics and TrainConfig(**loaded.provenance.recipe) == settings
+        assert loaded.provenance.metrics == metrics and TrainConfig(**loaded.provenance.recipe["train"]) == settings
         assert same(loaded.state_dict(), net.state_dict()) == net.state_dict().keys() or epoch is not best
     assert net.provenance.metrics["epoch"] == best.epoch and not net.training
 
@@ -212,7 +212,9 @@ def test_loss_that_is_no_number_ends_the_run(where):
         fit(net)
 
 
-@pytest.mark.parametrize(("settings", "cache"), [({"opt": "nonsense"}, False), ({}, True), ({"cache_views": 1}, False)])
+@pytest.mark.parametrize(
+    ("settings", "cache"), [({"opt": "nonsense"}, False), ({}, True), ({"sched": "nonsense"}, False)]
+)
 def test_what_cannot_be_meant_is_refused(tmp_path, settings, cache):
     with pytest.raises(UsageError):
         fit(build(), config(**settings), cache=cache, out=tmp_path / "run")
@@ -232,6 +234,22 @@ def test_wrong_settings_are_refused(name, value):
         TrainConfig(**{name: value})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cache_views": 1},
+        {"unfreeze_epochs": 1},
+        {"cache_views": 1, "frozen_trunk": True, "unfreeze_epochs": 1},
+        {"cache_views": 1, "frozen_trunk": True, "mixup": 0.2},
+        {"cache_views": 1, "frozen_trunk": True, "layer_decay": 0.7},
+        {"sched": "plateau"},
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings):
+    with pytest.raises(ValidationError, match=list(settings)[-1]):
+        TrainConfig(**settings)
+
+
 @pytest.mark.parametrize("moment", ["batch", "epoch"])
 def test_interrupted_epoch_leaves_the_files_of_the_last(tmp_path, moment):
     def stop(*where):
@@ -241,8 +259,10 @@ def test_interrupted_epoch_leaves_the_files_of_the_last(tmp_path, moment):
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         fit(build(), out=cut, **{f"on_{moment}": stop})
-    names = sorted(path.name for path in cut.iterdir())
-    assert names == ["best.safetensors", "config.toml", "curves.png", "last.safetensors", "metrics.csv"]
+    names = {path.name for path in cut.iterdir()} - {"last.ckpt"}  # the state, if the epoch got that far
+    assert names == {"best.safetensors", "classes.tree.json", "config.toml", "curves.png", "last.safetensors"} | {
+        "metrics.csv"
+    }
     with (cut / "metrics.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     for name in ("best", "last"):
@@ -270,4 +290,4 @@ def test_new_run_clears_the_folder_of_the_old(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fit(build(), config(epochs=3), out=tmp_path, on_epoch=stop)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.tree.json", "config.toml"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,9 +19,7 @@ class Split(StrEnum):
 
 
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A .safetensors file of hlnet's: full network, expert or plain.")
-    ],
+    model: options.Model,
     data: Annotated[
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
@@ -41,15 +38,17 @@ def evaluate(
 ) -> None:
     """Measure accuracy: top-1, top-5 and per class.
 
-    Reads a checkpoint and labelled images; writes nothing. Images of classes that the network does not have are left
-    out, and counted. With --classes, only these classes compete: for a full or plain network, that is the control
-    beside an expert.
+    Reads a full, expert or plain network and labelled images; writes nothing. Images of classes that the network does
+    not have are left out, and counted. With --classes, only these classes compete: for a full or plain network, that is
+    the control beside an expert.
 
     **Examples**
 
         hlnet eval runs/digits/best.safetensors --data digits
 
         hlnet eval runs/digits/best.safetensors --data digits --classes 0-4 --attention-signal 1.8 --json
+
+        hlnet eval hf-hub:owner/pets --data photos --split test
     """
     from hlnet import evaluation
     from hlnet.cli import output

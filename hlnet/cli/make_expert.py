@@ -12,9 +12,7 @@ from hlnet.errors import RunError, UsageError
 
 
 def make_expert(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A .safetensors file of hlnet's, full network or expert.")
-    ],
+    model: options.Model,
     classes: options.Classes,
     out: Annotated[Path, typer.Option(help="The expert's .safetensors file to write.")],
     verify: Annotated[
@@ -24,7 +22,8 @@ def make_expert(
 ) -> None:
     """Cut an expert: keep only the wanted classes' paths.
 
-    Reads only the rows that it keeps; no image, no training. Writes a checkpoint that every command takes.
+    Out of a full network or another expert. Reads only the rows that it keeps; no image, no training. Writes a
+    checkpoint that every command takes.
 
     **Examples**
 
@@ -35,18 +34,20 @@ def make_expert(
     from hlnet.checkpoint import load_checkpoint, read_header
     from hlnet.cli import output
     from hlnet.expert import cut_checkpoint, verify_expert
+    from hlnet.hub import locate_model
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.profiling import profile
 
     if classes is None:
         raise UsageError("--classes is needed: which classes is the expert for?")
-    if out.resolve() == model.resolve():
+    source = locate_model(model)  # once: what a name on the Hub stands for may change
+    if out.resolve() == source.resolve():
         raise UsageError(f"--out '{out}' is the model itself; choose another name")
-    cut_checkpoint(model, classes, out)
+    cut_checkpoint(source, classes, out)
     expert = read_header(out)
     difference = None
     if verify:
-        cut, full = load_checkpoint(out), load_checkpoint(model)
+        cut, full = load_checkpoint(out), load_checkpoint(source)
         assert isinstance(cut, HierarchicalNet) and isinstance(full, HierarchicalNet)
         try:
             difference = verify_expert(cut, full)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from hlnet.network import HierarchicalNet
     from hlnet.plain import PlainNet
 
+#: What a MODEL may be; ``hlnet.locate_model`` finds it.
+MODEL_NAMES = (
+    "a .safetensors file, a run or model folder, local-dir:FOLDER, or hf-hub:OWNER/NAME (@REVISION may follow)"
+)
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"A network of hlnet's: {MODEL_NAMES}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is random.")]
@@ -44,6 +49,18 @@ def integers(text: str | None, option: str) -> tuple[int, ...] | None:
         raise UsageError(f"{option} '{text}': expected whole numbers between commas, such as 64,32,16") from None
 
 
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """``"0.5,0.4"`` as ``(0.5, 0.4)``.
+
+    Raises:
+        UsageError: if it is anything else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} '{text}': expected numbers between commas, such as 0.35,1") from None
+
+
 def floats(text: str | None, option: str, count: int) -> tuple[float, ...] | None:
     """``"0.5"`` or ``"0.5,0.4,0.3"`` as ``count`` numbers, a single one repeated.
 
@@ -52,10 +69,7 @@ def floats(text: str | None, option: str, count: int) -> tuple[float, ...] | Non
     """
     if text is None:
         return None
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
+    found = numbers(text, option)
     found = found * count if len(found) == 1 else found
     if len(found) != count:
         raise UsageError(f"{option} '{text}': expected {count} numbers between commas")
@@ -114,15 +128,15 @@ def pick_device(name: str) -> str:
     return name
 
 
-def load_optimized(path: Path, device: str = "auto", dtype: str = "float32") -> InferenceNet:
-    """A checkpoint's inference form, on the device that ``--device`` names."""
+def load_optimized(name: str | Path, device: str = "auto", dtype: str = "float32") -> InferenceNet:
+    """A model's inference form, on the device that ``--device`` names."""
     from hlnet.inference import optimize
 
-    return optimize(load_model(path, device), dtype)
+    return optimize(load_model(name, device), dtype)
 
 
-def load_model(path: Path, device: str = "auto") -> HierarchicalNet | PlainNet:
-    """A checkpoint, on the device that ``--device`` names."""
+def load_model(name: str | Path, device: str = "auto") -> HierarchicalNet | PlainNet:
+    """The network of a MODEL, on the device that ``--device`` names."""
     from hlnet.checkpoint import load_checkpoint
 
-    return load_checkpoint(path, pick_device(device))
+    return load_checkpoint(name, pick_device(device))

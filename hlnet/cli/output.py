@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,3 +154,56 @@ def progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         yield bar
+
+
+class TrainingProgress:
+    """Two bars: the whole run with its time left, and the phase with images a second and memory.
+
+    Args:
+        bar: where to draw.
+        epochs: of the run.
+    """
+
+    def __init__(self, bar: Progress, epochs: int) -> None:
+        self.bar = bar
+        self.run = bar.add_task("run", total=epochs)
+        self.phase = bar.add_task("start", total=1)
+        self.name, self.began, self.first = "", 0.0, 0
+
+    def batch_done(self, phase: str, step: int, steps: int) -> None:
+        """After a batch: ``step`` of ``steps`` of a phase."""
+        if phase != self.name:
+            self.name, self.began, self.first = phase, time.perf_counter(), step
+        seconds = time.perf_counter() - self.began
+        speed = f"  {(step - self.first) / seconds:.1f} steps/s" if step > self.first else ""
+        self.bar.update(self.phase, description=f"{phase}{speed}{_memory()}", completed=step, total=steps)
+        if phase.startswith("epoch "):
+            self.bar.update(self.run, completed=int(phase.split()[1]) - 1 + step / steps)
+
+    def epoch_done(self) -> None:
+        """The name of the phase may come again."""
+        self.name = ""
+
+
+def _memory() -> str:
+    """Peak memory: the GPU's if there is one in use, else the process's where the system tells."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return f"  {torch.cuda.max_memory_allocated() / 1e9:.1f} GB GPU"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"  {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
+
+
+@contextmanager
+def quiet(on: bool) -> Iterator[None]:
+    """Nothing for a person on stderr, while ``on``."""
+    before, stderr.quiet = stderr.quiet, on or stderr.quiet
+    try:
+        yield
+    finally:
+        stderr.quiet = before

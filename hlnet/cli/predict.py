@@ -12,7 +12,7 @@ from hlnet.errors import RunError, UsageError
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file of hlnet's.")],
+    model: options.Model,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
     batch_size: options.BatchSize = 16,
@@ -31,6 +31,8 @@ def predict(
         hlnet predict cats.safetensors photo.jpg
 
         hlnet predict runs/photos/best.safetensors holiday/ --top 1 --json
+
+        hlnet predict hf-hub:owner/pets photo.jpg
     """
     from hlnet import prediction
     from hlnet.cli import output

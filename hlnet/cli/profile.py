@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def profile(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A .safetensors file, a preset (n3hl_resnet50 …) or a timm model.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"A preset (n3hl_resnet50 …), a timm model, or a saved network: {options.MODEL_NAMES}.",
+        ),
     ],
     tree: Annotated[Path | None, typer.Option(help="Class tree file, for a preset or a timm model.")] = None,
     nodes: Annotated[str | None, typer.Option(help="Instead of a tree: its nodes a level, such as 6,26,100.")] = None,
@@ -44,6 +48,7 @@ def profile(
     """
     from hlnet import profiling
     from hlnet.cli import output
+    from hlnet.hub import is_model_name
     from hlnet.network import HierarchicalNet
     from hlnet.presets import PRESETS, configure
     from hlnet.trunk import InputTransform, check_backbone, size_arguments
@@ -57,12 +62,12 @@ def profile(
     net: HierarchicalNet | None = None
     transform: InputTransform | None
     parent_counts = None
-    if model.endswith(".safetensors") or Path(model).exists():
+    if is_model_name(model):
         if tree or nodes or img_size:
             raise UsageError(
                 "--tree, --nodes and --img-size are for presets; a checkpoint brings its own tree and size"
             )
-        loaded = options.load_model(Path(model), device)
+        loaded = options.load_model(model, device)
         if not isinstance(loaded, HierarchicalNet):
             raise UsageError(
                 f"'{model}' is a plain network, the first column of any profile on its backbone: "

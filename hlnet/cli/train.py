@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,97 +13,141 @@ from hlnet.cli import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.network import HierarchicalNet
-    from hlnet.plain import PlainNet
+    from hlnet.recipes import RunConfig
     from hlnet.training import Epoch
-    from hlnet.tree import ClassTree
 
-NETWORK, TRUNK, IMAGES, TRAINING = "Network", "Trunk", "Images", "Training"
+RUN, NETWORK, TRUNK, IMAGES, TRAINING = "Run", "Network", "Trunk", "Images", "Training"
+
+#: Options that say where and how to run; all others are settings of the run, as a recipe has them.
+NO_SETTINGS = {
+    "out", "config", "list_recipes", "resume", "overwrite", "save_minutes", "cache_dir", "cache_size", "log_with",
+    "device", "as_json",
+}  # fmt: skip
+
+
+def _option(panel: str, help: str, default: str | None = None, *names: str, **more: Any) -> Any:
+    """An option whose default is the recipe's: the text shows what it is without one."""
+    return typer.Option(*names, help=help, show_default=default or False, rich_help_panel=panel, **more)
 
 
 def train(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Folder with train/ and val/, 'digits', or one of timm's sources.")
-    ],
-    tree: Annotated[Path, typer.Option(help="Class tree file; classes are matched to the data by name or id.")],
-    out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    backbone: Annotated[
-        str, typer.Option(help="A preset (n3hl_resnet50 …) or any timm model.", rich_help_panel=NETWORK)
-    ] = "n3hl_resnet50",
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Train the timm model itself: the control.", rich_help_panel=NETWORK)
-    ] = False,
-    split_point: Annotated[
-        int | None, typer.Option(help="The trunk's last stage, negative from the end.", rich_help_panel=NETWORK)
-    ] = None,
-    block: Annotated[str | None, typer.Option(help="bottleneck or convnext.", rich_help_panel=NETWORK)] = None,
-    widths: Annotated[
-        str | None, typer.Option(help="Of the blocks, by level: 128,64,32.", rich_help_panel=NETWORK)
-    ] = None,
-    strides: Annotated[
-        str | None, typer.Option(help="Of the blocks, by level: 1,1,2.", rich_help_panel=NETWORK)
-    ] = None,
-    backbone_arg: Annotated[
-        list[str], typer.Option(help="timm argument, name=value; repeatable.", rich_help_panel=NETWORK)
-    ] = [],  # noqa: B006
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Fetch timm's pretrained trunk weights.", rich_help_panel=TRUNK)
-    ] = False,
-    trunk_weights: Annotated[
-        Path | None, typer.Option(help="File of timm weights: safetensors or pth.", rich_help_panel=TRUNK)
-    ] = None,
-    frozen_trunk: Annotated[
-        bool, typer.Option("--frozen-trunk", help="Train only what lies behind the trunk.", rich_help_panel=TRUNK)
-    ] = False,
-    cache_views: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="With a frozen trunk: run it this often over each image, and keep the features in memory.",
-            rich_help_panel=TRUNK,
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="Folder with train/ and val/, 'digits', or one of timm's sources; default: the recipe's.",
+            show_default=False,
         ),
-    ] = 0,
-    img_size: Annotated[int | None, typer.Option(min=8, help="Side in pixels.", rich_help_panel=IMAGES)] = None,
-    mean: Annotated[str | None, typer.Option(help="Pixel means, one or three numbers.", rich_help_panel=IMAGES)] = None,
-    std: Annotated[str | None, typer.Option(help="Pixel deviations, likewise.", rich_help_panel=IMAGES)] = None,
-    aa: Annotated[
-        str, typer.Option(help="timm's auto-augment policy, or 'none'.", rich_help_panel=IMAGES)
-    ] = "rand-m9-mstd0.5",
-    scale: Annotated[
-        str, typer.Option(help="Share of the area that crops keep: low,high.", rich_help_panel=IMAGES)
-    ] = "0.35,1",
-    hflip: Annotated[float, typer.Option(min=0, max=1, help="Probability of a flip.", rich_help_panel=IMAGES)] = 0.5,
-    data_root: options.DataRoot = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.", rich_help_panel=TRAINING)] = 30,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.", rich_help_panel=TRAINING)] = 32,
-    opt: Annotated[str, typer.Option(help="timm optimizer: adamw, sgd, …", rich_help_panel=TRAINING)] = "adamw",
-    lr: Annotated[float, typer.Option(help="Learning rate at the top of the cosine.", rich_help_panel=TRAINING)] = 1e-3,
-    min_lr: Annotated[float, typer.Option(help="At the end of the cosine.", rich_help_panel=TRAINING)] = 1e-6,
-    weight_decay: Annotated[
-        float, typer.Option(help="Of convolutions and linear rows only.", rich_help_panel=TRAINING)
-    ] = 0.05,
-    warmup_epochs: Annotated[
-        int, typer.Option(min=0, help="Epochs of rising learning rate.", rich_help_panel=TRAINING)
-    ] = 2,
-    smoothing: Annotated[float, typer.Option(help="Label smoothing.", rich_help_panel=TRAINING)] = 0.1,
-    clip_grad: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=TRAINING)
     ] = None,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            help="Class tree file or preset:NAME; classes are matched to the data by name or id.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default=False)] = None,
+    config: Annotated[
+        str | None,
+        _option(RUN, "Recipe to start from: a shipped one's name, a TOML file, or an earlier run's config.toml."),
+    ] = None,
+    list_recipes: Annotated[bool, _option(RUN, "List the shipped recipes and stop.", None, "--list-recipes")] = False,
+    resume: Annotated[bool, _option(RUN, "Go on where the run in OUT stopped.", None, "--resume")] = False,
+    overwrite: Annotated[bool, _option(RUN, "Replace the run that OUT holds.", None, "--overwrite")] = False,
+    save_minutes: Annotated[
+        float, _option(RUN, "Save the state at least this often, and after each epoch.", "10", min=0.0)
+    ] = 10.0,
+    log_with: Annotated[str | None, _option(RUN, "Experiment tracker: tensorboard, wandb, mlflow, … or all.")] = None,
+    allow_missing: Annotated[
+        bool | None,
+        _option(
+            RUN, "Leave out images of classes that the tree lacks; classes may have no images.", "no-allow-missing"
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, _option(NETWORK, "A preset (n3hl_resnet50 …) or any timm model.", "n3hl_resnet50")
+    ] = None,
+    plain: Annotated[bool | None, _option(NETWORK, "Train the timm model itself: the control.", "no-plain")] = None,
+    split_point: Annotated[int | None, _option(NETWORK, "The trunk's last stage, negative from the end.")] = None,
+    block: Annotated[str | None, _option(NETWORK, "bottleneck or convnext.")] = None,
+    widths: Annotated[str | None, _option(NETWORK, "Of the blocks, by level: 128,64,32.")] = None,
+    strides: Annotated[str | None, _option(NETWORK, "Of the blocks, by level: 1,1,2.")] = None,
+    backbone_arg: Annotated[list[str] | None, _option(NETWORK, "timm argument, name=value; repeatable.")] = None,
+    pretrained: Annotated[
+        bool | None, _option(TRUNK, "Fetch timm's pretrained trunk weights.", "no-pretrained")
+    ] = None,
+    trunk_weights: Annotated[str | None, _option(TRUNK, "File of timm weights: safetensors or pth.")] = None,
+    frozen_trunk: Annotated[
+        bool | None, _option(TRUNK, "Train only what lies behind the trunk.", "no-frozen-trunk")
+    ] = None,
+    unfreeze_epochs: Annotated[
+        int | None,
+        _option(TRUNK, "Thaw one more of a frozen trunk's stages every so many epochs; 0 for never.", "0", min=0),
+    ] = None,
+    cache_views: Annotated[
+        int | None,
+        _option(TRUNK, "With a frozen trunk: run it this often over each image, and keep the features.", "0", min=0),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, _option(TRUNK, "Keep cached features in files here, for later runs too; default: in memory.")
+    ] = None,
+    cache_size: Annotated[str | None, _option(TRUNK, "Most that these files may take: 500MB, 20GB …")] = None,
+    layer_decay: Annotated[
+        float | None, _option(TRUNK, "Factor on the learning rate per layer, from the branches back.")
+    ] = None,
+    img_size: Annotated[int | None, _option(IMAGES, "Side in pixels.", min=8)] = None,
+    mean: Annotated[str | None, _option(IMAGES, "Pixel means, one or three numbers.")] = None,
+    std: Annotated[str | None, _option(IMAGES, "Pixel deviations, likewise.")] = None,
+    aa: Annotated[str | None, _option(IMAGES, "timm's auto-augment policy, or 'none'.", "rand-m9-mstd0.5")] = None,
+    scale: Annotated[str | None, _option(IMAGES, "Share of the area that crops keep: low,high.", "0.35,1")] = None,
+    hflip: Annotated[float | None, _option(IMAGES, "Probability of a flip.", "0.5", min=0, max=1)] = None,
+    reprob: Annotated[
+        float | None, _option(IMAGES, "Probability that a rectangle is erased.", "0.0", min=0, max=1)
+    ] = None,
+    mixup: Annotated[float | None, _option(IMAGES, "timm's mixup alpha.", "0.0", min=0)] = None,
+    cutmix: Annotated[float | None, _option(IMAGES, "timm's cutmix alpha.", "0.0", min=0)] = None,
+    skip_unreadable: Annotated[
+        bool | None, _option(IMAGES, "Put another image in the place of one that cannot be read.", "no-skip-unreadable")
+    ] = None,
+    data_root: Annotated[
+        str | None, _option(IMAGES, "Where timm's data sources (torch/…, hfds/…) keep their files.")
+    ] = None,
+    epochs: Annotated[int | None, _option(TRAINING, "Passes over the training images.", "30", min=1)] = None,
+    batch_size: Annotated[
+        str | None, _option(TRAINING, "Images a step and process, or auto: the most that fit.", "32")
+    ] = None,
+    loss: Annotated[
+        str | None, _option(TRAINING, "cross-entropy, bce, hierarchical or soft-labels.", "cross-entropy")
+    ] = None,
+    smoothing: Annotated[float | None, _option(TRAINING, "Label smoothing.", "0.1")] = None,
+    hierarchical_alpha: Annotated[float | None, _option(TRAINING, "Of the hierarchical loss.", "0.1")] = None,
+    soft_labels_beta: Annotated[float | None, _option(TRAINING, "Of the soft-labels loss.", "10.0")] = None,
+    opt: Annotated[str | None, _option(TRAINING, "timm optimizer: adamw, sgd, …", "adamw")] = None,
+    lr: Annotated[float | None, _option(TRAINING, "Learning rate at the top of the schedule.", "0.001")] = None,
+    momentum: Annotated[float | None, _option(TRAINING, "Of optimizers that have one.", "0.9")] = None,
+    weight_decay: Annotated[float | None, _option(TRAINING, "Of convolutions and linear rows only.", "0.05")] = None,
+    sched: Annotated[str | None, _option(TRAINING, "timm schedule: cosine, step, …", "cosine")] = None,
+    min_lr: Annotated[float | None, _option(TRAINING, "At the end of the schedule.", "1e-06")] = None,
+    warmup_epochs: Annotated[int | None, _option(TRAINING, "Epochs of rising learning rate.", "2", min=0)] = None,
+    decay_epochs: Annotated[
+        int | None, _option(TRAINING, "Epochs between the steps of schedules that have them.", "30", min=1)
+    ] = None,
+    decay_rate: Annotated[float | None, _option(TRAINING, "Their factor.", "0.1")] = None,
+    clip_grad: Annotated[float | None, _option(TRAINING, "Largest norm of the gradient.")] = None,
     ema_decay: Annotated[
-        float | None,
-        typer.Option(help="Keep a moving average of the weights, decaying by this.", rich_help_panel=TRAINING),
+        float | None, _option(TRAINING, "Keep a moving average of the weights, decaying by this.")
     ] = None,
-    mixed_precision: Annotated[str, typer.Option(help="auto, no, fp16 or bf16.", rich_help_panel=TRAINING)] = "auto",
-    workers: options.Workers = 2,
+    mixed_precision: Annotated[str | None, _option(TRAINING, "auto, no, fp16 or bf16.", "auto")] = None,
+    workers: Annotated[int | None, _option(TRAINING, "Processes that load images.", "2", min=0)] = None,
+    seed: Annotated[int | None, _option(TRAINING, "Seed of all that is random.", "0", min=0)] = None,
     device: options.Device = "auto",
-    seed: options.Seed = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Train a network.
 
-    Reads DATA and a tree; writes a run folder: best.safetensors, last.safetensors, metrics.csv, curves.png and
-    config.toml.
+    Settings come from a recipe (--config), and options replace them; without a recipe, the defaults below hold. Writes
+    a run folder: best.safetensors, last.safetensors, metrics.csv, curves.png, model/ with a model card, last.ckpt to
+    --resume from, and config.toml to repeat the run from. Ctrl-C saves and ends. For several processes put
+    `accelerate launch -m` or `torchrun --nproc-per-node N -m` before hlnet; DATA and options stay the same.
 
     **Examples**
 
@@ -110,92 +155,85 @@ def train(
 
         hlnet train digits --tree digits.tree.json --backbone resnet10t --img-size 32 --aa none --out runs/digits
 
-        hlnet train photos --tree photos.tree.json --backbone resnet50 --pretrained --frozen-trunk --out runs/photos
-    """
-    from pydantic import ValidationError
+        hlnet train photos --tree photos.tree.json --config laptop --out runs/photos
 
+        hlnet train --config runs/photos/config.toml --out runs/again
+    """
+    flags = {name: value for name, value in locals().items() if name not in NO_SETTINGS and value is not None}
     from hlnet import training
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, train_transform
+    from hlnet.feature_cache import parse_size
+    from hlnet.recipes import build_network, read_run_config, shipped_recipes
+    from hlnet.run_folder import CONFIG_FILE, METRICS_FILE
     from hlnet.tree_io import read_tree
-    from hlnet.trunk import check_size
 
-    if (out / "metrics.csv").exists() and not overwrite:
-        raise UsageError(f"'{out}' already holds a run; choose another --out, or give --overwrite")
-    if Path(data).is_dir() and out.resolve() == Path(data).resolve():
+    if list_recipes:
+        output.show_table("Recipes", ["name", "what for"], [[name, text] for name, text in shipped_recipes().items()])
+        return
+    if out is None:
+        raise UsageError("--out is needed: the run folder to write")
+    if resume and config is None and (out / CONFIG_FILE).exists():
+        config = str(out / CONFIG_FILE)
+    run = read_run_config(config, _nested(flags))
+    if run.data is None or run.tree is None:
+        missing = "DATA" if run.data is None else "--tree"
+        raise UsageError(f"{missing} is needed, as an argument or from a recipe (--config)")
+    if (out / METRICS_FILE).exists() and not (overwrite or resume):
+        raise UsageError(f"'{out}' already holds a run; give --resume, --overwrite or another --out")
+    if Path(run.data).is_dir() and out.resolve() == Path(run.data).resolve():
         raise UsageError(f"--out '{out}' is the data folder; choose another one for the run")
-    if pretrained and trunk_weights:
-        raise UsageError("give either --pretrained or --trunk-weights")
-    crop = options.floats(scale, "--scale", 2) or (0.35, 1.0)
-    try:
-        config = training.TrainConfig(
-            epochs=epochs,
-            batch_size=batch_size,
-            opt=opt,
-            lr=lr,
-            min_lr=min_lr,
-            weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
-            smoothing=smoothing,
-            clip_grad=clip_grad,
-            ema_decay=ema_decay,
-            mixed_precision=mixed_precision,  # type: ignore[arg-type]
-            aa=aa,
-            scale=(crop[0], crop[1]),
-            hflip=hflip,
-            frozen_trunk=frozen_trunk,
-            cache_views=cache_views,
-            workers=workers,
-            seed=seed,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
-        raise UsageError(f"{option} {first['input']!r}: {first['msg']}") from None
+    limit = None if cache_size is None else parse_size(cache_size)
     place = options.pick_device(device)
-    classes = read_tree(tree)
-    net = _network(
-        classes,
-        plain,
-        backbone,
-        {
-            "split_point": split_point,
-            "block": block,
-            "widths": options.integers(widths, "--widths"),
-            "strides": options.integers(strides, "--strides"),
-        },
-        options.settings(backbone_arg, "--backbone-arg"),
-        pretrained,
-        trunk_weights,
-        img_size,
-        seed,
-    )
-    channels = net.transform.input_size[0]
-    net.transform = net.transform.adjusted(
-        img_size, options.floats(mean, "--mean", channels), options.floats(std, "--std", channels)
-    )
-    check_size(net.eval().features, net.transform)
-    if frozen_trunk and not (pretrained or trunk_weights):
-        output.hint("the frozen trunk is untrained: give --pretrained or --trunk-weights")
-    train_data = TreeData(
-        load_data(data, "train", data_root), net.tree, train_transform(net.transform, config.aa, config.scale, hflip)
-    )
-    val_data = TreeData(load_data(data, "val", data_root), net.tree, eval_transform(net.transform))
-    output.hint(f"{len(train_data)} training and {len(val_data)} validation images of {len(net.tree.classes)} classes")
-    started = time.perf_counter()
-    with output.progress() as bar:
-        task = bar.add_task("start", total=1)
+    net = build_network(run, read_tree(run.tree))
+    settings = run.train
+    with output.quiet(int(os.environ.get("RANK", "0")) > 0):  # of several processes, one speaks
+        if settings.frozen_trunk and not (run.network.pretrained or run.network.trunk_weights):
+            output.hint("the frozen trunk is untrained: give --pretrained or --trunk-weights")
+        augment = train_transform(net.transform, settings.aa, settings.scale, settings.hflip, settings.reprob)
+        train_data, val_data = (
+            TreeData(load_data(run.data, split, run.data_root), net.tree, transform, subset=run.allow_missing)
+            for split, transform in (("train", augment), ("val", eval_transform(net.transform)))
+        )
+        for data_set, name in ((train_data, "training"), (val_data, "validation")):
+            if data_set.left_out:
+                output.hint(f"{data_set.left_out} {name} images of classes that the tree lacks are left out")
+        output.hint(
+            f"{len(train_data)} training and {len(val_data)} validation images of {len(net.tree.classes)} classes"
+        )
+        started = time.perf_counter()
+        with output.progress() as bar:
+            watch = output.TrainingProgress(bar, settings.epochs)
 
-        def on_batch(phase: str, step: int, steps: int) -> None:
-            bar.update(task, description=phase, completed=step, total=steps)
+            def on_epoch(epoch: Epoch) -> None:
+                watch.epoch_done()
+                output.hint(
+                    f"epoch {epoch.epoch:>3}/{settings.epochs}  loss {epoch.train_loss:.4f}  "
+                    f"val loss {epoch.val_loss:.4f}  val top-1 {100 * epoch.val_top1:.2f} %  lr {epoch.lr:.2g}  "
+                    f"{epoch.seconds:.1f} s"
+                )
 
-        def on_epoch(epoch: Epoch) -> None:
-            output.hint(
-                f"epoch {epoch.epoch:>3}/{epochs}  loss {epoch.train_loss:.4f}  val loss {epoch.val_loss:.4f}  "
-                f"val top-1 {100 * epoch.val_top1:.2f} %  lr {epoch.lr:.2g}  {epoch.seconds:.1f} s"
-            )
-
-        history = training.train(net, train_data, val_data, config, out, place, on_epoch, on_batch)
+            try:
+                history = training.train(
+                    net,
+                    train_data,
+                    val_data,
+                    settings,
+                    out,
+                    place,
+                    on_epoch,
+                    watch.batch_done,
+                    described=_described(run),
+                    resume=resume,
+                    save_minutes=save_minutes,
+                    cache_dir=cache_dir,
+                    cache_size=limit,
+                    log_with=log_with,
+                )
+            except training.Stopped as stopped:
+                raise typer.Exit(_stopped(str(stopped), out)) from None
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     best = max(history, key=lambda epoch: epoch.val_top1)
     seconds = time.perf_counter() - started
     result = {
@@ -203,45 +241,58 @@ def train(
         "best_epoch": best.epoch,
         "val_top1": best.val_top1,
         "val_loss": best.val_loss,
+        "images": len(val_data),
         "seconds": seconds,
+        "images_per_second": len(train_data) * len(history) / sum(epoch.seconds for epoch in history),
     }
     if as_json:
         output.show_json(result)
-    else:
-        output.show(
-            f"best epoch {best.epoch}: top-1 {100 * best.val_top1:.2f} % on {len(val_data)} validation images, "
-            f"after {seconds:.0f} s; {out / 'best.safetensors'}"
-        )
+        return
+    output.show(
+        f"best epoch {best.epoch}: top-1 {100 * best.val_top1:.2f} % on {len(val_data)} validation images, "
+        f"after {seconds:.0f} s ({result['images_per_second']:.0f} images/s); {out / 'best.safetensors'}"
+    )
 
 
-def _network(
-    tree: ClassTree,
-    plain: bool,
-    name: str,
-    shape: dict[str, Any],
-    backbone_args: dict[str, Any],
-    pretrained: bool,
-    weights: Path | None,
-    img_size: int | None,
-    seed: int,
-) -> HierarchicalNet | PlainNet:
-    import torch
+def _nested(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options as a recipe nests them."""
+    from hlnet.recipes import NetworkSettings, RunConfig
+    from hlnet.train_config import TrainConfig
 
-    from hlnet.plain import PlainConfig, PlainNet
-    from hlnet.presets import PRESETS, create_model
-    from hlnet.trunk import load_trunk_weights, size_arguments
+    found: dict[str, Any] = {"network": {}, "transform": {}, "train": {}}
+    if "backbone_arg" in flags:
+        found["network"]["backbone_args"] = options.settings(flags.pop("backbone_arg"), "--backbone-arg")
+    for name in ("widths", "strides"):
+        if name in flags:
+            flags[name] = options.integers(flags[name], f"--{name}")
+    if "scale" in flags:
+        flags["scale"] = options.numbers(flags["scale"], "--scale")
+    if "batch_size" in flags and flags["batch_size"] != "auto":
+        flags["batch_size"] = (options.integers(flags["batch_size"], "--batch-size") or (0,))[0]
+    if "img_size" in flags:
+        found["transform"]["input_size"] = flags["img_size"]
+    for name in ("mean", "std"):
+        if name in flags:
+            found["transform"][name] = options.numbers(flags[name], f"--{name}")
+    for name, value in flags.items():
+        if name in TrainConfig.model_fields:
+            found["train"][name] = value
+        elif name in NetworkSettings.model_fields:
+            found["network"][name] = value
+        elif name in RunConfig.model_fields:
+            found[name] = value
+    return found
 
-    torch.manual_seed(seed)
-    backbone = PRESETS.get(name, {}).get("backbone", name)
-    arguments = size_arguments(backbone, img_size) | backbone_args
-    net: HierarchicalNet | PlainNet
-    if plain:
-        if unused := [option for option in ("block", "widths", "strides") if shape[option] is not None]:
-            raise UsageError(f"--{unused[0]} shapes branches, and a plain network has none; leave it or --plain out")
-        config = PlainConfig(backbone=backbone, split_point=shape["split_point"], backbone_args=arguments)
-        net = PlainNet(config, tree, pretrained)
-    else:
-        net = create_model(name, tree, pretrained, backbone_args=arguments, **shape)
-    if weights:
-        load_trunk_weights(net.trunk_module, weights, net.trunk_names)
-    return net
+
+def _described(run: RunConfig) -> dict[str, Any]:
+    """What the run folder's config.toml tells besides the network, its input and the training."""
+    network = run.network.model_dump(include={"pretrained", "trunk_weights"}, exclude_none=True)
+    return {**run.model_dump(include={"data", "data_root", "allow_missing"}, exclude_none=True), "network": network}
+
+
+def _stopped(message: str, out: Path) -> int:
+    """Tell how to go on; the exit code of a command that Ctrl-C ended."""
+    from hlnet.cli import output
+
+    output.hint(f"{message}; go on with: hlnet train --resume --out {out}")
+    return 130

@@ -1,0 +1,162 @@
+"""The run folder: what a training run writes, and in which order, so that it can be killed at any moment.
+
+Notable here: every file is replaced whole (``hlnet.files.replacing``), and the state to go on from is written last. A
+run that was killed in between does the epoch again and writes the same files once more.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+from torch import Tensor
+
+from hlnet.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.errors import UsageError
+from hlnet.files import replacing
+from hlnet.network import HierarchicalNet
+from hlnet.plain import PlainNet
+from hlnet.run_state import STATE_FILE, RunState
+from hlnet.train_config import TrainConfig
+from hlnet.tree_io import write_tree
+
+if TYPE_CHECKING:
+    from hlnet.training import Epoch
+
+CONFIG_FILE, METRICS_FILE, TREE_FILE, BEST_FILE, LAST_FILE = (
+    "config.toml",
+    "metrics.csv",
+    "classes.tree.json",
+    "best.safetensors",
+    "last.safetensors",
+)
+#: What a run folder holds.
+RUN_FILES = (CONFIG_FILE, TREE_FILE, METRICS_FILE, "curves.png", BEST_FILE, LAST_FILE, STATE_FILE)
+#: Settings that may change when a run goes on: they say how it runs, not what it computes.
+FREE = {"workers", "skip_unreadable"}
+
+
+class RunFolder:
+    """The files of one run; with ``out=None`` nothing is written.
+
+    Args:
+        out: the folder.
+        config: the run's settings.
+        described: what else ``config.toml`` tells, such as the data's name.
+    """
+
+    def __init__(self, out: str | Path | None, config: TrainConfig, described: dict[str, Any] | None = None) -> None:
+        self.out = None if out is None else Path(out)
+        self.config = config
+        self.described = described or {}
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings as plain values: what the weights' provenance tells."""
+        return {**self.described, "train": self.config.model_dump(mode="json")}
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.out is not None and (self.out / STATE_FILE).exists()
+
+    def clear(self) -> None:
+        """Remove an earlier run's files, which must not stand beside this one's."""
+        if self.out is None:
+            return
+        for name in RUN_FILES:
+            (self.out / name).unlink(missing_ok=True)
+        self._remove_drafts()
+
+    def write_config(self, net: HierarchicalNet | PlainNet) -> None:
+        """``config.toml``, from which the run can be repeated, and the tree beside it."""
+        if self.out is None:
+            return
+        network = {"plain": isinstance(net, PlainNet), **net.config.model_dump(mode="json", exclude_none=True)}
+        settings = {
+            **{name: value for name, value in self.described.items() if name != "network"},
+            "tree": TREE_FILE,
+            "network": {**network, **self.described.get("network", {})},
+            "transform": net.transform.model_dump(mode="json"),
+            "train": self.config.model_dump(mode="json", exclude_none=True),
+        }
+        write_tree(net.tree, self.out / TREE_FILE)
+        with replacing(self.out / CONFIG_FILE) as draft:
+            draft.write_text(tomli_w.dumps(settings), encoding="utf-8")
+
+    def write_epoch(
+        self, net: HierarchicalNet | PlainNet, weights: dict[str, Tensor], history: Sequence[Epoch], improved: bool
+    ) -> None:
+        """The weights, the figures and their picture after an epoch."""
+        if self.out is None:
+            return
+        from hlnet.plots import plot_curves
+
+        save_checkpoint(net, self.out / LAST_FILE, weights)
+        if improved:
+            save_checkpoint(net, self.out / BEST_FILE, weights)
+        with replacing(self.out / METRICS_FILE) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(type(history[0]).model_fields))
+            writer.writeheader()
+            writer.writerows(epoch.model_dump() for epoch in history)
+        plot_curves(list(history), self.out / "curves.png")
+
+    def save_state(self, state: RunState, net: HierarchicalNet | PlainNet) -> None:
+        """The state to go on from."""
+        if self.out is not None:
+            state.settings = self._settings(net)
+            state.save(self.out)
+
+    def load_state(self, net: HierarchicalNet | PlainNet) -> RunState:
+        """Read it back.
+
+        Raises:
+            UsageError: if it is of a run with other settings.
+            CheckpointError: if it is damaged.
+        """
+        assert self.out is not None
+        self._remove_drafts()
+        state = RunState.load(self.out)
+        ours, theirs = (_flat(json.loads(text)) for text in (self._settings(net), state.settings))
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                raise UsageError(
+                    f"the run in '{self.out}' began with {name} {theirs.get(name)!r}, now it is {ours.get(name)!r}; "
+                    f"give the same settings (hlnet train --config {self.out / CONFIG_FILE} --resume), or --overwrite"
+                )
+        return state
+
+    def best(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Weights and metrics of the best epoch so far, as ``best.safetensors`` has them."""
+        assert self.out is not None
+        found = load_checkpoint(self.out / BEST_FILE)
+        return dict(found.state_dict()), found.provenance.metrics
+
+    def _settings(self, net: HierarchicalNet | PlainNet) -> str:
+        train = self.config.model_dump(mode="json", exclude=FREE)
+        return json.dumps(
+            {
+                "train": train,
+                "network": net.config.model_dump(mode="json"),
+                "transform": net.transform.model_dump(mode="json"),
+                "classes": list(net.tree.classes),
+            }
+        )
+
+    def _remove_drafts(self) -> None:
+        """What a run that was killed while writing has left."""
+        assert self.out is not None
+        for draft in self.out.glob(".hlnet-*"):
+            draft.unlink(missing_ok=True)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        (name if part == "train" else f"{part}.{name}"): value
+        for part, values in settings.items()
+        for name, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
