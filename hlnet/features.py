@@ -235,9 +235,11 @@ def map_array(file: Path) -> Tensor:
 
             with suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(source, fcntl.LOCK_SH)
-        if np.lib.format.read_magic(source) != (1, 0):
-            raise ValueError("not version 1.0 of npy")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(source)
+        try:
+            np.lib.format.read_magic(source)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(source)
+        except Exception as error:  # whatever numpy's parser says of a damaged header
+            raise ValueError("it has no header of a .npy file") from error
         # The map keeps a duplicate of the file's descriptor, and with it the lock.
         array = np.memmap(source, dtype, "r", source.tell(), shape)
     with warnings.catch_warnings():

@@ -117,7 +117,10 @@ class BinaryCrossEntropy(TrainingLoss):
     *summed* over classes and averaged over the batch: the gradient of a logit is ``s_j - t_j``, as that of softmax
     cross-entropy is ``p_j - t_j``, however many other classes there are. A mean over 1000 classes, timm's default,
     makes gradients a thousand times smaller: Adam does not mind, but a learning rate of SGD, ``clip_grad`` and the
-    range of float16 do. In return the first values are large: ``0.69 K`` where all logits are 0.
+    range of float16 do.
+
+    With many classes, biases must not start at 0: all but one of the detectors then push the network to say "no" to
+    everything, and its features may never recover. Start them at :func:`prior_logit`, or clip gradients.
 
     Args:
         smoothing: label smoothing, at least 0 and below 1; with 0, sigmoids are trained to be probabilities.
@@ -137,6 +140,19 @@ class BinaryCrossEntropy(TrainingLoss):
     def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         loss: Tensor = self.loss(logits, targets)
         return loss
+
+
+def prior_logit(classes: int) -> float:
+    """The logit of a class of so many before anything is seen, ``-log(K - 1)``: where detectors' biases should start.
+
+    From there the gradients of :class:`BinaryCrossEntropy` on a detector's bias cancel over all classes (Lin et al.,
+    "Focal Loss for Dense Object Detection", ICCV 2017, Sec. 3.3).
+
+    Example:
+        >>> torch.tensor(prior_logit(1000)).sigmoid()
+        tensor(0.0010)
+    """
+    return -math.log(max(1, classes - 1))
 
 
 class HierarchicalCrossEntropy(TrainingLoss):
@@ -176,7 +192,7 @@ class HierarchicalCrossEntropy(TrainingLoss):
             raise UsageError(f"hierarchical alpha {alpha} must be a finite number of at least 0, such as 0.1")
         # Of levels with the same nodes the last stands for all: PHL, whose levels are alike, is plain cross-entropy.
         last = tree.num_levels - 1
-        levels = [level for level in range(last) if tree.counts[level] < tree.counts[level + 1]] if alpha else []
+        levels = [level for level in range(last) if tree.counts[level] < tree.counts[level + 1]]
         steps = [0, *(level + 1 for level in levels)]
         self.weights = [
             math.exp(-alpha * start) * -math.expm1(-alpha * (end - start)) for start, end in pairwise(steps)

@@ -31,6 +31,7 @@ class RunState:
         step: how many of its steps were done.
         updates: steps since the start.
         seconds: that this epoch took so far.
+        lr: learning rate at its beginning.
         totals: sums of loss, right answers and images of this epoch, over all processes, ``[3]``.
         history: the epochs that are done.
         settings: the run's settings as JSON; another run's state is not taken.
@@ -41,6 +42,7 @@ class RunState:
     step: int
     updates: int
     seconds: float
+    lr: float
     totals: torch.Tensor
     weights: dict[str, Any]
     optimizer: dict[str, Any]

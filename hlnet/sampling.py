@@ -36,7 +36,7 @@ class EpochSampler(Sampler[int]):
 
     Example:
         >>> sampler = EpochSampler("abcd", seed=0)
-        >>> sampler.set_epoch(3)
+        >>> sampler.begin(3)
         >>> sorted(sampler), list(sampler) == list(sampler)
         ([12, 13, 14, 15], True)
     """
@@ -47,8 +47,11 @@ class EpochSampler(Sampler[int]):
         self.length = self.size - 1 if lonely else self.size
         self.epoch, self.start = 0, 0
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many of its images to pass over."""
+    def begin(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and how many of its images to pass over.
+
+        (Not called ``set_epoch``: accelerate would call that by itself, with its own count.)
+        """
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[int]:

@@ -206,7 +206,7 @@ class _Run:
         tell: Callable[[str, int, int], None],
     ) -> None:
         self.net, self.config, self.accelerator, self.tell = net, config, accelerator, tell
-        self.number, self.start, self.updates, self.seconds = 1, 0, 0, 0.0  # where to begin
+        self.number, self.start, self.updates, self.seconds, self.lr = 1, 0, 0, 0.0, 0.0  # where to begin
         self.history: list[Epoch] = []
         self.totals = torch.zeros(3, device=accelerator.device)
         several = accelerator.num_processes > 1
@@ -241,14 +241,15 @@ class _Run:
         if self.config.unfreeze_epochs:
             thaw(self.net, (number - 1) // self.config.unfreeze_epochs)
         started = time.perf_counter() - self.seconds
-        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        if not self.start:
+            self.lr = max(group["lr"] for group in self.optimizer.param_groups)
         loss, top1 = self._train(number, started, interrupted, folder, save_minutes)
         val_loss, val_top1 = self._validate()
         self.start, self.seconds = 0, 0.0
         self.totals.zero_()
         return Epoch(
             epoch=number,
-            lr=lr,
+            lr=self.lr,
             train_loss=loss,
             train_top1=top1,
             val_loss=val_loss,
@@ -274,6 +275,7 @@ class _Run:
             step=step,
             updates=self.updates,
             seconds=seconds,
+            lr=self.lr,
             totals=totals.cpu(),
             weights=self.net.state_dict(),
             optimizer=self.optimizer.state_dict(),
@@ -291,7 +293,8 @@ class _Run:
         if self.average is not None and state.average is not None:
             self.average.module.load_state_dict(state.average)
         self.history = [Epoch(**epoch) for epoch in state.history]
-        self.number, self.start, self.updates, self.seconds = state.epoch, state.step, state.updates, state.seconds
+        self.number, self.start, self.updates = state.epoch, state.step, state.updates
+        self.seconds, self.lr = state.seconds, state.lr
         self.totals += state.totals.to(self.totals.device) / self.accelerator.num_processes
         self.schedule.step_update(self.updates)
 
@@ -300,7 +303,7 @@ class _Run:
     ) -> tuple[float, float]:
         self.net.train()
         self.module.train()
-        self.sampler.set_epoch(number, self.start * self.batch_size * self.accelerator.num_processes)
+        self.sampler.begin(number, self.start * self.batch_size * self.accelerator.num_processes)
         saved = time.perf_counter()
         last = self.steps
         for step, (inputs, labels) in enumerate(self._batches(), start=self.start + 1):

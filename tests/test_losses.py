@@ -19,6 +19,7 @@ from hlnet.losses import (
     SoftLabels,
     TrainingLoss,
     make_loss,
+    prior_logit,
 )
 from hlnet.train_config import TrainConfig
 from hlnet.tree import ClassTree
@@ -119,6 +120,15 @@ def test_a_detector_learns_the_same_however_many_others_there_are():
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_at_the_prior_a_detector_is_pushed_neither_up_nor_down(classes, smoothing):
+    logits = torch.full((classes, classes), prior_logit(classes), dtype=torch.float64).requires_grad_()
+    BinaryCrossEntropy(smoothing)(logits, torch.arange(classes)).backward()  # each class once
+    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(classes, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert prior_logit(1) == 0
+
+
 # ---------------------------------------------------------------------- hierarchical cross-entropy
 
 
@@ -149,8 +159,10 @@ def test_hierarchical_with_alpha_0_is_exactly_cross_entropy(tree, seed):
 def test_hierarchical_is_cross_entropy_where_there_is_no_hierarchy(levels):
     tree = ClassTree.parallel(["a", "b", "c", "d"], levels)
     logits, targets, shares = batch(4)
+    loss = HierarchicalCrossEntropy(tree, 2.0)
+    assert loss.weights == [1.0]  # levels that are alike cost no time either
     for aim in (targets, shares):
-        assert torch.equal(HierarchicalCrossEntropy(tree, 2.0)(logits, aim), F.cross_entropy(logits, aim))
+        assert torch.equal(loss(logits, aim), F.cross_entropy(logits, aim))
 
 
 def test_hierarchical_makes_mistakes_within_a_family_cheaper():
