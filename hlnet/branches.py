@@ -62,9 +62,11 @@ class BranchLevel(nn.Module, ABC):
 
     def family(self, rows: slice) -> Family:
         """Views of the rows of some siblings."""
+        first, count = rows.start, rows.stop - rows.start  # narrow() is quicker than indexing: experts at run time wait
         return {
-            name: tensor[rows]
-            for name, tensor in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+            name: tensor.narrow(0, first, count)
+            for name, tensor in (*self._parameters.items(), *self._buffers.items())
+            if tensor is not None
         }
 
     @abstractmethod

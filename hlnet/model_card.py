@@ -140,10 +140,10 @@ def _lines(nested: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
 
 
 def _selection(tree: ClassTree) -> str:
-    """An argument of ``--classes`` that works: an inner node if one may be written plainly, else the first class."""
+    """An argument of ``--classes`` that leaves something out: a node that can be written plainly, else a number."""
     for path in [node.path for row in tree.levels[:-1] for node in row if not node.continued] + list(tree.classes):
         try:
-            if 0 < len(select_classes(tree, path)) < len(tree.classes):
+            if re.fullmatch(r"\w[\w /.'+-]*", path) and len(select_classes(tree, path)) < len(tree.classes):
                 return shlex.quote(path)
         except HlnetError:
             continue
@@ -157,7 +157,7 @@ def _metric(name: str) -> str:
         "val_loss": "loss on validation images",
         "epoch": "after epoch",
     }
-    return known.get(name) or _code(name)
+    return known.get(name) or _code(name).replace("|", "\\|")  # it stands in a table
 
 
 def _value(name: str, value: float) -> str:

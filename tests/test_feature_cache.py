@@ -618,18 +618,19 @@ def test_a_file_for_a_folder_is_refused(tmp_path):
         cached_features(build(), photos(tmp_path), folder=tmp_path / "cache")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_to_read_from_serves(tmp_path, cache):
+def test_a_folder_that_may_only_be_read_serves(tmp_path, cache, monkeypatch):
     net = build()
     cached_features(net, photos(tmp_path), folder=cache)
     seen = computed(net)
-    cache.chmod(0o500)
-    try:
-        assert len(cached_features(net, photos(tmp_path), folder=cache)) == 7 and seen == []
-        with pytest.raises(RunError, match="cannot write"):
-            cached_features(net, augmented(tmp_path), folder=cache)
-    finally:
-        cache.chmod(0o700)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(hlnet.feature_cache.FileLock, "acquire", refuse)
+    assert len(cached_features(net, photos(tmp_path), folder=cache)) == 7 and seen == []
+    with pytest.raises(RunError, match="cannot write .*: Permission denied; .*cache_dir"):
+        cached_features(net, augmented(tmp_path), folder=cache)
 
 
 # ---------------------------------------------------------------------- sizes
