@@ -30,7 +30,7 @@ from hlnet.errors import RunError, UsageError
 from hlnet.feature_cache import cached_features
 from hlnet.features import CachedFeatures
 from hlnet.layers import thaw
-from hlnet.losses import make_loss
+from hlnet.losses import make_loss, prior_logit
 from hlnet.network import HierarchicalNet
 from hlnet.optimizing import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.plain import PlainNet
@@ -154,6 +154,8 @@ def train(
             )
             for data, views, phase in ((train_data, config.cache_views, "features"), (val_data, 1, "features (val)"))
         )
+    if config.loss == "bce" and not net.provenance.metrics:  # it was never trained
+        _start_as_detectors(net)
     run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell)
     net.provenance.recipe = folder.recipe
     if resume and folder.has_state:
@@ -231,8 +233,9 @@ class _Run:
         self.schedule = make_schedule(self.optimizer.optimizer, config, self.steps)
         self.loss = make_loss(config, net.tree).to(accelerator.device)
         self.average = ModelEmaV3(trained, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        smoothing = config.smoothing if config.loss in ("cross-entropy", "bce") else 0.0  # the others do not smooth
         self.mixup = (
-            Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=len(net.tree.classes))
+            Mixup(config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=len(net.tree.classes))
             if config.mixup or config.cutmix
             else None
         )
@@ -393,6 +396,14 @@ class _Run:
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+@torch.no_grad()
+def _start_as_detectors(net: HierarchicalNet | PlainNet) -> None:
+    """Let each class begin at its share, or the first steps only teach all of them to say no."""
+    bias = net.model.get_classifier().bias if isinstance(net, PlainNet) else net.head.leaves.bias
+    if bias is not None:
+        bias.fill_(prior_logit(len(net.tree.classes)))
 
 
 def _seed(*numbers: int) -> None:
