@@ -38,18 +38,24 @@ if TYPE_CHECKING:
     )
     from hlnet.evaluation import confusion_matrix, evaluate
     from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
+    from hlnet.feature_cache import cached_features
     from hlnet.features import CachedFeatures
+    from hlnet.hub import locate_model, write_model_folder
     from hlnet.inference import InferenceNet, optimize
     from hlnet.llm.nesting import nest_with_llm, tree_prompt
     from hlnet.llm.server import ask_server
+    from hlnet.losses import make_loss
+    from hlnet.model_card import model_card
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.outline import Outline
     from hlnet.plain import PlainConfig, PlainNet
     from hlnet.prediction import predict
     from hlnet.presets import PRESETS, create_model, network_config
     from hlnet.profiling import profile, unit_costs
+    from hlnet.recipes import RunConfig, build_network, read_run_config, shipped_recipes
     from hlnet.selection import read_selections, select_classes
-    from hlnet.training import TrainConfig, train
+    from hlnet.train_config import TrainConfig
+    from hlnet.training import train
     from hlnet.tree import ClassTree, Node
     from hlnet.tree_io import read_tree, shipped_trees, write_tree
     from hlnet.tree_measures import check_tree, compare_trees
@@ -86,10 +92,14 @@ _MODULES = {
     ),
     "evaluation": ("confusion_matrix", "evaluate"),
     "expert": ("cut_checkpoint", "cut_expert", "verify_expert"),
+    "feature_cache": ("cached_features",),
     "features": ("CachedFeatures",),
+    "hub": ("locate_model", "write_model_folder"),
     "inference": ("InferenceNet", "optimize"),
     "llm.nesting": ("nest_with_llm", "tree_prompt"),
     "llm.server": ("ask_server",),
+    "losses": ("make_loss",),
+    "model_card": ("model_card",),
     "network": ("HierarchicalNet", "NetworkConfig"),
     "outline": ("Outline",),
     "plain": ("PlainConfig", "PlainNet"),
@@ -99,8 +109,10 @@ _MODULES = {
         "profile",
         "unit_costs",
     ),
+    "recipes": ("RunConfig", "build_network", "read_run_config", "shipped_recipes"),
     "selection": ("read_selections", "select_classes"),
-    "training": ("TrainConfig", "train"),
+    "train_config": ("TrainConfig",),
+    "training": ("train",),
     "tree": ("ClassTree", "Node"),
     "tree_io": ("read_tree", "shipped_trees", "write_tree"),
     "tree_measures": ("check_tree", "compare_trees"),

@@ -213,26 +213,31 @@ def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: st
     """Put the weights into an empty network.
 
     Raises:
+        CheckpointError: as :func:`check_weights`.
+    """
+    check_weights(model, weights, path)
+    model.load_state_dict(weights, assign=True)
+
+
+def check_weights(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Whether the weights are this network's, by name, shape and kind; it may be one without storage.
+
+    Raises:
         CheckpointError: if a tensor is missing, unknown or of another shape; ``path`` is named.
     """
     wanted = model.state_dict()
     problems = [f"lacks '{name}'" for name in wanted.keys() - weights.keys()]
     problems += [f"has an unknown '{name}'" for name in weights.keys() - wanted.keys()]
-    problems += [
-        f"has '{name}' as {weights[name].dtype} instead of {tensor.dtype}"
-        for name, tensor in wanted.items()
-        if name in weights and weights[name].is_floating_point() != tensor.is_floating_point()
-    ]
-    problems += [
-        f"has '{name}' of shape {list(weights[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
+    for name, tensor in wanted.items():
+        found = weights.get(name, tensor)
+        if found.is_floating_point() != tensor.is_floating_point():
+            problems.append(f"has '{name}' as {found.dtype} instead of {tensor.dtype}")
+        elif found.shape != tensor.shape:
+            problems.append(f"has '{name}' of shape {list(found.shape)} instead of {list(tensor.shape)}")
     if problems:
         raise CheckpointError(
             f"'{path}' does not fit its own header: it {sorted(problems)[0]} ({len(problems)} in all)"
         )
-    model.load_state_dict(weights, assign=True)
 
 
 # ---------------------------------------------------------------------- helpers

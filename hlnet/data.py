@@ -139,6 +139,16 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
     return _folder(Path(data), split)
 
 
+def is_source(data: str) -> bool:
+    """Whether this names a source of images, and no folder, even where there is one of that name.
+
+    Example:
+        >>> is_source("digits"), is_source("hfds/food101"), is_source("photos")
+        (True, True, False)
+    """
+    return data == "digits" or data.startswith(TIMM_SOURCES)
+
+
 def eval_transform(transform: InputTransform) -> Callable[[Image.Image], Tensor]:
     """Resize, crop and normalise, as ``transform`` says; no randomness."""
     return _Prepare(transform.model_dump() | {"is_training": False})
@@ -179,14 +189,14 @@ def train_transform(
 def loader(
     data: Dataset[Any], batch_size: int, workers: int = 0, sampler: Sampler[int] | None = None
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """A ``DataLoader``, in the data's order or a sampler's; its workers leave Ctrl-C to the main process."""
+    """A ``DataLoader``, in the data's order or a sampler's; its workers leave signals to the main process."""
     return DataLoader(
         data,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_stand_apart,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -296,8 +306,11 @@ def _load_item(dataset: Any, name: str, position: int) -> Image.Image:
     return image
 
 
-def _ignore_interrupts(_worker: int) -> None:
+def _stand_apart(_worker: int) -> None:
+    """Ctrl-C, or a SIGTERM to the whole group, is for the main process, which may want another batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _class_to_idx(dataset: Any) -> Sequence[str]:

@@ -27,7 +27,8 @@ from hlnet.files import make_folder, replacing
 from hlnet.network import HierarchicalNet
 from hlnet.presets import create_model
 from hlnet.profiling import Profile, profile, with_latency
-from hlnet.training import TrainConfig, train
+from hlnet.train_config import TrainConfig
+from hlnet.training import train
 from hlnet.tree import ClassTree
 from hlnet.tree_io import write_tree
 from hlnet.tree_picture import draw_tree

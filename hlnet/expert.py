@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hlnet.checkpoint import Header, empty_network, fill, opened, read_header, write_checkpoint
+from hlnet.checkpoint import Header, check_weights, empty_network, fill, header_of, opened, write_checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
 from hlnet.network import HierarchicalNet, Provenance
 from hlnet.plain import PlainNet
@@ -58,7 +58,7 @@ def cut_expert(
 
 
 def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int], out: str | Path) -> None:
-    """Cut an expert from file to file, without building a network: takes little longer than copying what it keeps.
+    """Cut an expert from file to file, whose weights are in memory once: takes little longer than copying them.
 
     Args:
         source: a checkpoint, of which only the kept rows are read.
@@ -78,7 +78,10 @@ def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int],
         >>> hlnet.load_checkpoint(cats).tree.classes
         ('tabby', 'siamese')
     """
-    write_checkpoint(*_read_cut(source, classes), out)
+    header, weights = _read_cut(source, classes)
+    with torch.device("meta"):
+        check_weights(empty_network(header), weights, source)
+    write_checkpoint(header, weights, out)
 
 
 def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor | None = None) -> float:
@@ -117,12 +120,12 @@ def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor
 
 def _read_cut(source: str | Path, classes: str | int | Iterable[str | int]) -> tuple[Header, dict[str, Tensor]]:
     """The expert's header and weights, read from a file."""
-    header = read_header(source)
-    if header.kind == "plain":
-        raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
-    pruned, rows = _pruned(header, classes)
     weights = {}
     with opened(source) as file:
+        header = header_of(file, source)
+        if header.kind == "plain":
+            raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
+        pruned, rows = _pruned(header, classes)
         for name in file.keys():  # noqa: SIM118 - not a mapping
             level = _level(name)
             if level is None:

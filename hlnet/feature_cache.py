@@ -119,7 +119,7 @@ def cached_features(
         raise UsageError("only features of a TreeData, which knows its images, can be kept in a folder (cache_dir)")
     about = feature_key(net, data, views, seed, skip_unreadable)
     make_folder(folder)
-    file = Path(folder).resolve() / f"features-{_digest(about)}.npy"
+    file = Path(folder) / f"features-{_digest(about)}.npy"
     found = _open(file, about, data, warn=False)
     if found is None:
         with _locked(file):

@@ -18,25 +18,16 @@ from huggingface_hub import ModelCard, ModelHubMixin, errors, hf_hub_download
 
 from hlnet.errors import CheckpointError, HlnetError, RunError, UsageError, one_line
 from hlnet.files import make_folder, replacing
+from hlnet.model_names import FOLDER, HUB, is_model_name
 
 if TYPE_CHECKING:
     from hlnet.model_card import CardFacts
     from hlnet.network import HierarchicalNet
     from hlnet.plain import PlainNet
 
-HUB, FOLDER = "hf-hub:", "local-dir:"  # as timm writes them
 MODEL_FILE, RUN_FILE = "model.safetensors", "best.safetensors"
 REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)  # huggingface_hub knows the finer rules
 LOG_IN = "log in (hf auth login) or set HF_TOKEN"
-
-
-def is_model_name(name: str) -> bool:
-    """Whether this names a saved model, as :func:`locate_model` finds it, and no preset or timm model.
-
-    >>> is_model_name("hf-hub:owner/pets"), is_model_name("pets.safetensors"), is_model_name("n3hl_resnet50")
-    (True, True, False)
-    """
-    return name.startswith((HUB, FOLDER)) or name.endswith(".safetensors") or Path(name).exists()
 
 
 def locate_model(name: str | Path) -> Path:
@@ -150,7 +141,7 @@ class HubModel(ModelHubMixin):
         from hlnet.plain import PlainNet
 
         name = str(pretrained_model_name_or_path)
-        if is_model_name(name) and not name.startswith(HUB):
+        if not name.startswith(HUB) and (is_model_name(name) or Path(name).exists()):
             path = locate_model(name)
         else:
             repo_id, inline = _parsed(HUB + name.removeprefix(HUB))

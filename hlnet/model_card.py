@@ -338,9 +338,9 @@ for found in hlnet.predict(hlnet.optimize(net), ["photo.jpg"]):
 - An expert knows nothing of the classes that were left out{{ "" if count > 1 else "; with one class, its answer is
   always 100 %" }}.
 - A cue helps only when it is right; a wrong one costs accuracy.
+- The tree says which classes share features, and nothing about the world.
 {% endif %}
-- Accuracy was found on images like those of the training data. For others, measure it: `hlnet eval`.
-- The tree says how classes share features, and nothing about the world.
+- On images of another kind than it was trained with, its accuracy is unknown until somebody measures it: `hlnet eval`.
 
 ## Citation
 

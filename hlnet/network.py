@@ -233,6 +233,16 @@ class HierarchicalNet(nn.Module, HubModel):
         logits: Tensor = self.head(self.trunk(images), gains)
         return logits
 
+    @property
+    def num_classes(self) -> int:
+        """Number of logits; timm's scripts ask for it."""
+        return len(self.tree.classes)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The input that the network wants, where timm's ``resolve_data_config`` looks for it."""
+        return self.transform.model_dump()
+
     def features(self, images: Tensor) -> Tensor:
         """The trunk's output, ``[B, C, h, w]``; ``self.head`` takes it from there."""
         result: Tensor = self.trunk(images)

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 from accelerate.utils.memory import should_reduce_batch_size
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from hlnet.errors import RunError, UsageError, did_you_mean
+from hlnet.errors import RunError, UsageError, did_you_mean, one_line
 from hlnet.train_config import TrainConfig
 
 #: What ``auto`` starts from on an accelerator, and takes on a CPU, where memory is no measure of a good size.
@@ -29,8 +31,10 @@ def make_accelerator(mixed_precision: str, device: str | None, **trackers: Any) 
         **trackers: ``log_with`` and ``project_dir``.
 
     Raises:
-        UsageError: if accelerate chose another device than the one asked for.
+        UsageError: if accelerate chose another device than the one asked for, or a tracker does not exist or is not
+            installed.
     """
+    _check_tracker(**trackers)
     if os.environ.get("WORLD_SIZE", "1") == "1":  # accelerate remembers the settings of an earlier run in this process
         AcceleratorState._reset_state(reset_partial_state=True)
     cpu = device == "cpu"
@@ -54,9 +58,13 @@ def make_optimizer(trained: nn.Module, config: TrainConfig) -> torch.optim.Optim
     """timm's optimizer for what trains.
 
     Raises:
-        UsageError: if timm has none of that name.
+        UsageError: if timm has none of that name, or it needs what is not here, or ``layer_decay`` is given and the
+            backbone does not tell its layers.
     """
+    known = [str(name) for name in list_optimizers()]
     try:
+        if get_optimizer_info(config.opt.lower().split("_")[-1]).second_order:
+            raise UsageError(f"optimizer '{config.opt}' needs second derivatives, which are not kept here; try adamw")
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             trained,
             opt=config.opt,
@@ -65,8 +73,12 @@ def make_optimizer(trained: nn.Module, config: TrainConfig) -> torch.optim.Optim
             momentum=config.momentum,
             layer_decay=config.layer_decay,
         )
+    except UsageError:
+        raise
     except (ValueError, AssertionError, KeyError) as error:
-        near = did_you_mean(config.opt, map(str, list_optimizers()))
+        if config.opt in known:
+            raise UsageError(f"optimizer '{config.opt}' cannot be used here: {one_line(error)}") from error
+        near = did_you_mean(config.opt, known)
         raise UsageError(f"timm has no optimizer '{config.opt}'.{near} See timm.optim.list_optimizers()") from error
     return optimizer
 
@@ -80,7 +92,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: 
         steps: in an epoch.
 
     Raises:
-        UsageError: if timm has none of that name.
+        UsageError: if timm has none of that name, or the settings do not suit it.
     """
     try:
         schedule, _ = create_scheduler_v2(
@@ -96,7 +108,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: 
             updates_per_epoch=steps,
         )
     except ValueError as error:
-        raise UsageError(f"timm has no schedule '{config.sched}'; try cosine, step, poly, tanh or multistep") from error
+        raise UsageError(
+            f"sched '{config.sched}': {one_line(error)} Try cosine, step, poly, tanh, multistep, wsd or rsqrt"
+        ) from error
     assert schedule is not None
     schedule.step_update(0)
     return schedule
@@ -138,3 +152,19 @@ def fitting_batch_size(trained: nn.Module, inputs: torch.Tensor, images: int, au
         for name, buffer in trained.named_buffers():
             buffer.copy_(kept[name])  # the statistics of batch norms
     raise RunError("not even two images fit the device's memory; take smaller images or a smaller network")
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _check_tracker(log_with: str | None = None, project_dir: Any = None) -> None:
+    """accelerate itself would do without a tracker that is not installed, and say so only to developers."""
+    if log_with is None:
+        return
+    known, installed = (sorted(map(str, found)) for found in (LoggerType, get_available_trackers()))
+    if log_with not in known:
+        raise UsageError(f"log_with '{log_with}': accelerate knows no such tracker; expected {', '.join(known)}")
+    if log_with not in installed and not (log_with == "all" and installed):
+        raise UsageError(f"log_with '{log_with}': the tracker is not installed; pip install {log_with}")
+    if project_dir is None and (log_with == "all" or LOGGER_TYPE_TO_CLASS[log_with].requires_logging_directory):
+        raise UsageError(f"log_with '{log_with}' writes into the run folder; name it (out)")

@@ -148,6 +148,19 @@ def _as_tree(name: str, tree: Any, num_classes: int | None) -> ClassTree:
     return tree
 
 
+def _from_timm(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What timm's own scripts pass: arguments that networks lack are the backbone's, those that are off count not."""
+    from hlnet.network import NetworkConfig
+
+    ours = {"tree", "num_classes", *NetworkConfig.model_fields}
+    found = {name: value for name, value in arguments.items() if name in ours}
+    others = {name: value for name, value in arguments.items() if name not in ours}
+    for name in ("drop_rate", "scriptable", "exportable"):
+        if others.pop(name, None):
+            raise UsageError(f"{name} is not for hierarchical networks; leave it out")
+    return {**found, "backbone_args": {**found.get("backbone_args", {}), **others}}
+
+
 def _entrypoint(name: str) -> Any:
     def build(
         pretrained: bool = False,
@@ -157,7 +170,7 @@ def _entrypoint(name: str) -> Any:
         **kwargs: Any,
     ) -> HierarchicalNet:
         # timm hands these three to every entry point; the trunk finds its own pretrained config by name.
-        return create_model(name, pretrained=pretrained, **kwargs)
+        return create_model(name, pretrained=pretrained, **_from_timm(kwargs))
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"hlnet preset ``{name}``; see ``hlnet.create_model``."

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hlnet.data import is_source
 from hlnet.errors import UsageError, did_you_mean
 from hlnet.presets import PRESETS, create_model
 from hlnet.train_config import TrainConfig
@@ -91,7 +92,7 @@ def read_run_config(source: str | Path | None = None, given: Mapping[str, Any] |
 
     Args:
         source: a shipped recipe's name or a TOML file; default: only defaults. Paths of a tree, of data and of weights
-            that are not found from where we are may be relative to the file's folder.
+            are relative to the file's folder, or, where it has none of that name, to where we are.
         given: what replaces the file's settings, nested as in the file.
 
     Raises:
@@ -203,18 +204,22 @@ def _read(source: str) -> tuple[str, str]:
 
 def _beside(settings: dict[str, Any], folder: Path) -> None:
     """Make paths that lie beside the file whole."""
-    places = [(settings, "tree"), (settings, "data"), (settings.get("network", {}), "trunk_weights")]
+    paths = [(settings, "tree"), (settings, "data"), (settings, "data_root")]
+    places: list[tuple[Any, str]] = [*paths, (settings.get("network"), "trunk_weights")]
     for table, name in places:
         value = table.get(name) if isinstance(table, dict) else None
-        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+        if isinstance(value, str) and not (name == "data" and is_source(value)) and (folder / value).exists():
             table[name] = str(folder / value)
 
 
 def _merged(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(settings)
     for name, value in given.items():
-        before = merged.get(name)
-        merged[name] = _merged(before, value) if isinstance(value, Mapping) and isinstance(before, Mapping) else value
+        before = merged.get(name, {})
+        if isinstance(value, Mapping):  # where the file has no table, it is wrong, and its reader shall say so
+            merged[name] = _merged(before, value) if isinstance(before, Mapping) else before
+        else:
+            merged[name] = value
     return merged
 
 
@@ -222,11 +227,11 @@ def _wrong(error: ValidationError, name: str) -> UsageError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        table = {"network": NetworkSettings, "train": TrainConfig}.get(place[0], RunConfig) if place else RunConfig
-        return UsageError(
-            f"{name} has an unknown setting '{'.'.join(place)}'.{did_you_mean(place[-1], table.model_fields)}"
-        )
+        tables: dict[str, type[BaseModel]] = {"network": NetworkSettings, "train": TrainConfig}
+        known = (tables.get(place[0], RunConfig) if len(place) > 1 else RunConfig).model_fields
+        return UsageError(f"{name} has an unknown setting '{'.'.join(place)}'.{did_you_mean(place[-1], known)}")
     message = first["msg"].removeprefix("Value error, ")
-    if len(place) < 2:
+    if first["type"] == "value_error":  # of settings that do not go together; it names them itself
         return UsageError(f"{name}: {message}")
-    return UsageError(f"{name}: {place[1]} {first['input']!r}: {message}")
+    setting = place[1] if place[0] in ("network", "train") and len(place) > 1 else place[0]
+    return UsageError(f"{name}: {setting} {first['input']!r}: {message}")

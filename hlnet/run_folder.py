@@ -7,6 +7,7 @@ run that was killed in between does the epoch again and writes the same files on
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ import tomli_w
 from torch import Tensor
 
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.data import is_source
 from hlnet.errors import UsageError
 from hlnet.files import replacing
+from hlnet.model_names import MODEL_FILES
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 from hlnet.run_state import STATE_FILE, RunState
 from hlnet.train_config import TrainConfig
-from hlnet.tree_io import write_tree
+from hlnet.tree_io import tree_to_json, write_tree
 
 if TYPE_CHECKING:
     from hlnet.training import Epoch
@@ -34,8 +37,10 @@ CONFIG_FILE, METRICS_FILE, TREE_FILE, BEST_FILE, LAST_FILE = (
     "best.safetensors",
     "last.safetensors",
 )
-#: What a run folder holds.
-RUN_FILES = (CONFIG_FILE, TREE_FILE, METRICS_FILE, "curves.png", BEST_FILE, LAST_FILE, STATE_FILE)
+#: The best network as a finished product, with a model card.
+MODEL_FOLDER = "model"
+#: What a run folder holds besides; the state first, for without the others it is of no use.
+RUN_FILES = (STATE_FILE, METRICS_FILE, "curves.png", BEST_FILE, LAST_FILE, CONFIG_FILE, TREE_FILE)
 #: Settings that may change when a run goes on: they say how it runs, not what it computes.
 FREE = {"workers", "skip_unreadable"}
 
@@ -64,29 +69,37 @@ class RunFolder:
         """Whether there is something to go on from."""
         return self.out is not None and (self.out / STATE_FILE).exists()
 
-    def clear(self) -> None:
-        """Remove an earlier run's files, which must not stand beside this one's."""
+    def clear(self, resume: bool = False) -> None:
+        """Remove an earlier run's files, which must not stand beside this one's.
+
+        Args:
+            resume: this one was to go on, but had not come to its first state: keep what it may be started from again.
+        """
         if self.out is None:
             return
         for name in RUN_FILES:
-            (self.out / name).unlink(missing_ok=True)
+            if not (resume and name in (CONFIG_FILE, TREE_FILE)):
+                (self.out / name).unlink(missing_ok=True)
+        for name in MODEL_FILES:
+            (self.out / MODEL_FOLDER / name).unlink(missing_ok=True)
         self._remove_drafts()
 
     def write_config(self, net: HierarchicalNet | PlainNet) -> None:
         """``config.toml``, from which the run can be repeated, and the tree beside it."""
         if self.out is None:
             return
-        network = {"plain": isinstance(net, PlainNet), **net.config.model_dump(mode="json", exclude_none=True)}
+        network = {"plain": isinstance(net, PlainNet), **net.config.model_dump(mode="json")}
         settings = {
-            **{name: value for name, value in self.described.items() if name != "network"},
+            **{name: _anywhere(name, value) for name, value in self.described.items() if name != "network"},
             "tree": TREE_FILE,
-            "network": {**network, **self.described.get("network", {})},
+            "network": network
+            | {name: _anywhere(name, value) for name, value in self.described.get("network", {}).items()},
             "transform": net.transform.model_dump(mode="json"),
-            "train": self.config.model_dump(mode="json", exclude_none=True),
+            "train": self.config.model_dump(mode="json"),
         }
         write_tree(net.tree, self.out / TREE_FILE)
         with replacing(self.out / CONFIG_FILE) as draft:
-            draft.write_text(tomli_w.dumps(settings), encoding="utf-8")
+            draft.write_text(tomli_w.dumps(_told(settings)), encoding="utf-8")
 
     def write_epoch(
         self, net: HierarchicalNet | PlainNet, weights: dict[str, Tensor], history: Sequence[Epoch], improved: bool
@@ -143,7 +156,7 @@ class RunFolder:
                 "train": train,
                 "network": net.config.model_dump(mode="json"),
                 "transform": net.transform.model_dump(mode="json"),
-                "classes": list(net.tree.classes),
+                "tree": hashlib.sha256(json.dumps(tree_to_json(net.tree)).encode()).hexdigest()[:12],
             }
         )
 
@@ -154,9 +167,28 @@ class RunFolder:
             draft.unlink(missing_ok=True)
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def _anywhere(name: str, value: Any) -> Any:
+    """A setting that is a path, such that it holds from any folder; all else as it is."""
+    is_path = name in ("data_root", "trunk_weights") or (
+        name == "data" and not is_source(str(value)) and Path(value).is_dir()
+    )
+    return str(Path(value).absolute()) if is_path and value else value
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what is not set, which TOML cannot say."""
     return {
-        (name if part == "train" else f"{part}.{name}"): value
-        for part, values in settings.items()
-        for name, value in (values.items() if isinstance(values, dict) else [("", values)])
+        name: _told(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if value is not None
     }
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part, values in settings.items():
+        if isinstance(values, dict):
+            found |= {(name if part == "train" else f"{part}.{name}"): value for name, value in values.items()}
+        else:
+            found[part] = values
+    return found

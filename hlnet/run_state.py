@@ -32,7 +32,9 @@ class RunState:
         updates: steps since the start.
         seconds: that this epoch took so far.
         lr: learning rate at its beginning.
-        totals: sums of loss, right answers and images of this epoch, over all processes, ``[3]``.
+        totals: sums of loss, right answers and images of this epoch, by process, ``[processes, 3]``.
+        images: to train on; with another number, the same step would be another.
+        batch_size: of each process.
         history: the epochs that are done.
         settings: the run's settings as JSON; another run's state is not taken.
         weights, optimizer, scaler, average: state dicts. (timm's schedules are functions of ``updates``.)
@@ -44,6 +46,8 @@ class RunState:
     seconds: float
     lr: float
     totals: torch.Tensor
+    images: int
+    batch_size: int
     weights: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None = None

@@ -33,6 +33,8 @@ class EpochSampler(Sampler[int]):
         data: its length counts.
         seed: of the order.
         batch_size: with it, a last batch of a single image is left out: batch normalisation cannot use it.
+        processes: that share the epoch. With several, its first images come again at its end, until each has whole
+            batches. (accelerate would do so too, but take those with which a resumed epoch goes on for its first.)
 
     Example:
         >>> sampler = EpochSampler("abcd", seed=0)
@@ -41,10 +43,14 @@ class EpochSampler(Sampler[int]):
         ([12, 13, 14, 15], True)
     """
 
-    def __init__(self, data: Sized, seed: int, batch_size: int | None = None) -> None:
+    def __init__(self, data: Sized, seed: int, batch_size: int | None = None, processes: int = 1) -> None:
         self.size, self.seed = len(data), seed
         lonely = batch_size is not None and self.size > batch_size and self.size % batch_size == 1
-        self.length = self.size - 1 if lonely else self.size
+        if processes > 1:
+            whole = (batch_size or 1) * processes
+            self.length = -(-self.size // whole) * whole
+        else:
+            self.length = self.size - 1 if lonely else self.size
         self.epoch, self.start = 0, 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
@@ -56,8 +62,9 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator)[self.start : self.length]
-        return iter((self.epoch * self.size + order).tolist())
+        order = torch.randperm(self.size, generator=generator)
+        taken = order[torch.arange(self.start, self.length) % self.size]
+        return iter((self.epoch * self.size + taken).tolist())
 
     def __len__(self) -> int:
         return self.length - self.start
@@ -69,8 +76,8 @@ class Seeded(Dataset[tuple[Tensor, int]]):
     Args:
         data: random in Python's, NumPy's or torch's generators.
         seed: of all draws.
-        skip_unreadable: put the next readable image in the place of one that cannot be read, with a warning in the log
-            ``hlnet``, instead of failing.
+        skip_unreadable: put the next readable image in the place of one that cannot be read, with a warning for each in
+            the log ``hlnet``, instead of failing.
 
     Raises:
         DataError: on reading an image that cannot be read.
@@ -89,6 +96,8 @@ class Seeded(Dataset[tuple[Tensor, int]]):
     def __init__(self, data: Dataset[Any], seed: int, skip_unreadable: bool = False) -> None:
         self.data, self.seed, self.skip_unreadable = data, seed, skip_unreadable
         self.size = len(data)  # type: ignore[arg-type]
+        # Which images were warned of; worker processes share it.
+        self.told = torch.zeros(self.size if skip_unreadable else 0, dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return self.size
@@ -103,7 +112,9 @@ class Seeded(Dataset[tuple[Tensor, int]]):
             except DataError as error:
                 if not self.skip_unreadable or attempt == TRIES - 1:
                     raise
-                log.warning("%s: another image takes its place", str(error).split(";")[0])
+                if not self.told[position]:
+                    self.told[position] = True
+                    log.warning("%s: another image takes its place", str(error).split(";")[0])
                 position = (position + 1) % self.size
         raise AssertionError
 

@@ -108,6 +108,8 @@ class TrainConfig(BaseModel):
             raise ValueError("layer_decay is for a trunk that trains, and cached features (cache_views) have none")
         if self.sched in ("plateau", "none"):
             raise ValueError(f"sched '{self.sched}' is not offered, only schedules of time are; try cosine or step")
+        if self.batch_size == 1 and (self.mixup or self.cutmix):
+            raise ValueError("mixup and cutmix mix pairs of images: batch_size must be at least 2")
         if self.cache_views and (self.mixup or self.cutmix):
             raise ValueError("mixup and cutmix mix images, not cached features (cache_views)")
         return self

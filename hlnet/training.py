@@ -7,12 +7,14 @@ from its weights and counters alone. A network with a frozen trunk may train on 
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from pydantic import BaseModel
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hlnet.data import TreeData, loader
-from hlnet.errors import RunError, UsageError
+from hlnet.errors import RunError, UsageError, one_line
 from hlnet.feature_cache import cached_features
 from hlnet.features import CachedFeatures
 from hlnet.layers import thaw
@@ -133,41 +136,48 @@ def train(
     folder = RunFolder(out, config, described)
     accelerator = make_accelerator(config.mixed_precision, device, log_with=log_with, project_dir=out)
     main = accelerator.is_main_process
+    state = folder.load_state(net) if resume and folder.has_state else None
+    if state is not None:
+        net.load_state_dict(state.weights)  # now, for features are to be of the trunk that the run began with
     tell = on_batch if on_batch and main else (lambda phase, step, steps: None)
     if config.frozen_trunk or net.frozen:  # what a caller froze by hand otherwise stays as it is
         net.freeze_trunk(config.frozen_trunk and not config.unfreeze_epochs)  # the optimizer must see what will thaw
     if cached:
         net.to(accelerator.device)
-        train_data, val_data = (
-            data
-            if isinstance(data, CachedFeatures)
-            else cached_features(
-                net,
-                data,
-                views,
-                config.batch_size if isinstance(config.batch_size, int) else 64,
-                config.workers,
-                config.seed,
-                Path(cache_dir) if cache_dir else None,
-                cache_size,
-                on_batch=lambda step, steps, phase=phase: tell(phase, step, steps),
+        with _shortages():
+            val_data, train_data = (  # first the smaller one, which leaves less room for the other
+                data
+                if isinstance(data, CachedFeatures)
+                else cached_features(
+                    net,
+                    data,
+                    views,
+                    config.batch_size if isinstance(config.batch_size, int) else 64,
+                    config.workers,
+                    config.seed,
+                    Path(cache_dir) if cache_dir else None,
+                    cache_size,
+                    on_batch=partial(tell, phase),
+                    skip_unreadable=config.skip_unreadable,
+                )
+                for data, views, phase in (
+                    (val_data, 1, "features (val)"),
+                    (train_data, config.cache_views, "features"),
+                )
             )
-            for data, views, phase in ((train_data, config.cache_views, "features"), (val_data, 1, "features (val)"))
-        )
-    if config.loss == "bce" and not net.provenance.metrics:  # it was never trained
+    if config.loss == "bce" and state is None and not net.provenance.metrics:  # it was never trained
         _start_as_detectors(net)
-    run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell)
+    run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell, state)
     net.provenance.recipe = folder.recipe
-    if resume and folder.has_state:
-        run.restore(folder.load_state(net))
-    elif main:
-        folder.clear()
+    if state is None and main:
+        folder.clear(resume)
         folder.write_config(net)
+    del state  # which is as large as the run
     accelerator.wait_for_everyone()
     best, best_metrics = folder.best() if run.history else ({}, {})
     if log_with:
         accelerator.init_trackers("hlnet", config=_flat(folder.recipe))
-    with _interrupts() as interrupted:
+    with _interrupts() as interrupted, _shortages(interrupted):
         for number in range(run.number, config.epochs + 1):
             epoch = run.epoch(number, interrupted, folder if main else None, save_minutes)
             run.history.append(epoch)
@@ -183,7 +193,9 @@ def train(
                 best_metrics = net.provenance.metrics
             if main:
                 folder.write_epoch(net, weights, run.history, improved)
-                folder.save_state(run.state(number + 1, 0, run.totals), net)
+                folder.save_state(run.state(number + 1, 0, torch.zeros(accelerator.num_processes, 3)), net)
+            if number < config.epochs and run.agreed(False, interrupted.is_set())[1]:
+                raise Stopped(f"stopped after epoch {number}")
     if log_with:
         accelerator.end_training()
     # Mixed precision was for training only: accelerate gives the method back, as an attribute that shadows the class's.
@@ -206,6 +218,7 @@ class _Run:
         config: TrainConfig,
         accelerator: Accelerator,
         tell: Callable[[str, int, int], None],
+        state: RunState | None,
     ) -> None:
         self.net, self.config, self.accelerator, self.tell = net, config, accelerator, tell
         self.number, self.start, self.updates, self.seconds, self.lr = 1, 0, 0, 0.0, 0.0  # where to begin
@@ -217,14 +230,15 @@ class _Run:
         if config.unfreeze_epochs and several:
             raise UsageError("unfreeze_epochs is for one process; give several a frozen trunk, or one that trains")
         optimizer = make_optimizer(trained, config)
-        if config.unfreeze_epochs:
-            net.freeze_trunk()
-        self.batch_size = (
-            config.batch_size if isinstance(config.batch_size, int) else self._fitting(trained, train_data)
-        )
         workers = 0 if isinstance(train_data, CachedFeatures) else config.workers
         seeded = [Seeded(data, config.seed, config.skip_unreadable) for data in (train_data, val_data)]
-        self.sampler = EpochSampler(train_data, config.seed, self.batch_size)
+        if isinstance(config.batch_size, int):
+            self.batch_size = config.batch_size
+        else:  # with all of the network training, as in the end it does; once for a run, however often it is stopped
+            self.batch_size = state.batch_size if state is not None else self._fitting(trained, seeded[0])
+        if config.unfreeze_epochs:
+            net.freeze_trunk()
+        self.sampler = EpochSampler(train_data, config.seed, self.batch_size, accelerator.num_processes)
         batches = loader(seeded[0], self.batch_size, workers, sampler=self.sampler)
         val_batches = loader(seeded[1], 2 * self.batch_size, workers)
         prepared = accelerator.prepare(trained, optimizer, batches, val_batches)
@@ -239,6 +253,8 @@ class _Run:
             if config.mixup or config.cutmix
             else None
         )
+        if state is not None:
+            self._restore(state)
 
     def epoch(self, number: int, interrupted: threading.Event, folder: RunFolder | None, save_minutes: float) -> Epoch:
         if self.config.unfreeze_epochs:
@@ -247,7 +263,7 @@ class _Run:
         if not self.start:
             self.lr = max(group["lr"] for group in self.optimizer.param_groups)
         loss, top1 = self._train(number, started, interrupted, folder, save_minutes)
-        val_loss, val_top1 = self._validate()
+        val_loss, val_top1 = self._validate(number)
         self.start, self.seconds = 0, 0.0
         self.totals.zero_()
         return Epoch(
@@ -271,7 +287,13 @@ class _Run:
         return weights
 
     def state(self, number: int, step: int, totals: Tensor, seconds: float = 0.0) -> RunState:
-        """All that :meth:`restore` needs."""
+        """All that is needed to go on from here; ``totals`` are of all processes.
+
+        Raises:
+            RunError: if a weight is no number any more; an earlier state is not given up for that.
+        """
+        if not all(weight.isfinite().all() for weight in self.net.parameters()):
+            raise RunError(f"weights became nan in epoch {number}, step {step}; try a lower lr, or clip_grad 1")
         scaler = self.accelerator.scaler
         return RunState(
             epoch=number,
@@ -280,6 +302,8 @@ class _Run:
             seconds=seconds,
             lr=self.lr,
             totals=totals.cpu(),
+            images=self.sampler.size,
+            batch_size=self.batch_size,
             weights=self.net.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scaler=scaler.state_dict() if scaler is not None else None,
@@ -287,9 +311,14 @@ class _Run:
             history=[epoch.model_dump() for epoch in self.history],
         )
 
-    def restore(self, state: RunState) -> None:
-        """Go on where ``state`` was taken."""
-        self.net.load_state_dict(state.weights)
+    def _restore(self, state: RunState) -> None:
+        """Go on where ``state`` was taken; the network has its weights already."""
+        began, now = (state.images, len(state.totals)), (self.sampler.size, self.accelerator.num_processes)
+        if began != now:
+            raise UsageError(
+                f"the run began with {began[0]} training images and {began[1]} process(es), now there are {now[0]} and "
+                f"{now[1]}; go on with the same, or start anew with --overwrite"
+            )
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
@@ -298,7 +327,7 @@ class _Run:
         self.history = [Epoch(**epoch) for epoch in state.history]
         self.number, self.start, self.updates = state.epoch, state.step, state.updates
         self.seconds, self.lr = state.seconds, state.lr
-        self.totals += state.totals.to(self.totals.device) / self.accelerator.num_processes
+        self.totals += state.totals[self.accelerator.process_index].to(self.totals.device)
         self.schedule.step_update(self.updates)
 
     def _train(
@@ -309,18 +338,20 @@ class _Run:
         self.sampler.begin(number, self.start * self.batch_size * self.accelerator.num_processes)
         saved = time.perf_counter()
         last = self.steps
-        for step, (inputs, labels) in enumerate(self._batches(), start=self.start + 1):
+        for step, (inputs, labels) in enumerate(self.batches, start=self.start + 1):
             _seed(self.config.seed, number, step, self.accelerator.process_index)
             self._step(number, step, inputs, labels)
             self.tell(f"epoch {number}", step, last)
             due = time.perf_counter() - saved > 60 * save_minutes
-            save, stop = self._agreed(step, folder is not None and due, interrupted.is_set())
-            if (save or stop) and step < last:
-                totals = self.accelerator.reduce(self.totals.clone(), "sum")
+            if step == last or (self.accelerator.num_processes > 1 and step % AGREE):
+                continue
+            save, stop = self.agreed(folder is not None and due, interrupted.is_set())
+            if save or stop:
+                totals = self.accelerator.gather(self.totals[None])
                 if folder is not None:
                     folder.save_state(self.state(number, step, totals, time.perf_counter() - started), self.net)
                 saved = time.perf_counter()
-            if stop and step < last:
+            if stop:
                 raise Stopped(f"stopped in epoch {number}, step {step}")
         return self._means(self.totals)
 
@@ -349,30 +380,16 @@ class _Run:
             right = (logits.argmax(1) == labels).sum()
             self.totals += torch.stack([loss * len(labels), right, loss.new_tensor(len(labels))])
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches; a lost worker and full memory as our errors."""
-        try:
-            yield from self.batches
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):
-                raise RunError(
-                    f"a process that loads images was lost ({str(error).splitlines()[0]}); memory may be short: "
-                    "try fewer --workers, and go on with --resume"
-                ) from error
-            raise
-
-    def _agreed(self, step: int, save: bool, stop: bool) -> tuple[bool, bool]:
-        """Whether any process wants to save or stop; several ask each other every few steps only."""
+    def agreed(self, save: bool, stop: bool) -> tuple[bool, bool]:
+        """Whether any process wants to save or stop."""
         if self.accelerator.num_processes == 1:
             return save, stop
-        if step % AGREE:
-            return False, False
         wishes = torch.tensor([float(save), float(stop)], device=self.accelerator.device)
         save_too, stop_too = self.accelerator.reduce(wishes, "sum").tolist()
         return save_too > 0, stop_too > 0
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self, number: int) -> tuple[float, float]:
         module = self.module if self.average is None else self.average.module
         module.eval()
         totals = torch.zeros(3, device=self.accelerator.device)
@@ -382,13 +399,15 @@ class _Run:
             totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
             self.tell("validation", step, len(self.val_batches))
         loss_sum, right, count = totals.tolist()
+        if not math.isfinite(loss_sum):
+            raise RunError(f"the validation loss became {loss_sum} in epoch {number}; try a lower lr, or clip_grad 1")
         return loss_sum / count, right / count
 
     def _means(self, totals: Tensor) -> tuple[float, float]:
         loss, right, count = self.accelerator.reduce(totals.clone(), "sum").tolist()
         return loss / count, right / count
 
-    def _fitting(self, trained: nn.Module, data: TreeData | CachedFeatures) -> int:
+    def _fitting(self, trained: nn.Module, data: Seeded) -> int:
         one = data[0][0][None].to(self.accelerator.device)
         found = fitting_batch_size(trained.to(one.device).train(), one, len(data), self.accelerator.autocast)
         everyone: Tensor = self.accelerator.gather(torch.tensor([found], device=one.device))
@@ -401,7 +420,8 @@ class _Run:
 @torch.no_grad()
 def _start_as_detectors(net: HierarchicalNet | PlainNet) -> None:
     """Let each class begin at its share, or the first steps only teach all of them to say no."""
-    bias = net.model.get_classifier().bias if isinstance(net, PlainNet) else net.head.leaves.bias
+    last: Any = net.model.get_classifier() if isinstance(net, PlainNet) else net.head.leaves  # type: ignore[operator]
+    bias = last.bias
     if bias is not None:
         bias.fill_(prior_logit(len(net.tree.classes)))
 
@@ -412,6 +432,27 @@ def _seed(*numbers: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def _shortages(interrupted: threading.Event | None = None) -> Iterator[None]:
+    """A lost worker and full memory as our errors. (Of a lost worker, torch tells by a signal: anywhere.)"""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).split("\n")[0]
+        if "DataLoader worker" in said:
+            if interrupted is not None and interrupted.is_set():  # whoever ended us ended it too, and first
+                raise Stopped("stopped, with the state as it was saved last") from None
+            raise RunError(
+                f"a process that loads images was lost ({one_line(said)}); memory may be short: "
+                "try fewer workers, and go on with resume"
+            ) from error
+        if should_reduce_batch_size(error):
+            raise RunError(
+                f"the memory is full ({one_line(said)}); try a smaller batch_size, or smaller images"
+            ) from error
+        raise
 
 
 @contextmanager

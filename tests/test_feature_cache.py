@@ -629,7 +629,7 @@ def test_a_folder_that_may_only_be_read_serves(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(os, "utime", refuse)
     monkeypatch.setattr(hlnet.feature_cache.FileLock, "acquire", refuse)
     assert len(cached_features(net, photos(tmp_path), folder=cache)) == 7 and seen == []
-    with pytest.raises(RunError, match="cannot write .*: Permission denied; .*cache_dir"):
+    with pytest.raises(RunError, match=r"cannot write .*: Permission denied; .*cache_dir"):
         cached_features(net, augmented(tmp_path), folder=cache)
 
 

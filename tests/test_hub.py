@@ -310,7 +310,7 @@ REFUSALS = [
     ("me/gated", RunError, ["'me/gated' is gated", "HF_TOKEN"]),
     ("me/disabled", RunError, ["me/disabled", "403", "resource is disabled"]),
     ("me/badtoken", RunError, ["me/badtoken", "401", "Invalid credentials", "HF_TOKEN"]),
-    ("me/nohub", RunError, ["me/nohub", "HF_ENDPOINT"]),
+    ("me/nohub", RunError, ["me/nohub", "FileMetadataError"]),
     ("me/empty", UsageError, ["'me/empty' holds no model.safetensors"]),
     ("me/full@v2", UsageError, ["'me/full' has no revision 'v2'"]),
     ("me/garbage", CheckpointError, ["me/garbage", "not an intact safetensors file"]),

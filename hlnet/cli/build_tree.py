@@ -10,6 +10,7 @@ import typer
 
 from hlnet.cli import options
 from hlnet.errors import UsageError
+from hlnet.model_names import is_model_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -281,7 +282,7 @@ def _check_given(context: typer.Context, method: Method, source: str) -> None:
         refuse(FEATURES, "goes with --by features")
     if method is Method.cluster and by is By.confusions:
         refuse(WEIGHTS, "goes with --by features or weights; --by confusions takes --model's")
-    if method is Method.cluster and by is By.weights and source.endswith(".safetensors"):
+    if method is Method.cluster and by is By.weights and is_model_name(source):
         refuse(WEIGHTS, f"goes with a timm model; '{source}' has weights of its own")
     if method is Method.llm and not given("pretrained") and not given("trunk_weights"):
         refuse(("backbone", *FEATURES), "goes with --pretrained or --trunk-weights, which say how alike classes look")

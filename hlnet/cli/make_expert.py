@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import RunError, UsageError
+from hlnet.errors import UsageError
 
 
 def make_expert(
@@ -34,6 +34,7 @@ def make_expert(
     from hlnet.checkpoint import load_checkpoint, read_header
     from hlnet.cli import output
     from hlnet.expert import cut_checkpoint, verify_expert
+    from hlnet.files import replacing
     from hlnet.hub import locate_model
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.profiling import profile
@@ -43,17 +44,14 @@ def make_expert(
     source = locate_model(model)  # once: what a name on the Hub stands for may change
     if out.resolve() == source.resolve():
         raise UsageError(f"--out '{out}' is the model itself; choose another name")
-    cut_checkpoint(source, classes, out)
-    expert = read_header(out)
     difference = None
-    if verify:
-        cut, full = load_checkpoint(out), load_checkpoint(source)
-        assert isinstance(cut, HierarchicalNet) and isinstance(full, HierarchicalNet)
-        try:
+    with replacing(out) as draft:  # what is not a cut of the model never takes the place of an older file
+        cut_checkpoint(source, classes, draft)
+        if verify:
+            cut, full = load_checkpoint(draft), load_checkpoint(source)
+            assert isinstance(cut, HierarchicalNet) and isinstance(full, HierarchicalNet)
             difference = verify_expert(cut, full)
-        except RunError:
-            out.unlink()  # what is not a cut of the model must not be taken for one
-            raise
+    expert = read_header(out)
     assert isinstance(expert.config, NetworkConfig)
     costs = profile(expert.config, expert.tree, expert.transform, parent_counts=expert.provenance.parent_counts)
     if as_json:

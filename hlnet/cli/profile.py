@@ -48,7 +48,7 @@ def profile(
     """
     from hlnet import profiling
     from hlnet.cli import output
-    from hlnet.hub import is_model_name
+    from hlnet.model_names import is_model_name
     from hlnet.network import HierarchicalNet
     from hlnet.presets import PRESETS, configure
     from hlnet.trunk import InputTransform, check_backbone, size_arguments
@@ -62,7 +62,7 @@ def profile(
     net: HierarchicalNet | None = None
     transform: InputTransform | None
     parent_counts = None
-    if is_model_name(model):
+    if is_model_name(model) or Path(model).exists():
         if tree or nodes or img_size:
             raise UsageError(
                 "--tree, --nodes and --img-size are for presets; a checkpoint brings its own tree and size"
@@ -84,12 +84,15 @@ def profile(
         config, class_tree = configure(model, class_tree, backbone_args=arguments)
         transform = InputTransform().adjusted(img_size) if img_size else None  # of which only the size counts here
     found = profiling.profile(config, class_tree, transform, classes, parent_counts)
+    if net is None and (latency or explain):
+        net = profiling.random_network(config, class_tree).to(options.pick_device(device))
+        net.transform = net.transform.adjusted(img_size)
     if latency:
-        net = net or profiling.random_network(config, class_tree).to(options.pick_device(device))
+        assert net is not None
         with output.progress() as bar:
             bar.add_task("timing", total=None)
             found = profiling.with_latency(found, net, classes, batches, counts)
-    explained = _explained(net or profiling.random_network(config, class_tree), batches) if explain else []
+    explained = _explained(net, batches) if explain and net is not None else []
     if as_json:
         output.show_json(found.model_dump(mode="json") | ({"inference": explained} if explain else {}))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from hlnet.cli import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.data import Split
     from hlnet.recipes import RunConfig
     from hlnet.training import Epoch
 
@@ -164,8 +166,10 @@ def train(
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, train_transform
     from hlnet.feature_cache import parse_size
+    from hlnet.hub import write_model_folder
     from hlnet.recipes import build_network, read_run_config, shipped_recipes
-    from hlnet.run_folder import CONFIG_FILE, METRICS_FILE
+    from hlnet.run_folder import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER
+    from hlnet.run_state import STATE_FILE
     from hlnet.tree_io import read_tree
 
     if list_recipes:
@@ -173,13 +177,15 @@ def train(
         return
     if out is None:
         raise UsageError("--out is needed: the run folder to write")
+    if resume and overwrite:
+        raise UsageError("--resume goes on with the run in --out, --overwrite replaces it; give one")
     if resume and config is None and (out / CONFIG_FILE).exists():
         config = str(out / CONFIG_FILE)
     run = read_run_config(config, _nested(flags))
     if run.data is None or run.tree is None:
         missing = "DATA" if run.data is None else "--tree"
         raise UsageError(f"{missing} is needed, as an argument or from a recipe (--config)")
-    if (out / METRICS_FILE).exists() and not (overwrite or resume):
+    if any((out / name).exists() for name in (METRICS_FILE, STATE_FILE)) and not (overwrite or resume):
         raise UsageError(f"'{out}' already holds a run; give --resume, --overwrite or another --out")
     if Path(run.data).is_dir() and out.resolve() == Path(run.data).resolve():
         raise UsageError(f"--out '{out}' is the data folder; choose another one for the run")
@@ -191,9 +197,10 @@ def train(
         if settings.frozen_trunk and not (run.network.pretrained or run.network.trunk_weights):
             output.hint("the frozen trunk is untrained: give --pretrained or --trunk-weights")
         augment = train_transform(net.transform, settings.aa, settings.scale, settings.hflip, settings.reprob)
+        transforms: dict[Split, Any] = {"train": augment, "val": eval_transform(net.transform)}
         train_data, val_data = (
             TreeData(load_data(run.data, split, run.data_root), net.tree, transform, subset=run.allow_missing)
-            for split, transform in (("train", augment), ("val", eval_transform(net.transform)))
+            for split, transform in transforms.items()
         )
         for data_set, name in ((train_data, "training"), (val_data, "validation")):
             if data_set.left_out:
@@ -234,6 +241,7 @@ def train(
                 raise typer.Exit(_stopped(str(stopped), out)) from None
     if int(os.environ.get("RANK", "0")) > 0:
         return
+    write_model_folder(net, out / MODEL_FOLDER)
     best = max(history, key=lambda epoch: epoch.val_top1)
     seconds = time.perf_counter() - started
     result = {
@@ -250,7 +258,8 @@ def train(
         return
     output.show(
         f"best epoch {best.epoch}: top-1 {100 * best.val_top1:.2f} % on {len(val_data)} validation images, "
-        f"after {seconds:.0f} s ({result['images_per_second']:.0f} images/s); {out / 'best.safetensors'}"
+        f"after {seconds:.0f} s ({result['images_per_second']:.0f} images/s); "
+        f"{out / MODEL_FOLDER} has it with a model card"
     )
 
 
@@ -268,7 +277,9 @@ def _nested(flags: dict[str, Any]) -> dict[str, Any]:
     if "scale" in flags:
         flags["scale"] = options.numbers(flags["scale"], "--scale")
     if "batch_size" in flags and flags["batch_size"] != "auto":
-        flags["batch_size"] = (options.integers(flags["batch_size"], "--batch-size") or (0,))[0]
+        if not flags["batch_size"].removeprefix("-").isdecimal():
+            raise UsageError(f"--batch-size '{flags['batch_size']}': expected a whole number, or auto")
+        flags["batch_size"] = int(flags["batch_size"])
     if "img_size" in flags:
         found["transform"]["input_size"] = flags["img_size"]
     for name in ("mean", "std"):
@@ -294,5 +305,5 @@ def _stopped(message: str, out: Path) -> int:
     """Tell how to go on; the exit code of a command that Ctrl-C ended."""
     from hlnet.cli import output
 
-    output.hint(f"{message}; go on with: hlnet train --resume --out {out}")
+    output.hint(f"{message}; go on with: hlnet train --resume --out {shlex.quote(str(out))}")
     return 130

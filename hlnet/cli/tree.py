@@ -9,6 +9,7 @@ import typer
 
 from hlnet.cli import options
 from hlnet.errors import HlnetError, UsageError
+from hlnet.model_names import is_model_name
 
 if TYPE_CHECKING:
     from hlnet.tree import ClassTree
@@ -197,7 +198,7 @@ def read(source: str, levels: int | None = None) -> ClassTree:
     from hlnet.outline import Outline
     from hlnet.tree_io import read_tree
 
-    if not source.endswith(".safetensors"):
+    if not is_model_name(source):
         return read_tree(source, levels)
     from hlnet.checkpoint import read_header  # which needs torch
 

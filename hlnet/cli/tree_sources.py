@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hlnet.cli import options, output
 from hlnet.errors import TreeError, UsageError
+from hlnet.model_names import is_model_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -225,8 +226,8 @@ def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | Non
     from hlnet.plain import PlainNet
     from hlnet.trunk import create_backbone, load_trunk_weights
 
-    if source.endswith(".safetensors"):
-        net = options.load_model(Path(source), "cpu")
+    if is_model_name(source):
+        net = options.load_model(source, "cpu")
         if not isinstance(net, PlainNet):
             raise UsageError(f"'{source}' has leaves in place of a classifier's rows; --by confusions takes it")
         merges = merge_features(classifier_rows(net.model), linkage or "ward")

@@ -1,0 +1,236 @@
+"""Does the hierarchy matter? N3HL with the shipped tree beside trees that know nothing, and beside plain heads.
+
+    python benchmarks/hierarchy.py --data PHOTOS/imagewoof --tree preset:imagewoof \
+        --trunk-weights mobilenetv2_100.safetensors --out imagewoof.json
+    python benchmarks/hierarchy.py --report imagewoof.json cifar100.json
+
+On one frozen pretrained trunk and the same cached features, with the same settings, seed by seed: the plain network; a
+plain head of N3HL's own blocks and multiply-accumulates (three wide bottlenecks and one linear layer); PHL; N3HL with
+the given tree, with a tree clustered from the trunk's features, and with a random tree of the same counts (another one
+for each seed). The folder has ``train``, ``val`` and ``test``, with one folder a class. The file is rewritten after
+every network; run the command again to go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.resnet import Bottleneck, downsample_conv
+from torch import Tensor, nn
+
+import hlnet
+from hlnet.clustering import class_means, cluster_tree
+from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
+from hlnet.feature_cache import cached_features
+from hlnet.features import CachedFeatures
+from hlnet.files import replacing
+from hlnet.profiling import count_macs
+from hlnet.trunk import load_trunk_weights
+
+BACKBONE: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_args": {"pad_type": "same"}}
+WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)  # half the paper's widths
+KINDS = ("plain", "plain head", "PHL", "N3HL, random tree", "N3HL, clustered tree", "N3HL, given tree")
+
+
+class PlainHead(nn.Module):
+    """Three bottlenecks and a linear layer: what N3HL's branches would be without a tree.
+
+    Args:
+        tree: of which only the classes count.
+        channels: of the trunk's output.
+        widths: of the bottlenecks.
+    """
+
+    def __init__(self, tree: hlnet.ClassTree, channels: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.tree = tree
+        blocks = []
+        for width, stride in zip(widths, STRIDES, strict=True):
+            shortcut = downsample_conv(channels, 4 * width, kernel_size=1, stride=stride)
+            blocks.append(Bottleneck(channels, width, stride, shortcut))
+            channels = 4 * width
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(channels, len(tree.classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.blocks(features).mean((2, 3)))
+        return logits
+
+
+def network(kind: str, tree: hlnet.ClassTree, size: int, weights: Path, seed: int) -> Any:
+    """A network with its trunk's weights and the input that they were trained with."""
+    torch.manual_seed(seed)
+    if kind == "plain":
+        net: Any = hlnet.PlainNet(hlnet.PlainConfig(**BACKBONE), tree)
+    else:
+        shape = {"widths": WIDTHS, "strides": (2, 2, 2) if kind == "PHL" else STRIDES}
+        config = hlnet.NetworkConfig(**BACKBONE, block="bottleneck", **shape)
+        net = hlnet.HierarchicalNet(config, tree.parallelized() if kind == "PHL" else tree)
+    load_trunk_weights(net.trunk_module, weights, net.trunk_names)
+    half = (0.5, 0.5, 0.5)
+    net.transform = net.transform.model_copy(update={"input_size": (3, size, size), "mean": half, "std": half})
+    if kind == "plain head":
+        with torch.no_grad():
+            features = net.eval().features(torch.zeros(1, 3, size, size))
+        wanted, channels = count_macs(net.head, features), features.shape[1]
+        candidates = [PlainHead(tree, channels, (4 * unit, 2 * unit, unit)) for unit in range(8, 400, 4)]
+        net.head = min(candidates, key=lambda head: abs(count_macs(head.eval(), features) - wanted))
+    return net
+
+
+def features(root: Path, net: Any, views: int, cache: Path | None) -> dict[str, CachedFeatures]:
+    found = {}
+    for split in ("train", "val", "test"):
+        training = split == "train"
+        transform = train_transform(net.transform, "rand-m9-mstd0.5") if training else eval_transform(net.transform)
+        data = TreeData(load_data(root, split), net.tree, transform)  # type: ignore[arg-type]
+        found[split] = cached_features(net, data, views if training else 1, folder=cache)
+    return found
+
+
+@torch.inference_mode()
+def predictions(net: Any, data: CachedFeatures) -> Tensor:
+    net.eval()
+    parts = [net.head(data.features[0, i : i + 200].float()).argmax(1) for i in range(0, len(data), 200)]
+    return torch.cat(parts)
+
+
+def severity(tree: hlnet.ClassTree, found: Tensor, labels: Tensor) -> float:
+    """Mean height, over the mistakes, of the lowest node that contains both classes: 1 for siblings."""
+    lines = []  # of each class, its nodes from the first level down
+    for row in range(len(tree.classes)):
+        line = []
+        for level in reversed(tree.levels):
+            line.append(row)
+            row = level[row].parent
+        lines.append(line)
+    pairs = zip(found.tolist(), labels.tolist(), strict=True)
+    heights = [
+        sum(a != b for a, b in zip(lines[guess], lines[truth], strict=True)) for guess, truth in pairs if guess != truth
+    ]
+    return statistics.mean(heights) if heights else 0.0
+
+
+def measure(args: argparse.Namespace, kind: str, seed: int, trees: dict[str, hlnet.ClassTree], data: Any) -> Any:
+    tree = trees.get(kind.removeprefix("N3HL, "), trees["given tree"])
+    if kind == "N3HL, random tree":
+        tree = hlnet.random_tree(trees["given tree"], tree.counts[:-1], seed)
+    net = network(kind, tree, args.size, args.trunk_weights, seed)
+    config = hlnet.TrainConfig(
+        epochs=args.epochs, seed=seed, batch_size=args.batch_size, frozen_trunk=True, cache_views=1
+    )
+    # Columns of the logits follow the tree; labels of the cached features follow the given one.
+    place = {name: position for position, name in enumerate(net.tree.classes)}
+    order = torch.tensor([place[name] for name in trees["given tree"].classes])
+    own = {split: CachedFeatures(found.features, order[found.labels]) for split, found in data.items()}
+    started = time.perf_counter()
+    hlnet.train(net, own["train"], own["val"], config, device="cpu")
+    seconds = time.perf_counter() - started
+    probe = data["val"].features[0, :1].float()
+    back = torch.argsort(order)
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "parameters of the head": sum(p.numel() for p in net.head.parameters()),
+        "MACs of the head": count_macs(net.head, probe),
+    }
+    for split in ("val", "test"):
+        guesses, labels = back[predictions(net, own[split])], data[split].labels
+        found[split] = {
+            "top-1": float((guesses == labels).float().mean()),
+            "severity": severity(trees["given tree"], guesses, labels),
+        }
+    return found
+
+
+def report(paths: list[Path]) -> None:
+    """Tables: mean over seeds ± standard deviation, and the difference to the given tree, seed by seed."""
+    for path in paths:
+        results = json.loads(path.read_text())
+        print(f"\n**{results['name']}**, {results['nodes']} nodes, {results['images']} training images\n")
+        print(
+            "| network | head: parameters, M | GMACs | val top-1, % | test top-1, % | given tree's lead, test ",
+            end="",
+        )
+        print("| severity, test | training, s |\n|---|---|---|---|---|---|---|---|")
+        runs = {
+            kind: [r for key, r in sorted(results["runs"].items()) if key.rsplit("/", 1)[0] == kind] for kind in KINDS
+        }
+        for kind, found in runs.items():
+            if not found:
+                continue
+            leads = [
+                100 * (ours["test"]["top-1"] - theirs["test"]["top-1"])
+                for ours, theirs in zip(runs["N3HL, given tree"], found, strict=False)
+            ]
+            cells = [
+                kind,
+                f"{found[0]['parameters of the head'] / 1e6:.3f}",
+                f"{found[0]['MACs of the head'] / 1e9:.4f}",
+                spread([100 * run["val"]["top-1"] for run in found], 1),
+                spread([100 * run["test"]["top-1"] for run in found], 1),
+                "–" if kind == "N3HL, given tree" else ", ".join(f"{lead:+.1f}" for lead in leads),
+                spread([run["test"]["severity"] for run in found], 2),
+                f"{statistics.mean(run['seconds'] for run in found):.0f}",
+            ]
+            print(f"| {' | '.join(cells)} |")
+
+
+def spread(values: list[float], digits: int) -> str:
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--tree", help="a tree file or preset:NAME, of three levels")
+    parser.add_argument("--trunk-weights", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("hierarchy.json"))
+    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
+    parser.add_argument("--views", type=int, default=2, help="augmented views of each training image")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--report", type=Path, nargs="+", help="print these result files as tables, and stop")
+    args = parser.parse_args()
+    if args.report:
+        report(args.report)
+        return
+    if not (args.data and args.tree and args.trunk_weights):
+        parser.error("--data, --tree and --trunk-weights are needed")
+    torch.set_num_threads(1)
+    given = hlnet.read_tree(args.tree)
+    first = network("N3HL, given tree", given, args.size, args.trunk_weights, 0)
+    data = features(args.data, first, args.views, args.cache_dir)
+    plain_images = TreeData(load_data(args.data, "train"), given, eval_transform(first.transform))
+    means = class_means(first.trunk, loader(plain_images, 64), len(given.classes), grid=2)
+    ids = [leaf.id for leaf in given.leaves]
+    trees = {"given tree": given, "clustered tree": cluster_tree(means, given.classes, given.counts[:-1], ids)}
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"runs": {}}
+    results |= {
+        "name": args.data.name,
+        "nodes": ", ".join(map(str, given.counts)),
+        "images": len(data["train"]),
+        "settings": {name: str(value) for name, value in vars(args).items()},
+        "torch": torch.__version__,
+    }
+    for seed in range(args.seeds):
+        for kind in KINDS:
+            key = f"{kind}/{seed}"
+            if key not in results["runs"]:
+                results["runs"][key] = measure(args, kind, seed, trees, data)
+                with replacing(args.out) as draft:
+                    draft.write_text(json.dumps(results, indent=1) + "\n")
+                print(key, json.dumps(results["runs"][key]), flush=True)
+    report([args.out])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""How a saved model may be named; apart from ``hlnet.hub``, since commands ask before they import anything large."""
+
+#: A repository on the Hub, and a folder here; as timm writes them.
+HUB, FOLDER = "hf-hub:", "local-dir:"
+#: What a model folder holds.
+MODEL_FILES = ("model.safetensors", "config.json", "README.md")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether this can only name a saved model; a folder may do so too, but may be something else.
+
+    >>> is_model_name("hf-hub:owner/pets"), is_model_name("pets.safetensors"), is_model_name("n3hl_resnet50")
+    (True, True, False)
+    """
+    return name.startswith((HUB, FOLDER)) or name.endswith(".safetensors")

@@ -1,0 +1,109 @@
+"""Real runs of ``hlnet train`` on a few small images, each in a process of its own that a test may kill.
+
+Importing torch takes seconds, so one server does it, and runs are forked from there.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hlnet.cli import main as cli
+
+COLOURS = {"red": (255, 0, 0), "yellow": (255, 255, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+#: Everything random is on: crops, flips, RandAugment, erasing.
+SMALL = "--backbone test_resnet --img-size 32 --batch-size 4 --reprob 0.5 --lr 3e-3 --warmup-epochs 1 --device cpu"
+FILES = "best.safetensors classes.tree.json config.toml curves.png last.ckpt last.safetensors metrics.csv".split()
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training", "hlnet.recipes", "hlnet.plots"])
+
+
+def write_images(root, train=5, val=2):
+    """``data/`` with so many images of each colour, and ``tree.json``."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for name, colour in COLOURS.items():
+            folder = root / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (36, 40, 3)) * np.array(colour) // 255
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    (root / "tree.json").write_text(json.dumps({"warm": ["red", "yellow"], "cold": ["green", "blue"]}))
+    return f"train {root / 'data'} --tree {root / 'tree.json'}"
+
+
+def start(line, log, prepare=None, **environment):
+    """Begin a run. What it says goes into the file ``log``; ``prepare`` is called in the new process before."""
+    process = _server.Process(target=_run, args=(line.split(), str(log), prepare, environment))
+    process.start()
+    return process
+
+
+def finish(line, log, prepare=None, seconds=120):
+    """Run to the end: the exit code, and what it said."""
+    process = start(line, log, prepare)
+    return ended(process, seconds), log.read_text()
+
+
+def ended(process, seconds=120):
+    """The exit code of a process that ends by itself."""
+    process.join(seconds)
+    found = process.exitcode
+    process.kill()
+    return found
+
+
+def _run(words, log, prepare, environment):
+    os.setsid()  # a signal to the whole group is for this run alone
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
+    sys.argv = ["hlnet", *words]
+    cli.main()
+
+
+def wait_for(condition, seconds=120):
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.005)
+
+
+def figures(out):
+    """``metrics.csv`` without the times."""
+    with (out / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def contents(out, *names):
+    return {name: (out / name).read_bytes() for name in names or os.listdir(out)}
+
+
+def weights(file):
+    """The header and the bytes behind it; the header's order of keys is left to chance by safetensors."""
+    whole = file.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    return json.loads(whole[8:length]), whole[length:]
+
+
+def assert_same_run(found, expected):
+    """All that two run folders tell is the same, bit for bit, and nothing else lies there."""
+    assert sorted(os.listdir(found)) == FILES
+    assert figures(found) == figures(expected)
+    names = ("classes.tree.json", "config.toml")
+    assert contents(found, *names) == contents(expected, *names)
+    for name in ("best.safetensors", "last.safetensors"):
+        assert weights(found / name) == weights(expected / name), name
