@@ -1,12 +1,13 @@
 """A network's file: tensors in it, loading it, and cutting an expert out of it; against plain ways of doing the same.
 
-    python benchmarks/files.py --out files.json             about three minutes; 1 GB of disk
+    python benchmarks/files.py --out files.json             about three minutes; 3 GB of disk
 
 N3HL on ResNet50, 1000 classes (10 and 90 inner nodes), random weights; files are in the page cache. *Loading the
 branches* builds them without storage and gives them a file's weights: ours, and one timm block a node with one tensor
 for each of its weights; the whole network's loading adds the trunk's, which both have. *Cutting* five strewn classes
 reads their rows and writes the expert; *copying* reads and writes as many bytes. The peak of memory is a process's
-that cuts, beyond that of one that only imports the same libraries (Linux).
+that cuts, beyond that of one that only imports the same libraries (Linux); for parents of three sizes. All of it is the
+library's; the command ``make-expert`` adds its start and the table of costs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hlnet.profiling import random_network
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from naive import NaiveTree, copy_weights
 
+PARENTS = ((4, 34, 100), (10, 90, 1000), (20, 300, 4000))
 CLASSES = (3, 207, 411, 650, 998)
 ROUNDS = 7
 
@@ -64,6 +66,20 @@ def peak(code: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
+def cutting_memory(folder: Path, counts: tuple[int, ...]) -> dict[str, float]:
+    """The peak while five classes are cut out of a network of so many nodes a level."""
+    full, expert = folder / "parent.safetensors", folder / "cut.safetensors"
+    net = random_network(hlnet.network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced(counts))
+    hlnet.save_checkpoint(net, full)
+    del net
+    imports = "from hlnet.expert import cut_checkpoint; import safetensors.torch, timm\n"
+    classes = [number * counts[-1] // 5 for number in range(5)]
+    used = peak(f"{imports}cut_checkpoint({str(full)!r}, {classes}, {str(expert)!r})") - peak(imports)
+    found = {"parent": full.stat().st_size / 1e6, "expert": expert.stat().st_size / 1e6, "peak": used}
+    full.unlink()
+    return found
+
+
 def measure(folder: Path) -> dict[str, Any]:
     full, ours, naive, expert, copy = (
         folder / f"{name}.safetensors" for name in ("full", "ours", "naive", "expert", "copy")
@@ -76,14 +92,11 @@ def measure(folder: Path) -> dict[str, Any]:
     hlnet.save_checkpoint(net, full)
     save_file(net.head.state_dict(), ours)
     save_file(one_by_one.state_dict(), naive)
-    imports = "from hlnet.expert import cut_checkpoint; import safetensors.torch\n"
-    cut = f"cut_checkpoint({str(full)!r}, {list(CLASSES)}, {str(expert)!r})"
     found: dict[str, Any] = {
         "tensors of the branches": len(net.head.state_dict()),
         "tensors of the branches, naive": len(one_by_one.state_dict()),
         "file, MB": full.stat().st_size / 1e6,
-        "peak memory of cutting, MB": peak(imports + cut) - peak(imports),
-        "expert, MB": expert.stat().st_size / 1e6,
+        "peak memory of cutting five classes, MB": [cutting_memory(folder, counts) for counts in PARENTS],
     }
     forms = {
         "load branches": lambda: load_branches(BranchTree, ours),
@@ -108,8 +121,16 @@ def main() -> None:
         found = measure(Path(folder))
     with replacing(args.out) as draft:
         draft.write_text(json.dumps({"torch": torch.__version__, **found}, indent=1) + "\n")
+    print("| | |\n|---|---|")
     for name, value in found.items():
-        print(f"{name}: {json.dumps(value)}")
+        if name == "seconds":
+            for form, times in value.items():
+                print(f"| {form}, s | {times['median']:.3g} ({times['least']:.3g} to {times['most']:.3g}) |")
+        elif isinstance(value, list):
+            for row in value:
+                print(f"| {name}: parent of {row['parent']:.0f}, expert of {row['expert']:.0f} | {row['peak']:.0f} |")
+        else:
+            print(f"| {name} | {value:.4g} |")
 
 
 if __name__ == "__main__":

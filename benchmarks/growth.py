@@ -48,7 +48,7 @@ def measure(classes: int) -> dict[str, Any]:
         clock("load, s", lambda: hlnet.load_checkpoint(path))
         clock("cut 5 classes out of the file, s", lambda: hlnet.cut_expert(path, [0, 3, 5, 7, 9]))
     clock("count, s", lambda: profile(config, net.tree, classes="0-4"))
-    fast = hlnet.optimize(net)
+    fast = clock("optimize(), s", lambda: hlnet.optimize(net))
     images = torch.randn(1, 3, 224, 224)
     times = []
     with torch.inference_mode():
@@ -64,8 +64,8 @@ def measure(classes: int) -> dict[str, Any]:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     names = [name for name in rows[0] if name not in {"classes", "nodes"}]
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    for axes, name in zip(figure.subplots(2, 4).flat, names, strict=True):
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    for axes, name in zip(figure.subplots(3, 3).flat, names, strict=True):
         values = [row[name] for row in rows]
         axes.loglog([row["classes"] for row in rows], values, "o-", color="#2c66a8")
         axes.set(xlabel="classes", ylim=(min(values) / 3, max(values) * 3))  # so that little change looks little

@@ -79,8 +79,10 @@ def network(kind: str, tree: hlnet.ClassTree, size: int, weights: Path, seed: in
         with torch.no_grad():
             features = net.eval().features(torch.zeros(1, 3, size, size))
         wanted, channels = count_macs(net.head, features), features.shape[1]
-        candidates = [PlainHead(tree, channels, (4 * unit, 2 * unit, unit)) for unit in range(8, 400, 4)]
-        net.head = min(candidates, key=lambda head: abs(count_macs(head.eval(), features) - wanted))
+        net.head = min(
+            (PlainHead(tree, channels, (4 * unit, 2 * unit, unit)) for unit in range(8, 200, 2)),
+            key=lambda head: abs(count_macs(head.eval(), features) - wanted),
+        )
     return net
 
 

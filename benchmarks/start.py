@@ -77,7 +77,8 @@ def main() -> None:
             "import timm": [*python, "-c", "import timm"],
         }
         times: dict[str, list[float]] = {name: [] for name in forms}
-        for _ in range(args.rounds):
+        for number in range(args.rounds):
+            print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
             for name, command in forms.items():
                 start = time.perf_counter()
                 subprocess.run(command, check=True, capture_output=True)
