@@ -19,7 +19,9 @@ import json
 import statistics
 import sys
 import time
+
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,17 +167,28 @@ def experts(batch: int, seconds: float) -> dict[str, Any]:
 
 def switching() -> dict[str, Any]:
     """Milliseconds that a loaded network of 1000 classes takes to serve others of its classes (``select``), and those
-    that the first image then takes longer, since the views of the weights are made."""
+    that the first image after it takes longer than the second, once the full network has run."""
     net, _ = networks(1000)
     fast = hlnet.optimize(net)
-    fast.select([0])  # the tree's index of names is made once
-    forms: dict[str, Callable[[], Any]] = {}
-    for count in (5, 50, 500):
-        chosen = range(0, 1000, 1000 // count)
-        forms[f"{count} strewn"] = lambda chosen=chosen: fast.select(chosen)
-        forms[f"{count} strewn, views made"] = lambda chosen=chosen: fast.select(chosen).head._runs
-    found = medians(forms, 5.0)
-    return {"ms": found, "ratios": {f"switching to {name}, ms": value["median"] for name, value in found.items()}}
+    features = torch.zeros(1, 1024, 14, 14).contiguous(memory_format=torch.channels_last)
+    ms: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        fast.head(features)
+        fast.select([0])  # the tree's index of names is made once
+        for _ in range(9):
+            for count in (5, 50, 500):
+                ticks = [time.process_time()]
+                head = fast.select(range(0, 1000, 1000 // count)).head
+                ticks.append(time.process_time())
+                for _ in range(2):
+                    head(features)
+                    ticks.append(time.process_time())
+                switch, first, second = (1000 * (b - a) for a, b in pairwise(ticks))
+                ms.setdefault(f"switching to {count} strewn", []).append(switch)
+                ms.setdefault(f"first image of {count} strewn, beyond the second", []).append(first - second)
+    quartiles = {name: statistics.quantiles(values, n=4) for name, values in ms.items()}
+    found = {name: {"median": middle, "low": low, "high": high} for name, (low, middle, high) in quartiles.items()}
+    return {"ms": found, "ratios": {}}
 
 
 def training(classes: int, batch: int, seconds: float) -> dict[str, Any]:

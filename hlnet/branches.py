@@ -47,8 +47,8 @@ class BranchLevel(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def widest(self) -> int:
-        """Channels of a node's widest intermediate result."""
+    def inner_width(self) -> int:
+        """Channels of a node's inner results: what its last convolution takes in. (Its output may have more.)"""
 
     @abstractmethod
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -103,7 +103,7 @@ class BottleneckLevel(BranchLevel):
     eps, momentum = 1e-5, 0.1
 
     @property
-    def widest(self) -> int:
+    def inner_width(self) -> int:
         return self.width
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -162,7 +162,7 @@ class ConvNeXtLevel(BranchLevel):
     eps = 1e-6
 
     @property
-    def widest(self) -> int:
+    def inner_width(self) -> int:
         return 4 * self.width
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -59,7 +59,7 @@ def save_checkpoint(
         weights: what to write instead of the network's own, such as a moving average of them.
 
     Raises:
-        UsageError: if the name does not end in ``.safetensors``.
+        UsageError: if the name does not end in ``.safetensors``, or ``model`` is an inference form.
         RunError: if the file cannot be written.
 
     Example:
@@ -69,6 +69,10 @@ def save_checkpoint(
         >>> load_checkpoint(path).tree.classes
         ('cat', 'dog')
     """
+    if not isinstance(model, HierarchicalNet | PlainNet):
+        raise UsageError(
+            f"a {type(model).__name__} cannot be saved; save the network that it was made of (before hlnet.optimize)"
+        )
     weights = model.state_dict() if weights is None else weights
     kind: Literal["hierarchical", "plain"] = "plain" if isinstance(model, PlainNet) else "hierarchical"
     write_checkpoint(Header(kind, model.config, model.tree, model.transform, model.provenance, ""), weights, path)

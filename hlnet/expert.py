@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hlnet.checkpoint import Header, check_weights, empty_network, fill, header_of, opened, write_checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
+from hlnet.hub import locate_model
 from hlnet.network import HierarchicalNet, Provenance
 from hlnet.plain import PlainNet
 from hlnet.selection import select_classes
@@ -48,6 +49,8 @@ def cut_expert(
     """
     if isinstance(source, PlainNet):
         raise UsageError("a plain network has no branches to choose from")
+    if not isinstance(source, HierarchicalNet | str | Path):
+        raise UsageError(f"a {type(source).__name__} cannot be cut; give a network, before hlnet.optimize, or a file")
     if isinstance(source, HierarchicalNet):
         weights = source.state_dict()
         header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")
@@ -67,6 +70,7 @@ def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int],
 
     Raises:
         SelectionError, UsageError, CheckpointError: as :func:`cut_expert`.
+        UsageError: if ``out`` is the source itself.
         RunError: if the file cannot be written.
 
     Example:
@@ -78,6 +82,9 @@ def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int],
         >>> hlnet.load_checkpoint(cats).tree.classes
         ('tabby', 'siamese')
     """
+    source = locate_model(source)
+    if source.resolve() == Path(out).resolve():
+        raise UsageError(f"the expert's file '{out}' is the model itself; choose another name")
     header, weights = _read_cut(source, classes)
     with torch.device("meta"):
         check_weights(empty_network(header), weights, source)

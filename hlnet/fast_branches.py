@@ -1,7 +1,8 @@
 """The blocks of siblings for inference: norms folded into the convolutions, weights packed, few steps.
 
 Notable here: siblings are cut into *chunks*, so that what a chunk computes on the way stays in the cache. What siblings
-share is one dense product on the pixels of their input, which lie as rows.
+share is one dense product on the pixels of their input, which lie as rows. Weights are folded in float32 at least and
+rounded after that.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class BottleneckChunk(nn.Module):
         self, level: BottleneckLevel, start: int, end: int, size: tuple[int, int], batch: int, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.nodes, self.width, self.stride = end - start, level.width, level.stride
+        self.nodes, self.width, self.stride, self.dtype = end - start, level.width, level.stride, dtype
         folded = {name: _folded(level, name, start, end, dtype) for name in ("conv1", "conv2", "conv3", "shortcut")}
         (w1, b1), (w2, b2), (w3, b3), (ws, bs) = folded.values()
         out = level.output_size(size)
@@ -42,7 +43,7 @@ class BottleneckChunk(nn.Module):
 
     def share(self, x: Tensor) -> tuple[Tensor, ...]:
         """All pixels of ``[B, C, H, W]`` and those that the stride keeps, ``[B, H, W, C]`` each."""
-        pixels = x.permute(0, 2, 3, 1).contiguous()
+        pixels = x.to(self.dtype).permute(0, 2, 3, 1).contiguous()
         kept = pixels[:, :: self.stride, :: self.stride]
         return pixels, kept.contiguous()
 
@@ -64,8 +65,8 @@ class ConvNeXtChunk(nn.Module):
         self, level: ConvNeXtLevel, start: int, end: int, size: tuple[int, int], batch: int, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.nodes, self.width, self.eps = end - start, level.width, level.eps
-        rows = {name: tensor.detach()[start:end] for name, tensor in level.named_parameters()}
+        self.nodes, self.width, self.eps, self.dtype = end - start, level.width, level.eps, dtype
+        rows = {name: _exact(tensor, start, end) for name, tensor in level.named_parameters()}
         out = level.output_size(size)
         weight = rows["conv_in_weight"] * rows["norm_in_weight"][:, None, :, None]
         bias = torch.einsum("noik,ni->no", rows["conv_in_weight"], rows["norm_in_bias"]) + rows["conv_in_bias"]
@@ -92,7 +93,7 @@ class ConvNeXtChunk(nn.Module):
 
     def share(self, x: Tensor) -> tuple[Tensor, ...]:
         """The normalised pixels, ``[B, H, W, C]``."""
-        pixels = x.permute(0, 2, 3, 1)
+        pixels = x.to(self.dtype).permute(0, 2, 3, 1)
         return (F.layer_norm(pixels, pixels.shape[-1:], eps=ConvNeXtLevel.eps).contiguous(),)
 
     def forward(self, shared: tuple[Tensor, ...], gain: Tensor | None) -> Tensor:
@@ -113,17 +114,37 @@ class ConvNeXtChunk(nn.Module):
         return y
 
 
+class UnpackedChunk:
+    """Siblings ``start`` to ``end`` of a level on views of its weights, neither folded nor packed.
+
+    It is made at once, and computes in float32, whatever the level's type and that of the packed chunks are.
+    """
+
+    def __init__(self, level: BranchLevel, start: int, end: int) -> None:
+        self._level = level
+        self._family = {name: tensor.float() for name, tensor in level.family(slice(start, end)).items()}
+
+    def share(self, x: Tensor) -> Tensor:
+        """The parent's output, in float32."""
+        return x.float()
+
+    def __call__(self, shared: Tensor, gain: Tensor | None) -> Tensor:
+        """``[B, m * C, H, W]``."""
+        children: Tensor = self._level(shared, self._family, gain)
+        return children.flatten(1, 2)
+
+
 class LeafChunk(nn.Module):
     """The logits of leaves ``start`` to ``end``: pool, normalise where the block does, weigh, sum."""
 
     def __init__(self, leaves: Leaves, start: int, end: int) -> None:
         super().__init__()
-        weight, bias = leaves.weight.detach()[start:end], leaves.bias.detach()[start:end]
+        weight, bias = _exact(leaves.weight, start, end), _exact(leaves.bias, start, end)
         self.normed = leaves.norm_weight is not None
         if leaves.norm_weight is not None and leaves.norm_bias is not None:
-            bias = bias + (weight * leaves.norm_bias.detach()[start:end]).sum(dim=1)
-            weight = weight * leaves.norm_weight.detach()[start:end]
-        self.weight, self.bias = weight.float().clone(), bias.float().clone()
+            bias = bias + (weight * _exact(leaves.norm_bias, start, end)).sum(dim=1)
+            weight = weight * _exact(leaves.norm_weight, start, end)
+        self.weight, self.bias = weight.float(), bias.float()
 
     def forward(self, y: Tensor) -> Tensor:
         """``[B, m * C, H, W]`` to ``[B, m]``, float32."""
@@ -134,6 +155,7 @@ class LeafChunk(nn.Module):
         return logits
 
 
+SiblingBlock = BottleneckChunk | ConvNeXtChunk | UnpackedChunk
 CHUNKS: dict[type[BranchLevel], type[BottleneckChunk] | type[ConvNeXtChunk]] = {
     BottleneckLevel: BottleneckChunk,
     ConvNeXtLevel: ConvNeXtChunk,
@@ -142,11 +164,16 @@ CHUNKS: dict[type[BranchLevel], type[BottleneckChunk] | type[ConvNeXtChunk]] = {
 
 def _folded(level: BottleneckLevel, name: str, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with its batch norm in it, ``[m, out, in, …]`` and ``[m * out]``."""
-    rows = {part: getattr(level, f"{name}_bn_{part}").detach()[start:end] for part in ("weight", "bias", "mean", "var")}
+    rows = {part: _exact(getattr(level, f"{name}_bn_{part}"), start, end) for part in ("weight", "bias", "mean", "var")}
     scale = rows["weight"] / (rows["var"] + level.eps).sqrt()
-    weight = getattr(level, f"{name}_weight").detach()[start:end]
+    weight = _exact(getattr(level, f"{name}_weight"), start, end)
     bias = rows["bias"] - rows["mean"] * scale
     return (weight * scale.reshape(*scale.shape, *[1] * (weight.dim() - 2))).to(dtype), bias.flatten().to(dtype)
+
+
+def _exact(tensor: Tensor, start: int, end: int) -> Tensor:
+    """Rows to compute with, in float32 at least; views of them where they are."""
+    return tensor.detach()[start:end].to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _grouped(weight: Tensor, bias: Tensor, activation: str, size: tuple[int, int]) -> Conv:

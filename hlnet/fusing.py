@@ -1,7 +1,8 @@
 """Faster trunks: normalisation folded into convolutions, activations and sums done along with them.
 
 Notable here: what follows what is read off a trace (torch.fx), so it works for any timm model that can be traced and
-changes nothing where it sees no pattern. A model that cannot be traced runs as it is.
+changes nothing where it sees no pattern. A model that cannot be traced, or whose trace gives another result, runs as it
+is. Whatever the type to compute in, norms are folded and the result is checked in float32.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from copy import copy
-from typing import Any
+from copy import copy, deepcopy
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame
-from timm.models._features_fx import get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from hlnet.errors import one_line
 from hlnet.kernels import Conv, Linear
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _MODULES: list[tuple[type[nn.Module], str]] = [
     (nn.ReLU6, "relu6"),
@@ -30,6 +33,8 @@ _MODULES: list[tuple[type[nn.Module], str]] = [
     (nn.GELU, "gelu"),
 ]
 _FUNCTIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.silu: "swish", F.gelu: "gelu", F.relu6: "relu6"}
+#: How far a trace may be from the model, in relation to the largest output.
+_TOLERANCE = 1e-5
 _SUMS = (operator.add, operator.iadd, torch.add)
 
 
@@ -38,32 +43,69 @@ def fuse(module: nn.Module, images: Tensor) -> nn.Module:
 
     Args:
         module: from images to features or logits; it stays as it is.
-        images: of the size and type that it will mostly see, ``[1, 3, H, W]``; only these count.
+        images: of the size that it will mostly see, ``[1, 3, H, W]``, and of the type to compute in; only these count.
 
     Returns:
-        a traced module, or ``module`` itself where tracing fails or gives another result.
+        a traced module, or ``module`` itself (of another type: a copy) where tracing fails or gives another result.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> [type(part).__name__ for part in fuse(net, torch.zeros(1, 3, 16, 16)).children()]
+        ['Conv']
     """
-    module.eval()
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(images.shape, generator=generator).to(images)
-    with torch.inference_mode(False), torch.no_grad():
-        expected = module(probe)
+    return fuse_or_why_not(module, images)[0]
+
+
+def fuse_or_why_not(module: nn.Module, images: Tensor) -> tuple[nn.Module, str]:
+    """As :func:`fuse`, and why the module runs as it is; empty if it does not."""
+    dtype = images.dtype
+    exact = _in_type(module.eval(), torch.float32)
+    probe = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    # Without the short products of some GPUs, whose rounding would hide what the trace does.
+    with torch.inference_mode(False), torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = exact(probe)
         try:
-            fused = _fused(module, probe)
+            fused = _fused(exact, probe, torch.float32)
             found = fused(probe.clone())
-        except Exception:  # tracing runs the model's own code, which may do anything
-            return module
-    tolerance = 1e-4 if images.dtype is torch.float32 else 5e-2
-    scale = expected.abs().max().clamp(min=1e-6)
-    return fused if found.shape == expected.shape and (found - expected).abs().max() < tolerance * scale else module
+            difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+            if found.shape != expected.shape:
+                why = f"its trace gave other outputs: shape {list(found.shape)} instead of {list(expected.shape)}"
+            elif not difference <= _TOLERANCE * max(scale, 1e-6):  # so that NaN is no match
+                why = f"its trace gave other outputs: max difference {difference:.1e}, largest output {scale:.1e}"
+            else:
+                if dtype is not torch.float32:
+                    fused = _fused(exact if exact is not module else deepcopy(module), probe, dtype).to(dtype)
+                    fused(probe.to(dtype))
+                return fused, ""
+        except Exception as error:  # tracing runs the model's own code, which may do anything
+            why = f"{type(error).__name__}: {one_line((str(error).splitlines() or [''])[0])}"
+    return _in_type(module, dtype), why
 
 
 # ---------------------------------------------------------------------- helpers
 
 
+def _in_type(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module, or a copy if its numbers are of another type."""
+    tensors = (*module.parameters(), *module.buffers())
+    same = all(tensor.dtype is dtype for tensor in tensors if tensor.is_floating_point())
+    return module if same else deepcopy(module).to(dtype)
+
+
+def _notrace_modules() -> tuple[type[nn.Module], ...]:
+    """Modules that timm says cannot be traced; a private name, without which fewer models are."""
+    try:
+        from timm.models._features_fx import get_notrace_modules
+
+        found: list[Any] = get_notrace_modules()
+        return tuple(found)
+    except (ImportError, AttributeError):
+        return ()
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-        leaves = (nn.BatchNorm2d, *get_notrace_modules())
+        leaves: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, *_notrace_modules())
         return isinstance(m, leaves) or super().is_leaf_module(m, qualname)
 
 
@@ -79,7 +121,8 @@ class _Sum(nn.Module):
         return self.conv.add(y, x)
 
 
-def _fused(module: nn.Module, images: Tensor) -> nn.Module:
+def _fused(module: nn.Module, images: Tensor, dtype: torch.dtype) -> nn.Module:
+    """The trace; its convolutions and linear maps compute in ``dtype``, what else it is made of stays as it is."""
     traced = fx.GraphModule(module, _Tracer().trace(module))
     _fold_norms(traced)
     ShapeProp(traced).propagate(images)
@@ -89,7 +132,7 @@ def _fused(module: nn.Module, images: Tensor) -> nn.Module:
         if type(part) is nn.Linear:
             after, activation = _with_activation(traced, node)
             rows = math.prod(_shape(node)[:-1])
-            _replace(traced, node, after, Linear(part.weight, part.bias, activation, rows), order)
+            _replace(traced, node, after, Linear(part.weight.to(dtype), _to(part.bias, dtype), activation, rows), order)
         elif type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str):
             summed, other = _with_sum(node)
             after, activation = _with_activation(traced, summed)
@@ -99,7 +142,8 @@ def _fused(module: nn.Module, images: Tensor) -> nn.Module:
                 name: getattr(part, name) for name in ("stride", "padding", "dilation", "groups")
             }
             height, width = _shape(node.args[0])[2:]
-            conv = Conv(part.weight, part.bias, **geometry, activation=activation, size=(height, width))
+            weight, bias = part.weight.to(dtype), _to(part.bias, dtype)
+            conv = Conv(weight, bias, **geometry, activation=activation, size=(height, width))
             if other is None:
                 _replace(traced, node, after, conv, order)
             else:
@@ -110,6 +154,10 @@ def _fused(module: nn.Module, images: Tensor) -> nn.Module:
     return fx.GraphModule({name: _attribute(traced, name) for name in called}, traced.graph)
 
 
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
 def _attribute(module: nn.Module, path: str) -> Any:
     found: Any = module
     for part in path.split("."):
@@ -117,7 +165,7 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return own_mode(found) if isinstance(found, nn.Module) else found
 
 
-def own_mode(module: nn.Module) -> nn.Module:
+def own_mode(module: _Module) -> _Module:
     """A copy, in evaluation mode, that shares the weights: training the original does not put it in training."""
     twin = copy(module)
     twin._modules = {name: None if child is None else own_mode(child) for name, child in module._modules.items()}
@@ -127,7 +175,9 @@ def own_mode(module: nn.Module) -> nn.Module:
 
 def _fold_norms(traced: fx.GraphModule) -> None:
     """Fold each batch norm into the convolution before it; what activation it brings along follows by itself."""
-    calls = Counter(str(node.target).rsplit(".weight")[0] for node in traced.graph.nodes)
+    targets = [(node.op, str(node.target)) for node in traced.graph.nodes]
+    # A tensor that is read by itself counts as a call of the module that it belongs to.
+    calls = Counter(target.rpartition(".")[0] if op == "get_attr" else target for op, target in targets)
     for node in list(traced.graph.nodes):
         norm = _module(traced, node)
         before = node.args[0] if node.args else None
@@ -138,16 +188,15 @@ def _fold_norms(traced: fx.GraphModule) -> None:
             continue
         if calls[str(before.target)] > 1:  # it runs elsewhere too, or its weight is read
             continue
+        if norm.running_mean is None:  # it goes by the batch
+            continue
         traced.add_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
         new = before
         for part in ("drop", "act"):  # of timm's BatchNormAct2d
             if isinstance(getattr(norm, part, None), nn.Module) and not isinstance(getattr(norm, part), nn.Identity):
-                with traced.graph.inserting_after(new if new is not before else node):
+                with traced.graph.inserting_before(node):
                     new = traced.graph.call_module(f"{node.target}.{part}", (new,))
         node.replace_all_uses_with(new)
-        if new is not before:  # its own input must not have become itself
-            first = next(user for user in before.users if user is not node)
-            first.args = (before,)
         traced.graph.erase_node(node)
     traced.recompile()
 

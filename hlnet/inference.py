@@ -2,49 +2,50 @@
 
 What :func:`optimize` does: batch norms and scales are folded into the convolutions before them; weights are laid out
 once as the processor wants them; activations and sums are done along with the convolution before them, in the trunk
-too; the tree is walked depth first, one parent at a time, its children in chunks whose intermediate results fit the
-cache.
+(:mod:`hlnet.fusing`) too; the tree is walked depth first, one parent at a time, its children in chunks whose inner
+results fit the cache (:mod:`hlnet.fast_tree`).
+
+An inference form is of the weights as they were: parts of them are copied when they are first needed, others never.
+When they have changed since, it refuses to run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import copy, deepcopy
-from dataclasses import dataclass
-from typing import Any, Self
+from copy import deepcopy
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
-from hlnet.branches import BranchLevel, Leaves
 from hlnet.errors import UsageError
-from hlnet.fast_branches import CHUNKS, BottleneckChunk, ConvNeXtChunk, LeafChunk
-from hlnet.fusing import fuse, own_mode
+from hlnet.fast_tree import FastTree
+from hlnet.fusing import fuse_or_why_not
 from hlnet.kernels import Conv, Linear
-from hlnet.network import BranchTree, HierarchicalNet, NetworkConfig, Provenance
+from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.runtime_expert import SelectedTree
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
-
-#: What a chunk of siblings may fill of the cache with its widest intermediate result, in bytes.
-CACHE = 2**20
-#: Images that go through the branches together; larger batches are cut, which keeps chunks worth while.
-BATCH = 8
+from hlnet.weight_watch import WeightWatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def optimize(model: HierarchicalNet | PlainNet, dtype: torch.dtype | str = torch.float32) -> InferenceNet:
-    """The inference form of a network. It keeps ``model`` beside its own copies of the weights, to pack them anew.
+    """The inference form of a network, of its weights as they are now.
+
+    It keeps ``model`` beside its own copies of the weights, to pack them when they are first needed. Once they have
+    changed (training, ``load_state_dict``, a move to another device), calling or selecting from the inference form
+    raises a UsageError; optimise the network again.
 
     Args:
         model: full network, expert or plain network, on the device where it shall run; put in evaluation mode.
         dtype: ``torch.float32``, equal to the training form to about 1e-6 of the largest logit; or ``torch.bfloat16``,
-            faster where the processor computes in it, with some three digits.
+            faster where the processor computes in it, with some two digits.
 
     Raises:
-        UsageError: for another type.
+        UsageError: for another type, or what is no such network, an inference form among them.
 
     Example:
         >>> from hlnet.presets import create_model
@@ -58,11 +59,20 @@ def optimize(model: HierarchicalNet | PlainNet, dtype: torch.dtype | str = torch
     if found not in DTYPES.values():
         raise UsageError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
     assert isinstance(found, torch.dtype)
+    if not isinstance(model, HierarchicalNet | PlainNet):
+        raise UsageError(
+            f"optimize() takes a HierarchicalNet or a PlainNet, got {type(model).__name__}"
+            + ("; it is an inference form already" if isinstance(model, InferenceNet) else "")
+        )
     return InferenceNet(model.eval(), found)
 
 
 class InferenceNet(nn.Module):
-    """What :func:`optimize` returns: call it as the network that it was made of; it does not train."""
+    """What :func:`optimize` returns: call it as the network that it was made of; it does not train.
+
+    It stays where and as it was made: ``.to()`` another device or type, copies and pickles are refused with a
+    UsageError.
+    """
 
     def __init__(self, model: HierarchicalNet | PlainNet, dtype: torch.dtype) -> None:
         super().__init__()
@@ -72,21 +82,20 @@ class InferenceNet(nn.Module):
         self.provenance: Provenance = model.provenance
         self.dtype = dtype
         self.device = model.device
+        self.head: FastTree | SelectedTree | None = None if isinstance(model, PlainNet) else FastTree(model.head, dtype)
+        trunk = model.model if isinstance(model, PlainNet) else model.trunk
         probe = torch.zeros(1, *model.transform.input_size, device=self.device, dtype=dtype)
-        with torch.no_grad():
-            if isinstance(model, PlainNet):
-                self.trunk = _fused(model.model, probe)
-                self.head: FastTree | SelectedTree | None = None
-            else:
-                self.trunk = _fused(model.trunk, probe)
-                self.head = FastTree(model.head, dtype)
+        fused, self._why_not_fused = fuse_or_why_not(trunk, probe)
+        self.trunk: nn.Module = deepcopy(fused) if fused is trunk else fused  # its mode is its own
+        self._weights = WeightWatch(trunk)
 
     @torch.no_grad()
     def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
         """As :meth:`HierarchicalNet.forward`; float32 logits ``[B, classes]``.
 
         Raises:
-            UsageError: if a plain network is given gains, or ``gains`` has a wrong shape.
+            UsageError: if a plain network is given gains, ``gains`` has a wrong shape, or the weights of the network
+                that it was made of have changed.
         """
         features = self.features(images)
         if self.head is not None:
@@ -98,7 +107,12 @@ class InferenceNet(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """The trunk's output ``[B, C, h, w]``; of a plain network, the logits."""
+        """The trunk's output ``[B, C, h, w]``; of a plain network, the logits.
+
+        Raises:
+            UsageError: if the trunk's weights have changed.
+        """
+        self._weights.check()
         result: Tensor = self.trunk(images.to(self.dtype, memory_format=torch.channels_last))
         return result
 
@@ -106,23 +120,41 @@ class InferenceNet(nn.Module):
         """It stays in evaluation mode."""
         return super().train(False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Behind ``.to()``, ``.cuda()``, ``.double()`` and so on: they may ask for what is there already."""
+        here = torch.empty(0, device=self.device, dtype=self.dtype)
+        asked = fn(here)
+        if (asked.device, asked.dtype) != (here.device, here.dtype):
+            wanted = f"device '{asked.device}' and type '{str(asked.dtype).removeprefix('torch.')}'"
+            raise UsageError(
+                f"an inference form stays where and as it was made; optimise the network again on {wanted}"
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise UsageError("an inference form is not copied; optimise a copy of the network that it was made of")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise UsageError("an inference form is not saved or copied; save the network and optimise it after loading")
+
     @property
     def has_branches(self) -> bool:
         """Whether it has branches that can be cued."""
         return self.head is not None
 
     def select(self, classes: str | Iterable[str | int]) -> InferenceNet:
-        """An expert at run time: it shares the trunk and the weights, and is made in well under a millisecond.
+        """An expert at run time: it shares the trunk and the weights, and is made in about a millisecond.
 
-        Its branches run on views of the full network's weights, neither folded nor packed; to run one choice for long,
-        optimise a cut (:func:`hlnet.cut_expert`) instead.
+        Where a quarter or more of a chunk of siblings is selected, all of it runs on the full network's packed weights,
+        otherwise the selected ones run on views of the weights as they are. To run one choice for long, optimise a cut
+        (:func:`hlnet.cut_expert`) instead.
 
         Args:
             classes: a selection, as :func:`hlnet.select_classes` takes it.
 
         Raises:
             SelectionError: if it names what the tree does not have.
-            UsageError: for a plain network.
+            UsageError: for a plain network or a selection, or if the network's weights have changed.
 
         Example:
             >>> from hlnet.presets import create_model
@@ -132,9 +164,11 @@ class InferenceNet(nn.Module):
         """
         if not isinstance(self.head, FastTree):
             raise UsageError("classes are selected from an optimised full network; this is a plain one, or a selection")
-        selected = copy(self)
-        selected._modules = dict(self._modules)
-        selected.head = SelectedTree(self.head.branches, classes)
+        self._weights.check()
+        self.head.weights.check()
+        selected = InferenceNet.__new__(InferenceNet)
+        selected.__dict__ |= self.__dict__ | {"_modules": dict(self._modules)}
+        selected.head = SelectedTree(self.head, classes)
         return selected
 
     @property
@@ -150,132 +184,11 @@ class InferenceNet(nn.Module):
         acts = sum(conv.activation != "none" for conv in convs)
         norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
         name = "plain network" if self.head is None else "trunk"
-        lines = [f"{name}: not traced, runs as it is"]
-        if convs:
-            lines = [
+        line = f"{name}: runs as it is, since {self._why_not_fused}"
+        if not self._why_not_fused:
+            line = (
                 f"{name}: {len(convs)} convolutions and linear maps, {packed} with weights packed for oneDNN, "
                 f"{acts} with their activation; {norms} batch norms left"
-            ]
+            )
         first = f"computes in {str(self.dtype).removeprefix('torch.')}"
-        return [first, *lines, *(self.head.explain() if isinstance(self.head, FastTree) else [])]
-
-
-def _fused(module: nn.Module, probe: Tensor) -> nn.Module:
-    """The module in the probe's type and faster; the original stays as it is, and its mode is its own."""
-    same = all(parameter.dtype is probe.dtype for parameter in module.parameters())
-    source = module if same else deepcopy(module).to(probe.dtype)
-    fused = fuse(source, probe)
-    return deepcopy(fused) if fused is module else fused
-
-
-class FastTree(nn.Module):
-    """The branches, packed for the size of the trunk's output and the kind of batch when these first come."""
-
-    def __init__(self, branches: BranchTree, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.tree, self.dtype = branches.tree, dtype
-        self._branches: list[Any] = [own_mode(branches)]  # within a list it is no part of this module
-        self._packed: dict[tuple[int, int, int], list[list[list[_Siblings]]]] = {}
-
-    @property
-    def branches(self) -> BranchTree:
-        """The training form."""
-        branches: BranchTree = self._branches[0]
-        return branches
-
-    @torch.no_grad()
-    def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
-        """As :meth:`BranchTree.forward`; float32 logits ``[B, classes]``."""
-        gains = self.branches.check_gains(gains, len(features))
-        features = features.to(self.dtype, memory_format=torch.channels_last)
-        packed = self.pack((features.shape[2], features.shape[3]), len(features))
-        logits = torch.empty(len(features), len(self.tree.classes), device=features.device)
-        for start in range(0, len(features), BATCH):
-            part = slice(start, start + BATCH)
-            self._grow(packed, features[part], None if gains is None else gains[part], 0, 0, logits[part])
-        return logits
-
-    def pack(self, size: tuple[int, int], batch: int) -> list[list[list[_Siblings]]]:
-        """For each level and parent, the chunks of children; made when first asked for.
-
-        Args:
-            size: height and width of the trunk's output.
-            batch: one or two images want large chunks, which keep the processor busy; more want small ones, which fit
-                the cache. (Both are kept once they are made, at the price of memory.)
-        """
-        batch = 1 if batch <= 2 else BATCH
-        key = (*size, batch)
-        if key not in self._packed:
-            levels = []
-            place = 0  # of the level's first node among all nodes
-            for depth, level in enumerate(self.branches.levels):
-                assert isinstance(level, BranchLevel)
-                leaves = self.branches.leaves if depth == self.tree.num_levels - 1 else None
-                levels.append(_families(level, leaves, place, size, batch, self.dtype))
-                place += level.nodes
-                size = level.output_size(size)
-            self._packed[key] = levels
-        return self._packed[key]
-
-    def explain(self) -> list[str]:
-        """How the children of each parent were put together, one line a level and kind of batch."""
-        lines = []
-        for (_, _, batch), levels in self._packed.items():
-            images = "one or two images" if batch == 1 else f"batches of up to {BATCH}"
-            for number, families in enumerate(levels, start=1):
-                chunks = [chunk for family in families for chunk in family]
-                lines.append(
-                    f"level {number}, {images}: {sum(chunk.count for chunk in chunks)} nodes of {len(families)} "
-                    f"parents in {len(chunks)} chunks of at most {max(chunk.count for chunk in chunks)}"
-                )
-        return lines
-
-    def _grow(
-        self, packed: list[list[list[_Siblings]]], x: Tensor, gains: Tensor | None, depth: int, parent: int, out: Tensor
-    ) -> None:
-        """Write the logits of all classes below one parent, whose output is ``x``."""
-        family = packed[depth][parent]
-        shared = family[0].block.share(x)
-        for part in family:
-            y = part.block(shared, None if gains is None else gains[:, part.place : part.place + part.count])
-            if part.leaf is not None:
-                out[:, part.start : part.start + part.count] = part.leaf(y)
-                continue
-            for child, features in enumerate(y.chunk(part.count, dim=1), start=part.start):
-                self._grow(packed, features, gains, depth + 1, child, out)
-
-
-@dataclass(frozen=True)
-class _Siblings:
-    """A chunk of one parent's children.
-
-    Attributes:
-        start, count: their rows within the level.
-        place: of the first among all nodes of the tree, level by level.
-        block: of the tree's block.
-        leaf: on the last level.
-    """
-
-    start: int
-    count: int
-    place: int
-    block: BottleneckChunk | ConvNeXtChunk
-    leaf: LeafChunk | None
-
-
-def _families(
-    level: BranchLevel, leaves: Leaves | None, place: int, size: tuple[int, int], batch: int, dtype: torch.dtype
-) -> list[list[_Siblings]]:
-    chunk: Any = CHUNKS[type(level)]
-    fits = max(1, CACHE // max(1, batch * size[0] * size[1] * level.widest * dtype.itemsize))
-    families, start = [], 0
-    for siblings in level.sibling_counts:
-        parts = []
-        for first in range(start, start + siblings, fits):
-            end = min(first + fits, start + siblings)
-            leaf = None if leaves is None else LeafChunk(leaves, first, end)
-            block = chunk(level, first, end, size, batch, dtype)
-            parts.append(_Siblings(first, end - first, place + first, block, leaf))
-        families.append(parts)
-        start += siblings
-    return families
+        return [first, line, *(self.head.explain() if isinstance(self.head, FastTree) else [])]

@@ -34,20 +34,35 @@ _ONEDNN: dict[str, tuple[str, list[float], str]] = {
 
 @cache
 def packs(device: str, dtype: torch.dtype) -> bool:
-    """Whether weights can be packed for oneDNN: on a CPU that computes in this type, if torch has the operators."""
-    if device != "cpu" or not torch.backends.mkldnn.is_available():
+    """Whether weights can be packed for oneDNN: on a CPU that computes in this type, if torch's operators do as here.
+
+    They are not documented, so a tiny convolution and linear map are tried; whatever goes wrong, nothing is packed.
+    """
+    if device != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     try:
-        ops = torch.ops.mkldnn
-        for name in ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_"):
-            getattr(ops, name)
-        for name in ("_reorder_linear_weight", "_linear_pointwise"):
-            getattr(ops, name)
-        if dtype is torch.bfloat16:
-            return bool(ops._is_mkldnn_bf16_supported())
-    except AttributeError:
+        with torch.no_grad():
+            return (dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _as_torchs(dtype)
+    except Exception:  # an operator is missing, or takes other arguments
         return False
-    return dtype is torch.float32
+
+
+def _as_torchs(dtype: torch.dtype) -> bool:
+    """Whether packed convolutions and linear maps give what torch's public ones give."""
+    x = torch.linspace(-1, 1, 2 * 8 * 3 * 3, dtype=dtype).view(2, 8, 3, 3).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.linspace(-1, 2, 64, dtype=dtype).view(8, 8), torch.linspace(-1, 1, 8, dtype=dtype)
+    conv: dict[bool, Conv] = {}
+    linear: dict[bool, Linear] = {}
+    for packed in (True, False):
+        conv[packed] = Conv(weight.view(8, 8, 1, 1), bias, activation="relu", size=(3, 3), packed=packed)
+        linear[packed] = Linear(weight, bias, "gelu", 18, packed=packed)
+    pairs = [(conv[True](x), conv[False](x))]
+    for in_place in (True, False):
+        pairs.append((conv[True].add(x.clone(), x, in_place), conv[False].add(x.clone(), x, in_place)))
+    rows = x.permute(0, 2, 3, 1)
+    pairs.append((linear[True](rows), linear[False](rows)))
+    tolerance = 1e-4 if dtype is torch.float32 else 5e-2
+    return all(torch.allclose(ours, theirs, tolerance, tolerance) for ours, theirs in pairs)
 
 
 class Conv(nn.Module):
@@ -59,6 +74,7 @@ class Conv(nn.Module):
         stride, padding, dilation, groups: as of ``torch.nn.Conv2d``.
         activation: one of :data:`ACTIVATIONS`.
         size: height and width of the input that it will mostly see.
+        packed: whether to pack the weights; default: as :func:`packs` says.
     """
 
     def __init__(
@@ -71,11 +87,14 @@ class Conv(nn.Module):
         groups: int = 1,
         activation: str = "none",
         size: tuple[int, int] = (14, 14),
+        packed: bool | None = None,
     ) -> None:
         super().__init__()
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.activation = activation
-        self.packed = packs(weight.device.type, weight.dtype)
+        # Of a single channel with a longer step sideways, oneDNN reads beyond the image.
+        unsafe = weight.shape[1] * groups == 1 and stride[0] != stride[1]
+        self.packed = not unsafe and (packs(weight.device.type, weight.dtype) if packed is None else packed)
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         if self.packed:
             # Packed for a batch of one, it serves any batch at the same rate; without a size it may be slow.
@@ -121,12 +140,15 @@ class Linear(nn.Module):
         bias: ``[out]``.
         activation: one of :data:`ACTIVATIONS`.
         rows: how many rows it will mostly see.
+        packed: as of :class:`Conv`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none", rows: int = 196) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, activation: str = "none", rows: int = 196, packed: bool | None = None
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.packed = packs(weight.device.type, weight.dtype)
+        self.packed = packs(weight.device.type, weight.dtype) if packed is None else packed
         weight = weight.detach().contiguous()
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from hlnet.branches import LEVELS, BranchLevel, Leaves, pooled
 from hlnet.errors import UsageError
 from hlnet.expert import cut_expert
-from hlnet.fusing import fuse
 from hlnet.inference import optimize
 from hlnet.network import HierarchicalNet, NetworkConfig, check_levels
-from hlnet.plain import PlainConfig
+from hlnet.plain import PlainConfig, PlainNet
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform, Trunk, check_size, create_backbone
@@ -249,21 +248,32 @@ def with_latency(
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     on_round: Callable[[], None] | None = None,
+    dtype: torch.dtype | str = torch.float32,
 ) -> Profile:
     """Add latencies to a profile: of the plain network, of ``model``, and of the expert for ``classes``.
 
     All are timed in their inference form (:func:`hlnet.optimize`), the plain network too.
+
+    Args:
+        found: the profile.
+        model: whose weights run.
+        classes: the expert's selection.
+        batch_sizes, threads, on_round: as :func:`measure_latency` takes them.
+        dtype: to compute in, as :func:`hlnet.optimize` takes it.
     """
     config = model.config
-    plain = create_backbone(config.backbone, config.backbone_args | {"num_classes": found.plain.classes})
-    probe = torch.zeros(1, *found.input_size, device=model.device)
-    models: dict[str, nn.Module] = {"plain": fuse(plain.to(model.device), probe)}
+    plain_config = PlainConfig(
+        backbone=config.backbone, split_point=config.split_point, backbone_args=config.backbone_args
+    )
+    plain = PlainNet(plain_config, ClassTree.balanced((found.plain.classes,))).to(model.device)
+    plain.transform = plain.transform.model_copy(update={"input_size": found.input_size})
+    models: dict[str, nn.Module] = {"plain": optimize(plain, dtype)}
     if classes is not None:
-        models["expert"] = optimize(cut_expert(model, classes))
+        models["expert"] = optimize(cut_expert(model, classes), dtype)
     if model.tree.counts == found.full.nodes:
-        models["full"] = optimize(model)
+        models["full"] = optimize(model, dtype)
     elif classes is None:  # the model is itself an expert
-        models["expert"] = optimize(model)
+        models["expert"] = optimize(model, dtype)
     latencies = measure_latency(models, found.input_size, batch_sizes, threads, on_round=on_round, device=model.device)
     costs = {name: getattr(found, name).model_copy(update={"latency": value}) for name, value in latencies.items()}
     return with_reductions(found.model_copy(update=costs))

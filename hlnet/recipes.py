@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from hlnet.tree import ClassTree
 
 
+#: What timm can do with images, RandAugment among it; it would take a wrong name for another, or fail far from here.
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+CROP_MODES = ("center", "squash", "border")
+
+
 class NetworkSettings(BaseModel):
     """Which network to build.
 
@@ -175,8 +180,12 @@ def _transform(own: InputTransform, given: Mapping[str, Any]) -> InputTransform:
         found = InputTransform.model_validate({**own.model_dump(), **fields})
     except ValidationError as error:
         raise _wrong(error, "transform") from None
-    if min(found.std) <= 0:
-        raise UsageError(f"std {found.std} must be above 0")
+    if min(found.std) <= 0 or found.crop_pct <= 0:
+        name = "std" if min(found.std) <= 0 else "crop_pct"
+        raise UsageError(f"{name} {getattr(found, name)} must be above 0")
+    for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if (value := getattr(found, name)) not in known:
+            raise UsageError(f"{name} '{value}': expected {', '.join(known)}")
     return found
 
 

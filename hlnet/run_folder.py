@@ -163,7 +163,7 @@ class RunFolder:
     def _remove_drafts(self) -> None:
         """What a run that was killed while writing has left."""
         assert self.out is not None
-        for draft in self.out.glob(".hlnet-*"):
+        for draft in self.out.rglob(".hlnet-*"):
             draft.unlink(missing_ok=True)
 
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -436,12 +436,14 @@ def _seed(*numbers: int) -> None:
 
 @contextmanager
 def _shortages(interrupted: threading.Event | None = None) -> Iterator[None]:
-    """A lost worker and full memory as our errors. (Of a lost worker, torch tells by a signal: anywhere.)"""
+    """A lost worker and full memory as our errors."""
     try:
         yield
-    except RuntimeError as error:
-        said = str(error).split("\n")[0]
-        if "DataLoader worker" in said:
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        said = str(error).split("\n")[0] or type(error).__name__
+        if not isinstance(error, RuntimeError) or "DataLoader worker" in said:
+            with suppress(RuntimeError):  # of a lost worker, torch tells by a signal, too: at any time, anywhere
+                time.sleep(0.2)
             if interrupted is not None and interrupted.is_set():  # whoever ended us ended it too, and first
                 raise Stopped("stopped, with the state as it was saved last") from None
             raise RunError(

@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shlex
 import sys
 import time
 
@@ -14,12 +15,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hlnet import training
 from hlnet.cli import main as cli
 
 COLOURS = {"red": (255, 0, 0), "yellow": (255, 255, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 #: Everything random is on: crops, flips, RandAugment, erasing.
 SMALL = "--backbone test_resnet --img-size 32 --batch-size 4 --reprob 0.5 --lr 3e-3 --warmup-epochs 1 --device cpu"
-FILES = "best.safetensors classes.tree.json config.toml curves.png last.ckpt last.safetensors metrics.csv".split()
+#: The files of a run of one epoch, in the order in which they take their places; the state after its first step, too.
+WRITTEN = [
+    *("classes.tree.json", "config.toml", "last.ckpt"),
+    *("last.safetensors", "best.safetensors", "metrics.csv", "curves.png", "last.ckpt"),
+    *("model/model.safetensors", "model/config.json", "model/README.md"),
+]
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training", "hlnet.recipes", "hlnet.plots"])
@@ -41,7 +48,7 @@ def write_images(root, train=5, val=2):
 
 def start(line, log, prepare=None, **environment):
     """Begin a run. What it says goes into the file ``log``; ``prepare`` is called in the new process before."""
-    process = _server.Process(target=_run, args=(line.split(), str(log), prepare, environment))
+    process = _server.Process(target=_run, args=(shlex.split(line), str(log), prepare, environment))
     process.start()
     return process
 
@@ -74,12 +81,35 @@ def _run(words, log, prepare, environment):
     cli.main()
 
 
-def wait_for(condition, seconds=120):
-    """Until it holds."""
+def slowed(ready, seconds=0.5):
+    """Let the second step take long, and tell when it is under way."""
+    step = training._Run._step
+
+    def slow(self, number, count, *rest):
+        if count == 2:
+            ready.touch()
+            time.sleep(seconds)
+        step(self, number, count, *rest)
+
+    training._Run._step = slow
+
+
+def wait_for(condition, *processes, seconds=120):
+    """Until it holds, or one of the processes is done."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not condition() and all(process.is_alive() for process in processes):
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.005)
+
+
+def changed(file):
+    """When it was written last; 0 if never."""
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def wait_for_another(file, before, *processes):
+    """Until it is written again."""
+    wait_for(lambda: changed(file) > before, *processes)
 
 
 def figures(out):
@@ -89,7 +119,13 @@ def figures(out):
 
 
 def contents(out, *names):
-    return {name: (out / name).read_bytes() for name in names or os.listdir(out)}
+    """The bytes of files in a folder, by name; of all in it, unless some are named. Not of drafts."""
+    found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
+    return {name: found[name].read_bytes() for name in names or found}
+
+
+def drafts(out):
+    return list(out.rglob(".*"))
 
 
 def weights(file):
@@ -101,9 +137,10 @@ def weights(file):
 
 def assert_same_run(found, expected):
     """All that two run folders tell is the same, bit for bit, and nothing else lies there."""
-    assert sorted(os.listdir(found)) == FILES
+    assert contents(found).keys() == {*WRITTEN} and not drafts(found)
     assert figures(found) == figures(expected)
-    names = ("classes.tree.json", "config.toml")
-    assert contents(found, *names) == contents(expected, *names)
-    for name in ("best.safetensors", "last.safetensors"):
-        assert weights(found / name) == weights(expected / name), name
+    text = [name for name in WRITTEN if name.endswith((".json", ".toml", ".md"))]
+    assert contents(found, *text) == contents(expected, *text)
+    for name in WRITTEN:
+        if name.endswith(".safetensors"):
+            assert weights(found / name) == weights(expected / name), name

@@ -245,3 +245,12 @@ def test_new_bottleneck_starts_as_its_shortcut():
     scale = (1 + level.eps) ** -0.5  # of BN with its first statistics, mean 0 and variance 1
     expected = [F.relu(F.conv2d(x, weight[:, :, None, None], stride=2) * scale) for weight in level.shortcut_weight]
     torch.testing.assert_close(level(x, level.families()[0], None), torch.stack(expected, dim=1))
+
+
+@blocks
+@pytest.mark.parametrize("stride", [1, 2])
+def test_inner_width_is_what_the_last_convolution_takes_in(block, stride):
+    level = LEVELS[block]((3, 1), IN_CHANNELS, 5, stride).eval()
+    family = level.families()[0]
+    last = family["conv3_weight" if block == "bottleneck" else "fc2_weight"]
+    assert last.shape[2] == level.inner_width

@@ -13,6 +13,7 @@ import hlnet.expert
 from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, SelectionError, UsageError
 from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
+from hlnet.inference import optimize
 from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.tree import ClassTree
@@ -159,7 +160,7 @@ class Recorder:
 
     def __init__(self, source, read):
         self.source, self.read = source, read
-        self.keys, self.get_shape = (getattr(source, name, None) for name in ("keys", "get_shape"))
+        self.keys, self.get_shape, self.metadata = (getattr(source, name, None) for name in ("keys", "get_shape", "metadata"))
 
     def get_tensor(self, name):
         self.read[name] = "whole"
@@ -199,6 +200,20 @@ def test_from_file_to_file_is_the_same_file(tmp_path):
     cut_checkpoint(full, "dog,saw", ours)
     assert read_header(ours) == read_header(cut)
     assert_same(load_checkpoint(ours), load_checkpoint(cut))
+
+
+def test_what_cannot_be_cut_or_saved_is_refused(tmp_path):
+    full = tmp_path / "full.safetensors"
+    net = build()
+    save_checkpoint(net, full)
+    before = full.read_bytes()
+    with pytest.raises(UsageError, match="the model itself"):
+        cut_checkpoint(full, "cat", full)
+    with pytest.raises(UsageError, match="InferenceNet cannot be cut"):
+        cut_expert(optimize(net), "cat")
+    with pytest.raises(UsageError, match="InferenceNet cannot be saved"):
+        save_checkpoint(optimize(net), full)
+    assert full.read_bytes() == before
 
 
 SPOILED = {

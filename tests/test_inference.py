@@ -1,7 +1,10 @@
 """The inference form: the logits of the network that it was made of, and of one timm block per node."""
 
 import copy
+import io
 import math
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -13,17 +16,20 @@ from PIL import Image
 from torch import nn
 from trees import SHAPES
 
-import hlnet.inference
+import hlnet.fast_tree
+import hlnet.kernels
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import SelectionError, UsageError
 from hlnet.evaluation import evaluate, logits_of
 from hlnet.expert import cut_expert
-from hlnet.fast_branches import BottleneckChunk, ConvNeXtChunk, LeafChunk
-from hlnet.inference import FastTree, InferenceNet, optimize
+from hlnet.fast_branches import BottleneckChunk, ConvNeXtChunk, LeafChunk, UnpackedChunk
+from hlnet.fast_tree import FastTree
+from hlnet.inference import InferenceNet, optimize
 from hlnet.kernels import packs
 from hlnet.network import BranchTree, HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.prediction import predict
+from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
@@ -48,6 +54,17 @@ BACKBONES = {
 
 blocks = pytest.mark.parametrize("block", ["bottleneck", "convnext"])
 trees = pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+both_paths = pytest.mark.usefixtures("path")
+
+
+@pytest.fixture(params=["packed", "portable"])
+def path(request, monkeypatch):
+    """Both ways to run; the packed one where this machine has it."""
+    if request.param == "portable":
+        monkeypatch.setattr(hlnet.kernels, "packs", lambda device, dtype: False)
+    elif not packs("cpu", torch.float32):
+        pytest.skip("torch lacks oneDNN's operators here")
+    return request.param
 
 
 @torch.no_grad()
@@ -121,12 +138,13 @@ def both_gains(net, batch):
 # ---------------------------------------------------------------------- whole networks
 
 
+@both_paths
 @blocks
 @pytest.mark.parametrize("trunk", BACKBONES)
 def test_logits_are_the_networks(block, trunk):
     net = build(block, trunk=trunk)
     fast = optimize(net)
-    assert ("not traced" in fast.explain()[1]) == (trunk == "not traced")
+    assert ("runs as it is" in fast.explain()[1]) == (trunk == "not traced")
     neutral = run(net, images())
     for batch in (3, 1, 2, 9, 17):
         for gains in both_gains(net, batch):
@@ -138,6 +156,7 @@ def test_logits_are_the_networks(block, trunk):
     assert_near(run(fast, images()), neutral)
 
 
+@both_paths
 @blocks
 @trees
 def test_logits_are_those_of_one_block_a_node(block, tree):
@@ -150,6 +169,7 @@ def test_logits_are_those_of_one_block_a_node(block, tree):
         assert_near(run(fast, images(), *gains), run(naive, features, *gains))
 
 
+@both_paths
 @blocks
 def test_gain_of_a_node_changes_only_the_classes_below_it(block):
     fast = optimize(build(block, TREES["deep"]))
@@ -166,6 +186,7 @@ def test_gain_of_a_node_changes_only_the_classes_below_it(block):
             assert torch.equal(changed[1], below) and not changed[[0, 2]].any()
 
 
+@both_paths
 @blocks
 def test_expert_gives_its_columns_of_the_full_network(block):
     net = build(block)
@@ -178,6 +199,7 @@ def test_expert_gives_its_columns_of_the_full_network(block):
     assert_near(run(optimize(cut_expert(net, "saw")), images(1)), run(net, images(1))[:, 5:])
 
 
+@both_paths
 @pytest.mark.parametrize(
     ("backbone", "arguments"),
     [("test_resnet", {}), ("test_efficientnet", {}), ("test_vit", {"img_size": 64}), ("convnextv2_atto", {})],
@@ -202,6 +224,7 @@ def test_tells_what_the_network_tells():
         assert (fast.provenance, fast.device, fast.has_branches) == (net.provenance, net.device, net.has_branches)
 
 
+@both_paths
 @blocks
 def test_other_image_sizes_after_the_first(block):
     net = build(block)
@@ -212,6 +235,7 @@ def test_other_image_sizes_after_the_first(block):
             assert_near(run(fast, x), run(net, x))
 
 
+@both_paths
 @blocks
 def test_features_of_a_single_pixel(block):
     net = build(block, strides=(1, 1))
@@ -221,6 +245,7 @@ def test_features_of_a_single_pixel(block):
         assert_near(run(optimize(net), x, *gains), run(net, x, *gains))
 
 
+@both_paths
 @pytest.mark.parametrize("net", [build, plain])
 def test_images_may_lie_anyhow_in_memory(net):
     net = net()
@@ -236,6 +261,7 @@ def test_images_may_lie_anyhow_in_memory(net):
     assert_near(run(fast, x[:1].expand(3, -1, -1, -1)), expected[[0, 0, 0]])
 
 
+@both_paths
 @blocks
 def test_calls_leave_nothing_behind(block):
     fast, gains = optimize(build(block)), random_gains(3, TREE.num_nodes)
@@ -252,6 +278,7 @@ def test_calls_leave_nothing_behind(block):
     assert torch.equal(gains, random_gains(3, TREE.num_nodes))
 
 
+@both_paths
 @pytest.mark.parametrize("trunk", BACKBONES)
 @pytest.mark.parametrize(("dtype", "block"), [("float32", "bottleneck"), ("bfloat16", "convnext")])
 def test_original_stays_as_it_was(block, trunk, dtype):
@@ -266,6 +293,7 @@ def test_original_stays_as_it_was(block, trunk, dtype):
     assert torch.equal(run(net, images()), expected)
 
 
+@both_paths
 @pytest.mark.parametrize("trunk", BACKBONES)
 def test_runs_without_inference_mode_and_after_it(trunk):
     net = build(trunk=trunk)
@@ -288,6 +316,7 @@ def test_network_in_training_is_put_in_evaluation_mode(make):
     assert_near(run(fast, images()), expected)
 
 
+@both_paths
 @pytest.mark.parametrize("trunk", BACKBONES)
 @pytest.mark.parametrize("who", ["network", "inference form"])
 def test_stays_in_evaluation_mode(trunk, who):
@@ -301,6 +330,7 @@ def test_stays_in_evaluation_mode(trunk, who):
     assert_near(run(net.eval(), images()), expected)
 
 
+@both_paths
 @blocks
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_network_of_another_type(block, dtype):
@@ -311,9 +341,145 @@ def test_network_of_another_type(block, dtype):
     assert {tensor.dtype for tensor in net.parameters()} == {dtype}
 
 
+# ---------------------------------------------------------------------- the weights as they were
+
+
+CHANGED = r"^the network's weights have changed since optimize\(\); call it again$"
+
+
+def kinds(net, trunk):
+    """A tensor of each kind: of the branches, of a convolution or linear map and of a norm of the trunk."""
+    found = {"head": net.head.levels[0]._parameters, "leaves": net.head.leaves._parameters}
+    for part in net.trunk.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            found["trunk"] = part._parameters
+        elif isinstance(part, nn.LayerNorm | nn.BatchNorm2d):
+            found["norm"] = part._parameters
+    assert len(found) == 4
+    return {kind: next(tensor for name, tensor in own.items() if "weight" in name) for kind, own in found.items()}
+
+
+@both_paths
+@pytest.mark.parametrize("kind", ["head", "leaves", "trunk", "norm"])
+@pytest.mark.parametrize(
+    ("block", "trunk"), [("bottleneck", "CNN"), ("convnext", "layer norms"), ("bottleneck", "ViT")]
+)
+def test_changed_weights_are_refused(block, trunk, kind):
+    net = build(block, trunk=trunk)
+    fast, unused = optimize(net), optimize(net)
+    some = fast.select("cat")
+    run(fast, images(1)), run(some, images(1))
+    with torch.no_grad():
+        kinds(net, trunk)[kind].mul_(1.5)
+    for refused in (
+        lambda: run(fast, images(1)),
+        lambda: run(fast, images(3)),
+        lambda: run(unused, images(3)),
+        lambda: run(some, images(1)),
+        lambda: fast.select("dog"),
+    ):
+        with pytest.raises(UsageError, match=CHANGED):
+            refused()
+    part = (lambda: fast.features(images(1))) if kind in {"trunk", "norm"} else lambda: fast.head(net.trunk(images(1)))
+    with pytest.raises(UsageError, match=CHANGED):
+        part()
+    assert_near(run(optimize(net), images()), run(net, images()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [build, plain])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: step(net, torch.optim.SGD(net.parameters(), 0.1)),
+        lambda net: step(net, torch.optim.AdamW(net.parameters(), 0.1, foreach=True)),
+        lambda net: net.load_state_dict(net.state_dict()),
+        lambda net: net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True),
+        lambda net: net.train()(images(3)),
+        lambda net: net.double(),
+        lambda net: next(iter(net.state_dict().values())).zero_(),
+        lambda net: setattr(next(net.parameters()), "data", next(net.parameters()) * 2),
+    ],
+    ids=["step", "many steps at once", "loaded", "assigned", "statistics", "type", "state", "data"],
+)
+def test_every_way_to_change_weights_is_seen(make, change, dtype):
+    net = make()
+    fast = optimize(net, dtype)
+    run(fast, images())
+    change(net)
+    with pytest.raises(UsageError, match=CHANGED):
+        run(fast, images())
+
+
+def step(net, optimizer):
+    net(images()).square().sum().backward()
+    optimizer.step()
+
+
+@both_paths
+def test_gradients_and_modes_are_no_changes():
+    net = build()
+    fast, expected = optimize(net), run(net, images())
+    net.requires_grad_(False)
+    net.requires_grad_()
+    net.train().eval()
+    net(images()).sum().backward()
+    net.to("cpu", torch.float32)
+    assert_near(run(fast, images()), expected)
+
+
+def test_network_that_was_made_in_inference_mode():
+    """Its tensors count no changes."""
+    with torch.inference_mode():
+        net = build()
+    assert_near(run(optimize(net), images()), run(net, images()))
+
+
+def test_stays_where_and_as_it_was_made():
+    net = build()
+    fast, expected = optimize(net), run(net, images())
+    for move in (
+        lambda: fast.to("meta"),
+        lambda: fast.bfloat16(),
+        lambda: fast.double(),
+        lambda: fast.half(),
+        lambda: nn.Sequential(fast).to(torch.float64),
+        lambda: fast.select("cat").double(),
+    ):
+        with pytest.raises(UsageError, match=r"stays where and as it was made; optimise the network again on device"):
+            move()
+    with pytest.raises(UsageError, match=r"on device 'meta' and type 'float32'$"):
+        fast.to("meta")
+    for same in (fast.to("cpu"), fast.float(), fast.to(torch.float32), fast.eval(), fast.cpu()):
+        assert same is fast
+    half = optimize(net, "bfloat16")
+    assert half.bfloat16() is half
+    with pytest.raises(UsageError, match="stays"):
+        half.float()
+    assert_near(run(fast, images()), expected)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, copy.copy, pickle.dumps, lambda net: torch.save(net, io.BytesIO())])
+def test_is_neither_copied_nor_saved(make):
+    fast = optimize(build())
+    for form in (fast, fast.select("cat"), optimize(plain())):
+        with pytest.raises(UsageError, match=r"an inference form is not (saved or )?copied"):
+            make(form)
+
+
+def test_only_networks_are_optimised():
+    net = build()
+    for form in (optimize(net), optimize(net).select("cat"), optimize(plain())):
+        with pytest.raises(UsageError, match=r"got InferenceNet; it is an inference form already$"):
+            optimize(form)
+    with pytest.raises(UsageError, match=r"takes a HierarchicalNet or a PlainNet, got Linear$"):
+        optimize(nn.Linear(2, 2))
+
+
 # ---------------------------------------------------------------------- bfloat16
 
 
+@both_paths
 @blocks
 @pytest.mark.parametrize("trunk", ["CNN", "layer norms", "ViT"])
 def test_bfloat16_comes_near(block, trunk):
@@ -394,8 +560,8 @@ def test_size_of_the_cache_and_of_the_batch_does_not_matter(monkeypatch, block, 
     net = build(block, tree)
     expected = {count: [run(net, images(count), *gains) for gains in both_gains(net, count)] for count in (1, 3, 7)}
     for cache, batch in [(1, 8), (1, 1), (40_000, 2), (2**30, 3)]:
-        monkeypatch.setattr(hlnet.inference, "CACHE", cache)
-        monkeypatch.setattr(hlnet.inference, "BATCH", batch)
+        monkeypatch.setattr(hlnet.fast_tree, "CACHE", cache)
+        monkeypatch.setattr(hlnet.fast_tree, "BATCH", batch)
         fast = optimize(net)
         for count, logits in expected.items():
             for gains, same in zip(both_gains(net, count), logits, strict=True):
@@ -424,7 +590,7 @@ def test_chunks_fit_the_cache(monkeypatch, packed, block):
     net = build(block, TREES["many children"], strides=(1, 1))
     assert net.trunk(images(1)).shape[2:] == (4, 4)
     widest = {"bottleneck": 6, "convnext": 24}[block]
-    monkeypatch.setattr(hlnet.inference, "CACHE", 20 * (8 * 4 * 4 * widest * 4) + 5)  # twenty and a bit
+    monkeypatch.setattr(hlnet.fast_tree, "CACHE", 20 * (8 * 4 * 4 * widest * 4) + 5)  # twenty and a bit
     fast = optimize(net)
     run(fast, images(3))
     first, *rest = [(start, end) for _, start, end, *_ in packed]
@@ -438,9 +604,46 @@ def test_chunks_fit_the_cache(monkeypatch, packed, block):
     packed.clear()
     run(fast, images(2)), run(fast, images(1))
     assert not packed
+    run(fast, images(3, (64, 96))), run(fast, images(1, (64, 96)))
+    assert not packed  # other sizes run with what is there
+    fast = optimize(net)
     run(fast, images(3, (64, 96)))
     assert {size for *_, size, _, _ in packed} == {(4, 6)}
     assert [end - start for _, start, end, *_ in packed] == [2, *[13] * 5, 2, 1]  # 20 * 4 / 6 is 13
+
+
+@blocks
+def test_packed_at_most_twice_whatever_the_sizes(packed, block):
+    net = build(block)
+    fast = optimize(net)
+    for height in (48, 64, 80):
+        for width in (48, 64, 96, 130):
+            for batch in (1, 3):
+                x = images(batch, (height, width))
+                assert_near(run(fast, x), run(net, x))
+    assert len(packed) == 2 * 4  # for each kind of batch, one of the first level and three of the last
+
+
+@blocks
+@pytest.mark.parametrize("batch", [1, 17])
+def test_other_devices_get_whole_families_and_batches(monkeypatch, block, batch):
+    """Not for their numbers, which this device does not have."""
+    monkeypatch.setattr(hlnet.fast_tree, "CACHE", 1)
+    head = BranchTree(TREES["many children"], 8, block, (8, 8), (1, 1)).eval()
+    runs = []
+    for device in ("cpu", "meta"):
+        fast = FastTree(head.to(device), torch.float32)
+        x = torch.zeros(batch, 8, 4, 4, device=device)
+        with monkeypatch.context() as patched:
+            seen = []
+            kind = LeafChunk.forward
+            patched.setattr(LeafChunk, "forward", lambda self, y, kind=kind, seen=seen: seen.append(y) or kind(self, y))
+            assert fast(x).shape == (batch, 68)
+        runs.append([(len(y), y.shape[1] // head.leaves.weight.shape[1]) for y in seen])
+        fast(torch.zeros(3, 8, 4, 4, device=device))
+    assert {children for _, children in runs[0]} == {1} and max(images for images, _ in runs[0]) <= 8
+    assert runs[1] == [(batch, 67), (batch, 1)]
+    assert [line.split(":")[0] for line in fast.explain()] == ["level 1, any batch", "level 2, any batch"]
 
 
 # ---------------------------------------------------------------------- any branches
@@ -542,14 +745,33 @@ def test_norms_that_bring_an_activation_along_are_not_left():
 
 def test_line_on_a_trunk_that_is_not_traced():
     fast = optimize(build(trunk="not traced"), "bfloat16")
-    assert fast.explain() == ["computes in bfloat16", "trunk: not traced, runs as it is"]
+    first, line = fast.explain()
+    assert first == "computes in bfloat16"
+    assert re.fullmatch(r"trunk: runs as it is, since \w+Error: .+", line)
+
+
+def test_line_on_a_plain_network_whose_trace_gives_other_outputs(monkeypatch):
+    net = plain()
+    calls = iter(range(1, 99))
+    original = type(net.model).forward
+    monkeypatch.setattr(type(net.model), "forward", lambda self, x: original(self, x) * next(calls))
+    assert re.fullmatch(
+        r"plain network: runs as it is, since its trace gave other outputs: max difference \d\S+, largest output \d\S+",
+        optimize(net).explain()[1],
+    )
+
+
+def test_line_on_a_trunk_that_is_traced_and_has_nothing_to_fuse():
+    net = plain()
+    net.model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(3))
+    assert optimize(net).explain()[1].startswith("plain network: 0 convolutions and linear maps")
 
 
 @blocks
 def test_lines_on_the_levels_tell_their_chunks(monkeypatch, block):
     tree = TREES["many children"]
     net = build(block, tree, strides=(1, 2))
-    monkeypatch.setattr(hlnet.inference, "CACHE", 100_000)
+    monkeypatch.setattr(hlnet.fast_tree, "CACHE", 100_000)
     fast = optimize(net)
     assert len(fast.explain()) == 2  # no batch yet
     pixels, width = 4 * 4, {"bottleneck": 1, "convnext": 4}[block]
@@ -636,6 +858,7 @@ def test_predictions_are_the_same(tmp_path, kind):
 # ---------------------------------------------------------------------- classes chosen at run time
 
 
+@both_paths
 @blocks
 @pytest.mark.parametrize("classes", ["dog,saw,lion", "tabby,lion,boxer", "cat", "*"])
 def test_selection_gives_the_experts_logits(block, classes):
@@ -651,11 +874,104 @@ def test_selection_gives_the_experts_logits(block, classes):
         run(some, images(), torch.ones(expert.tree.num_nodes + 1))
 
 
+MANY = ClassTree.from_nested(
+    {"x": {"xx": [f"a{i}" for i in range(9)], "xy": ["b"]}, "y": {"yy": [f"c{i}" for i in range(13)]}, "z": ["d"]}
+)
+#: Of "b,c3", the first level runs on views and what follows is packed, then the other way round.
+WIDE = ClassTree.from_nested(
+    {
+        name: {f"{name}{i}": [f"{name}{i}{j}" for j in "xy"] for i in range(1 if name == "b" else 9)}
+        for name in "abcdefghi"
+    }
+)
+SELECTIONS = {
+    "one": "a4",
+    "one of each": "a4,c5",
+    "few": "a0,a1,c12",
+    "a run and another": "a1,a2,a3,a7,a8,c0,c1,c2",
+    "some of many": "c3,c4,c5,c9,d,b",
+    "every other": [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22],
+    "all": "*",
+    "all but one": [i for i in range(24) if i != 11],
+}
+
+
+@both_paths
 @blocks
-def test_selection_in_bfloat16_comes_near(block):
-    net = build(block, widths=(16, 16))
-    some = optimize(net, "bfloat16").select("cat")
-    assert_near(run(some, images()), run(net, images())[:, :3], 0.05)
+@pytest.mark.parametrize("cache", [1, 3000, 2**20])
+def test_selection_whatever_is_packed(monkeypatch, block, cache):
+    """In chunks of one, of some and of whole families; of which parts, or all, or nothing run packed."""
+    monkeypatch.setattr(hlnet.fast_tree, "CACHE", cache)
+    net = build(block, MANY)
+    fast, blocks = optimize(net), set()
+    for classes in SELECTIONS.values():
+        expert, some = cut_expert(net, classes), fast.select(classes)
+        for batch in (1, 3, 9):
+            for gains in both_gains(expert, batch):
+                assert_near(run(some, images(batch), *gains), run(expert, images(batch), *gains))
+        for size in (1, 8):
+            plan = some.head.plan((4, 4), size)
+            kinds = [type(part.siblings.block) for level in plan for parts in level.values() for part in parts]
+            blocks |= set(kinds)
+        assert some.tree == expert.tree
+    assert len(blocks) == (1 if cache == 1 else 2)
+    assert_near(run(fast, images()), run(net, images()))
+
+
+@blocks
+def test_chunk_of_which_a_quarter_is_selected_runs_whole_and_packed(packed, block):
+    net = build(block, TREES["many children"])
+    fast = optimize(net)
+    few, enough = fast.select(list(range(0, 32, 2))), fast.select(list(range(0, 34, 2)))  # 16 and 17 of 67
+    for _ in range(2):
+        run(few, images(1))
+        assert [(start, end) for _, start, end, *_ in packed] == [(0, 2)]
+    run(enough, images(1))
+    assert [(start, end) for _, start, end, *_ in packed] == [(0, 2), (0, 67)]
+    run(fast, images(1)), run(fast.select("x"), images(1))
+    assert [(start, end) for _, start, end, *_ in packed] == [(0, 2), (0, 67), (67, 68)]  # each but once
+    parts = few.head.plan((4, 4), 1)[1][0]
+    assert {type(part.siblings.block) for part in parts} == {UnpackedChunk} and len(parts) == 16
+
+
+def test_views_copy_no_weight():
+    net = build(tree=TREES["many children"])
+    some = optimize(net).select("x3")
+    (part,) = some.head.plan((4, 4), 1)[1][0]
+    family = part.siblings.block._family
+    for name, tensor in net.head.levels[1].state_dict().items():
+        assert family[name].untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+def test_selecting_makes_no_tree():
+    some = optimize(build()).select("cat,dog")
+    run(some, images()), run(some, images(), random_gains(7))
+    with pytest.raises(UsageError, match=r"gains must have shape \[7\]"):
+        run(some, images(), random_gains(9))
+    assert "tree" not in vars(some.head)
+    assert some.tree.num_nodes == 7
+
+
+@both_paths
+@blocks
+@pytest.mark.parametrize(("tree", "classes"), [(TREE, "cat"), (MANY, "a4,c5"), (MANY, "*"), (WIDE, "b,c3")])
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float64])
+def test_selection_in_bfloat16_comes_near(block, tree, classes, source):
+    net = build(block, tree, widths=(16, 16, 16)[: tree.num_levels]).to(source)
+    some = optimize(net, "bfloat16").select(classes)
+    expert = cut_expert(copy.deepcopy(net).float(), classes)
+    for gains in both_gains(expert, 3):
+        assert_near(run(some, images(), *gains), run(expert, images(), *gains), 0.05)
+
+
+@blocks
+@pytest.mark.parametrize(("tree", "classes"), [(TREE, "cat"), (MANY, "a4,c5"), (MANY, "*"), (WIDE, "b,c3")])
+@pytest.mark.parametrize("source", [torch.float64, torch.bfloat16])
+def test_selection_of_a_network_of_another_type(block, tree, classes, source):
+    net = build(block, tree).to(source)
+    expected = run(copy.deepcopy(net).double(), images().double())
+    columns = list(select_classes(tree, classes))
+    assert_near(run(optimize(net).select(classes), images()), expected[:, columns])
 
 
 @blocks

@@ -141,6 +141,17 @@ def test_sum_with_its_own_input(path):
     assert_near(ours.add(x, x, in_place=False), FORMULAS["relu"](x.double() + plain(x)))
 
 
+@pytest.mark.parametrize("size", [(7, 3), (14, 1), (14, 3)], ids=str)
+def test_one_channel_with_a_longer_step_sideways(path, size):
+    """Packed, such a one gave what lay in memory beside the image."""
+    for stride in ((1, 2), (1, 3)):
+        ours, plain = conv((1, 8, (3, 3), stride, (1, 1), (1, 1), 1), size=size)
+        for batch in (1, 2, 9):
+            x = random(batch, 1, *size, dtype=torch.float32)
+            assert_near(ours(x), plain(x))
+            assert not ours.packed
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_geometry(data):
@@ -254,19 +265,63 @@ def test_packs_nothing_without_onednn(monkeypatch):
     assert not packs.__wrapped__("cpu", torch.float32)
 
 
-@pytest.mark.parametrize(
-    "lacking", ["_reorder_convolution_weight", "_convolution_pointwise_", "_reorder_linear_weight", "_linear_pointwise"]
-)
-def test_packs_nothing_where_torch_lacks_an_operator(monkeypatch, lacking):
-    class Operators:
-        def __getattr__(self, name):
-            if name == lacking:
-                raise AttributeError(name)
-            return lambda *_: True
+class Operators:
+    """oneDNN's, one of which is another."""
 
-    monkeypatch.setattr(torch.ops, "mkldnn", Operators())
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert not packs.__wrapped__("cpu", torch.float32)
-    lacking = None
-    assert packs.__wrapped__("cpu", torch.float32) and packs.__wrapped__("cpu", torch.bfloat16)
-    assert not packs.__wrapped__("cpu", torch.float64)
+    def __init__(self, name, instead):
+        self.real, self.name, self.instead = torch.ops.mkldnn, name, instead
+
+    def __getattr__(self, name):
+        if name != self.name:
+            return getattr(self.real, name)
+        if self.instead is None:
+            raise AttributeError(name)
+        return self.instead(getattr(self.real, name))
+
+
+class Twice:
+    """An operator with a result twice as large."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def __call__(self, *arguments):
+        return 2 * self.real(*arguments)
+
+    def binary(self, *arguments):
+        return 2 * self.real.binary(*arguments)
+
+
+def refuses(real):
+    def refuse(*_):
+        raise RuntimeError("takes other arguments now")
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_reorder_convolution_weight",
+        "_convolution_pointwise",
+        "_convolution_pointwise_",
+        "_reorder_linear_weight",
+        "_linear_pointwise",
+    ],
+)
+@pytest.mark.parametrize("instead", [None, refuses, Twice], ids=["lacking", "refuses", "wrong"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packs_nothing_where_an_operator_is_not_as_known(monkeypatch, name, instead, dtype):
+    if not packs("cpu", dtype):
+        pytest.skip("torch lacks oneDNN's operators here")
+    with torch.inference_mode():
+        assert packs.__wrapped__("cpu", dtype)
+    if "reorder" in name and instead is Twice:
+        return  # packed tensors are not multiplied
+    monkeypatch.setattr(torch.ops, "mkldnn", Operators(name, instead))
+    assert not packs.__wrapped__("cpu", dtype)
+
+
+def test_packs_no_bfloat16_where_the_processor_lacks_it(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", Operators("_is_mkldnn_bf16_supported", lambda real: lambda: False))
+    assert not packs.__wrapped__("cpu", torch.bfloat16)

@@ -1,17 +1,33 @@
 """Runs that are killed, stopped, or out of disk go on as if nothing had happened, bit for bit."""
 
 import errno
+import multiprocessing
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
-import threading
 import time
 from functools import partial
 
 import pytest
-from runs import SMALL, assert_same_run, contents, ended, figures, finish, start, wait_for, write_images
+from runs import (
+    SMALL,
+    WRITTEN,
+    assert_same_run,
+    changed,
+    contents,
+    drafts,
+    ended,
+    figures,
+    finish,
+    slowed,
+    start,
+    wait_for,
+    wait_for_another,
+    write_images,
+)
 from typer.testing import CliRunner
 
 from hlnet import training
@@ -28,8 +44,6 @@ RUNS = {
     "plain": "--plain --epochs 2 --workers 2 --backbone-arg drop_rate=0.3 --loss bce --opt lookahead_adamw",
 }
 SHORT = "--widths 8,4 --epochs 1 --workers 0 --batch-size 10 --save-minutes 0"
-#: The files of a short run, in the order in which they take their places.
-WRITTEN = "classes.tree.json config.toml last.ckpt last.safetensors best.safetensors metrics.csv curves.png last.ckpt"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +62,7 @@ def short(line, tmp_path_factory):
 
 def invoke(line):
     """A run in this process that must succeed, or raise an error of ours; what it tells a person."""
-    result = CliRunner().invoke(cli.app, line.split())
+    result = CliRunner().invoke(cli.app, shlex.split(line))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.stderr
@@ -78,9 +92,9 @@ def test_killed_at_random_moments(line, tmp_path, name):
     assert finish(f"{command} --out {whole}", tmp_path / "log of whole")[0] == 0
     process = start(f"{command} --out {out}", log)
     for _ in range(5):
-        before = state.stat().st_mtime_ns if state.exists() else 0
+        before = changed(state)
         if chance.random() < 0.8:  # else while it starts
-            wait_for(lambda: not process.is_alive() or (state.exists() and state.stat().st_mtime_ns > before))
+            wait_for_another(state, before, process)
         time.sleep(chance.uniform(0, 0.1))
         process.kill()
         process.join()
@@ -95,14 +109,12 @@ def test_killed_at_random_moments(line, tmp_path, name):
     assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("nth", range(1, len(WRITTEN.split()) + 1))
+@pytest.mark.parametrize("nth", range(1, len(WRITTEN) + 1))
 def test_killed_before_each_file_takes_its_place(short, tmp_path, nth):
     command, whole = short
     out = tmp_path / "run"
     code, _ = finish(f"{command} --out {out}", tmp_path / "log", partial(counted, nth, partial(os._exit, 9)))
-    written = {*WRITTEN.split()[: nth - 1]}
-    assert code == 9 and {name for name in os.listdir(out) if not name.startswith(".")} == written
-    assert len([name for name in os.listdir(out) if name.startswith(".hlnet-")]) == 1  # the draft
+    assert code == 9 and contents(out).keys() == {*WRITTEN[: nth - 1]} and len(drafts(out)) == 1
     invoke(f"{command} --resume --out {out}")
     assert_same_run(out, whole)
 
@@ -173,44 +185,102 @@ def test_damaged_state_is_told(short, tmp_path, keep):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_to_the_whole_group(line, tmp_path, number):
-    command, out, log = f"{line} {RUNS['defaults']}", tmp_path / "the run", tmp_path / "log"
-    code, _ = finish(f"{command} --out {tmp_path / 'whole'}", tmp_path / "log of whole")
-    assert code == 0
-    (tmp_path / "link").symlink_to(out)  # our command lines are split at spaces
-    ready = tmp_path / "ready"
-    process = start(f"{command} --out {tmp_path}/link", log, partial(slowed, ready))
-    wait_for(ready.exists)
+    command, out, log, ready = f"{line} {RUNS['defaults']}", tmp_path / "a run", tmp_path / "log", tmp_path / "ready"
+    assert finish(f"{command} --out {tmp_path / 'whole'}", tmp_path / "log of whole")[0] == 0
+    process = start(f"{command} --out '{out}'", log, partial(slowed, ready))
+    wait_for(ready.exists, process)
     os.killpg(process.pid, number)
     assert ended(process) == 130, log.read_text()
-    assert log.read_text().splitlines()[-1].endswith(f"go on with: hlnet train --resume --out {tmp_path}/link")
-    assert "Traceback" not in log.read_text() and not (out / "metrics.csv").exists() and (out / "last.ckpt").exists()
-    assert finish(f"train --resume --out {out.with_name('link')}", log)[0] == 0
+    told = log.read_text().splitlines()[-1]
+    assert told == f"stopped in epoch 1, step 2; go on with: hlnet train --resume --out '{out}'"
+    assert sorted(os.listdir(out)) == ["classes.tree.json", "config.toml", "last.ckpt"]
+    assert finish(f"train --resume --out '{out}'", log)[0] == 0
     assert_same_run(out, tmp_path / "whole")
-
-
-def slowed(ready, seconds=0.5):
-    """Let the second step take long, and tell when it is under way."""
-    step = training._Run._step
-
-    def slow(self, number, count, *rest):
-        if count == 2:
-            ready.touch()
-            time.sleep(seconds)
-        step(self, number, count, *rest)
-
-    training._Run._step = slow
 
 
 def test_second_interrupt_ends_it_at_once(short, tmp_path):
     command, whole = short
     out, ready = tmp_path / "run", tmp_path / "ready"
     process = start(f"{command} --out {out}", tmp_path / "log", partial(slowed, ready, 600))
-    wait_for(ready.exists)
+    wait_for(ready.exists, process)
     before = contents(out)
     os.kill(process.pid, signal.SIGINT)
     process.join(1)
     assert process.exitcode is None  # it would like to end the step
     os.kill(process.pid, signal.SIGINT)
     assert ended(process) == 130 and contents(out) == before
+    invoke(f"{command} --resume --out {out}")
+    assert_same_run(out, whole)
+
+
+def test_stopped_after_the_last_step_of_an_epoch(short, tmp_path, monkeypatch):
+    """Also where an epoch is one step."""
+    command, _ = short
+    out, validate = tmp_path / "run", training._Run._validate
+
+    def stop(self, number):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, number)
+
+    monkeypatch.setattr(training._Run, "_validate", stop)
+    result = CliRunner().invoke(cli.app, shlex.split(f"{command} --batch-size 32 --epochs 2 --out {out}"))
+    assert result.exit_code == 130 and "stopped after epoch 1; go on with" in result.stderr
+    assert [row["epoch"] for row in figures(out)] == ["1"]
+    invoke(f"train --resume --out {out}")
+    assert [row["epoch"] for row in figures(out)] == ["1", "2"]
+
+
+def test_lost_workers_of_a_stopped_run_are_no_error(line, tmp_path, monkeypatch):
+    """A batch system may send SIGTERM to each process."""
+
+    def stop(self, number, count, *_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for worker in multiprocessing.active_children():
+            if worker.name.startswith("Process"):
+                os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(training._Run, "_step", stop)
+    result = CliRunner().invoke(cli.app, shlex.split(f"{line} {RUNS['defaults']} --out {tmp_path}/run"))
+    assert result.exit_code == 130 and "stopped" in result.stderr, result.exception
+
+
+# ---------------------------------------------------------------------- full disk
+
+
+@pytest.mark.parametrize("nth", range(1, len(WRITTEN) + 1))
+def test_full_disk_leaves_what_was_there(short, tmp_path, monkeypatch, nth):
+    command, whole = short
+    out, before = tmp_path / "run", {}
+
+    def full():
+        before.update(contents(out))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", os.replace)  # so that it is put back
+    counted(nth, full)
+    with pytest.raises(RunError, match=rf"^cannot write '{out}/{WRITTEN[nth - 1]}': No space left on device$"):
+        invoke(f"{command} --out {out}")
+    assert contents(out) == before and not drafts(out)
+    monkeypatch.undo()
+    invoke(f"{command} --resume --out {out}")
+    assert_same_run(out, whole)
+
+
+def limited(size):
+    """Files of this process can have so many bytes: writing fails within torch's own code."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize(("size", "name"), [(1_000_000, "last.ckpt"), (300_000, "last.safetensors")])
+def test_writing_that_fails_is_one_line(short, tmp_path, size, name):
+    command, whole = short
+    out, log = tmp_path / "run", tmp_path / "log"
+    finish(f"{command} --out {out}", log, partial(counted, 4, partial(os._exit, 9)))
+    state = contents(out, "last.ckpt")  # there is one to lose
+    code, told = finish(f"{command} --resume --out {out}", log, partial(limited, size))
+    assert code == 1 and told.splitlines()[-1].startswith(f"hlnet: cannot write '{out}/{name}': "), told
+    assert "Traceback" not in told and not drafts(out) and contents(out, "last.ckpt") == state
     invoke(f"{command} --resume --out {out}")
     assert_same_run(out, whole)

@@ -2,23 +2,38 @@
 
 import copy
 import csv
+import logging
 import math
+import os
+import shutil
+import signal
+import time
 import tomllib
+from importlib.util import find_spec
 
 import pytest
 import torch
+from accelerate.tracking import get_available_trackers
 from PIL import Image
 from pydantic import ValidationError
+from runs import SMALL, write_images
+from torch import nn
+from torch.utils.data import get_worker_info
+from typer.testing import CliRunner
 
-from hlnet import optimizing
+from hlnet import optimizing, training
 from hlnet.checkpoint import load_checkpoint
-from hlnet.data import LabelledImages, TreeData, eval_transform, loader
-from hlnet.errors import RunError, UsageError
+from hlnet.cli import main as cli
+from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader
+from hlnet.errors import DataError, RunError, UsageError
 from hlnet.evaluation import evaluate
 from hlnet.features import CachedFeatures
+from hlnet.losses import make_loss, prior_logit
 from hlnet.network import HierarchicalNet, NetworkConfig
+from hlnet.optimizing import fitting_batch_size
 from hlnet.plain import PlainConfig, PlainNet
-from hlnet.training import Epoch, TrainConfig, train
+from hlnet.train_config import TrainConfig
+from hlnet.training import Epoch, train
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
@@ -172,6 +187,25 @@ def test_learning_rate_follows_the_cosine(optimizers, epochs, warmup):
     assert [epoch.lr for epoch in history] == pytest.approx(expected[:-1:2])
 
 
+@pytest.mark.parametrize(
+    ("sched", "decay"), [("step", {"decay_epochs": 2, "decay_rate": 0.5}), ("poly", {"decay_rate": 0.8})]
+)
+def test_learning_rate_follows_other_schedules(optimizers, sched, decay):
+    settings, found = config(epochs=6, warmup_epochs=1, lr=0.1, min_lr=0.01, sched=sched, **decay), []
+
+    def note(phase, step, of):
+        if phase != "validation":
+            found.append(optimizers[0].param_groups[0]["lr"])
+
+    fit(build(), settings, on_batch=note)  # 2 steps an epoch
+    fallen = {
+        "step": lambda t: 0.1 * 0.5 ** (t // 4),
+        "poly": lambda t: 0.01 + 0.09 * (1 - t / 12) ** 0.8 if t < 12 else 0.01,
+    }
+    expected = [0.01 + 0.09 * step / 2 for step in range(2)] + [fallen[sched](step) for step in range(2, 13)]
+    assert found == pytest.approx(expected[1:])
+
+
 @pytest.mark.parametrize("block", ["bottleneck", "convnext", None])
 @pytest.mark.parametrize(("frozen", "cache"), [(False, False), (True, False), (True, True)])
 def test_only_kernels_decay(optimizers, block, frozen, cache):
@@ -204,12 +238,273 @@ def test_first_loss_is_the_smoothed_cross_entropy(smoothing):
     assert history[0].train_top1 == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 
 
+LOSSES = [
+    {"loss": "bce", "smoothing": 0.3},
+    {"loss": "hierarchical", "hierarchical_alpha": 0.7},
+    {"loss": "soft-labels", "soft_labels_beta": 3.0},
+]
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "plain"])
+@pytest.mark.parametrize("settings", LOSSES)
+def test_first_loss_is_the_one_that_was_asked_for(settings, kind):
+    net, data = build(kind), squares(8)
+    naive, settings = copy.deepcopy(net).train(), config(epochs=1, **settings)
+    images, labels = next(iter(loader(data, 8)))
+    if settings.loss == "bce":
+        last = naive.model.get_classifier() if kind == "plain" else naive.head.leaves
+        last.bias.data.fill_(prior_logit(4))
+    expected = make_loss(settings, TREE)(naive(images), labels).item()
+    assert fit(net, settings, count=8)[0].train_loss == pytest.approx(expected, abs=1e-5)
+    assert expected != pytest.approx(fit(build(kind), config(epochs=1), count=8)[0].train_loss, abs=1e-2)
+
+
+@pytest.mark.parametrize(("settings", "smooths"), [(LOSSES[0], True), (LOSSES[1], False), (LOSSES[2], False)])
+def test_mixed_labels_are_smoothed_where_the_loss_smooths(settings, smooths):
+    first, second = (
+        fit(build(), config(epochs=1, mixup=0.5, **settings | {"smoothing": smoothing}))[0].train_loss
+        for smoothing in (0.0, 0.4)
+    )
+    assert (first == second) == (not smooths)
+
+
+def test_mixing_changes_images_and_labels_pair_by_pair(monkeypatch):
+    """An odd last image is left out, and what is learnt from is a mean of two."""
+    seen, step = [], nn.Module.__call__
+
+    def note(self, *inputs, **more):
+        if self is net and self.training:
+            seen.append(inputs[0])
+        return step(self, *inputs, **more)
+
+    monkeypatch.setattr(nn.Module, "__call__", note)
+    net, data = build(), squares(11)
+    train(net, data, squares(8, 1), config(epochs=1, mixup=0.5), device="cpu")
+    assert sorted(map(len, seen)) == [2, 8]
+    images = torch.stack([data[i][0] for i in range(11)])
+    for mixed in torch.cat(seen):
+        weights = torch.linalg.lstsq(images.flatten(1).T, mixed.flatten()[:, None]).solution[:, 0]
+        share, place = weights.topk(2)
+        torch.testing.assert_close(share.sum(), torch.tensor(1.0))
+        torch.testing.assert_close(share[0] * images[place[0]] + share[1] * images[place[1]], mixed)
+
+
+# ---------------------------------------------------------------------- what goes wrong
+
+
 @pytest.mark.parametrize("where", ["head.leaves.bias", "trunk.model.conv1.0.weight"])
 def test_loss_that_is_no_number_ends_the_run(where):
     net = build()
     net.get_parameter(where).data.fill_(torch.nan)
     with pytest.raises(RunError, match="nan in epoch 1, step 1"):
         fit(net)
+
+
+@pytest.mark.parametrize(
+    ("moment", "save_minutes", "told"),
+    [
+        (("epoch 2", 1, 2), 0, "weights became nan in epoch 2, step 1"),  # a state is due
+        (("epoch 2", 1, 2), 10, "loss became nan in epoch 2, step 2"),
+        (("epoch 2", 2, 2), 10, "validation loss became nan in epoch 2"),
+    ],
+)
+def test_weights_that_are_no_numbers_spoil_nothing(tmp_path, moment, save_minutes, told):
+    expected = fit(build(), config(epochs=3))
+
+    def spoil(*where):
+        if where == moment:
+            net.head.leaves.bias.data.fill_(torch.nan)
+        elif where == ("epoch 2", 1, 2):
+            before.update({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+
+    net, before = build(), {}
+    with pytest.raises(RunError, match=rf"^(the )?{told}; try a lower lr, or clip_grad 1$"):
+        fit(net, config(epochs=3), out=tmp_path, save_minutes=save_minutes, on_batch=spoil)
+    assert all(text == (tmp_path / name).read_bytes() for name, text in before.items())
+    assert load_checkpoint(tmp_path / "best.safetensors").provenance.metrics["epoch"] == 1
+    history = fit(build(seed=7), config(epochs=3), out=tmp_path, resume=True)
+    assert [epoch.model_copy(update={"seconds": 0}) for epoch in history] == [
+        epoch.model_copy(update={"seconds": 0}) for epoch in expected
+    ]
+
+
+class Deadly:
+    """A transform that ends its worker process at the nth image."""
+
+    def __init__(self, nth):
+        self.count, self.prepare = nth, eval_transform(TRANSFORM)
+
+    def __call__(self, image):
+        self.count -= get_worker_info() is not None
+        if not self.count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.prepare(image)
+
+
+@pytest.mark.parametrize("place", ["training", "validation", "features", "while something else is done"])
+def test_lost_worker_is_told(place):
+    data, val = squares(48), squares(32, 1)
+    (val if place == "validation" else data).transform = Deadly(12)
+    settings = config(workers=1, batch_size=4, cache_views=place == "features", frozen_trunk=place == "features")
+    slow = (lambda phase, step, of: time.sleep(1 if step == 1 else 0)) if "while" in place else None
+    with pytest.raises(RunError, match=r"^a process that loads images was lost \(.*\); .* try fewer workers") as error:
+        train(build(), data, val, settings, device="cpu", on_batch=slow)
+    assert "\n" not in str(error.value)
+
+
+def test_full_memory_is_told(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes\nand")
+
+    monkeypatch.setattr(training._Run, "_step", fail)
+    with pytest.raises(RunError, match=r"^the memory is full \(.*\); try a smaller batch_size, or smaller images$"):
+        fit(build())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Pictures in files, of which one is cut short; data sets of them."""
+    write_images(tmp_path)
+    broken = tmp_path / "data/train/green/2.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    return broken, [
+        TreeData(load_data(tmp_path / "data", split), TREE, eval_transform(TRANSFORM)) for split in ("train", "val")
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", [False, True])
+def test_truncated_image_stops_the_run_or_is_passed_over(photos, caplog, workers, cache):
+    broken, data = photos
+    shared = {"workers": workers, "cache_views": 2 * cache, "frozen_trunk": cache}
+    with pytest.raises(DataError, match=rf"^cannot read image '{broken}': .*; remove or replace it$"):
+        train(build(), *data, config(**shared), device="cpu")
+    found = []
+    for _ in range(2):
+        caplog.clear()
+        history = train(build(), *data, config(epochs=3, skip_unreadable=True, **shared), device="cpu")
+        found.append([epoch.model_dump(exclude={"seconds"}) for epoch in history])
+        if not workers:  # whose log is elsewhere
+            told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+            assert len(told) == 1 and str(broken) in told[0] and "another image takes its place" in told[0]
+    assert found[0] == found[1]
+    shutil.copy(broken.with_name("3.png"), broken)  # which is what has taken its place
+    expected = [
+        epoch.model_dump(exclude={"seconds"})
+        for epoch in train(build(), *data, config(epochs=3, **shared), device="cpu")
+    ]
+    if not cache:  # the views of features are drawn by position
+        assert found[0] == expected
+
+
+# ---------------------------------------------------------------------- batch size, trackers, data
+
+
+def test_auto_batch_size_on_a_cpu_is_32(tmp_path):
+    steps = []
+    fit(build(), config(epochs=1, batch_size="auto"), count=80, on_batch=lambda *where: steps.append(where))
+    assert [where for where in steps if where[0] == "epoch 1"] == [("epoch 1", step, 3) for step in (1, 2, 3)]
+
+
+class Limited(nn.Module):
+    """Takes batches of so many; the meta device stands for a GPU."""
+
+    def __init__(self, most, error="CUDA out of memory. Tried to allocate 2 GiB."):
+        super().__init__()
+        self.most, self.error, self.norm = most, error, nn.BatchNorm1d(3, device="meta")
+        self.tried = []
+
+    def forward(self, inputs):
+        self.tried.append(len(inputs))
+        if len(inputs) > self.most:
+            raise RuntimeError(self.error)
+        return self.norm(inputs)
+
+
+@pytest.mark.parametrize(
+    ("most", "images", "found"), [(100, 5000, 64), (64, 5000, 64), (2, 5000, 2), (9999, 5000, 512), (9999, 100, 64)]
+)
+def test_auto_batch_size_is_the_largest_power_of_two_that_fits(most, images, found):
+    net = Limited(most)
+    one = torch.zeros(1, 3, device="meta")
+    assert fitting_batch_size(net, one, images, lambda: torch.autocast("cpu", enabled=False)) == found
+    assert net.tried == sorted(net.tried, reverse=True) and all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize(("error", "kind"), [("CUDA out of memory. Tried", RunError), ("no kernel", RuntimeError)])
+def test_auto_batch_size_that_cannot_be(error, kind):
+    net, one = Limited(1, error), torch.zeros(1, 3, device="meta")
+    with pytest.raises(kind, match="not even two" if kind is RunError else error):
+        fitting_batch_size(net, one, 99, lambda: torch.autocast("cpu", enabled=False))
+
+
+def test_trackers_that_cannot_be_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"log_with 'tensorbord': accelerate knows no such tracker; .* tensorboard"):
+        fit(build(), out=tmp_path, log_with="tensorbord")
+    monkeypatch.setattr(optimizing, "get_available_trackers", list)
+    for name in ("aim", "all"):
+        with pytest.raises(UsageError, match=f"log_with '{name}': the tracker is not installed"):
+            fit(build(), out=tmp_path, log_with=name)
+    monkeypatch.setattr(optimizing, "get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(UsageError, match="log_with 'tensorboard' writes into the run folder"):
+        fit(build(), log_with="tensorboard")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    "tensorboard" not in map(str, get_available_trackers()) or find_spec("tensorboard") is None,
+    reason="tensorboard is not installed",
+)
+def test_tensorboard_gets_the_figures_of_each_epoch(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = fit(build(), out=tmp_path, log_with="tensorboard")
+    found = EventAccumulator(str(tmp_path / "hlnet"))
+    found.Reload()
+    for name in set(Epoch.model_fields) - {"epoch"}:
+        events = [(event.step, event.value) for event in found.Scalars(name)]
+        assert events == [(epoch.epoch, pytest.approx(getattr(epoch, name))) for epoch in history]
+
+
+@pytest.mark.parametrize("lacks", ["tree", "data", "both"])
+def test_missing_classes_are_refused_or_allowed_on_both_sides(tmp_path, lacks):
+    line = f"{write_images(tmp_path)} {SMALL} --widths 8 --epochs 1 --workers 0 --out {tmp_path / 'run'}".split()
+    classes = [name for name in COLOURS if not (name == "red" and lacks != "data")] + ["violet"] * (lacks != "tree")
+    (tmp_path / "tree.json").write_text(str(classes).replace("'", '"'))
+    refused = CliRunner().invoke(cli.app, line)
+    assert isinstance(refused.exception, DataError)
+    for name, side in (("red", "data"), ("violet", "tree")):
+        assert (
+            (f"Only in the {side}" in str(refused.exception))
+            == (name in str(refused.exception))
+            == (lacks in ("both", {"data": "tree", "tree": "data"}[side]))
+        )
+    done = CliRunner().invoke(cli.app, [*line, "--allow-missing"])
+    assert done.exit_code == 0, done.stderr
+    left_out = 0 if lacks == "data" else 5
+    assert ("5 training images of classes that the tree lacks are left out" in done.stderr) == (left_out > 0)
+    assert f"{20 - left_out} training and" in done.stderr
+    net = load_checkpoint(tmp_path / "run")
+    assert net.tree.classes == tuple(classes) and len(net.head.leaves.bias) == len(classes)
+
+
+def test_names_not_numbers_are_learnt(tmp_path):
+    """class10 sorts before class2, and folders are nested; the tree has an order of its own."""
+    colours = {"class2": "red", "deep/class10": "blue", "deep/down/class1": "green"}
+    write_images(tmp_path)
+    for split in ("train", "val"):
+        for name, colour in colours.items():
+            shutil.copytree(tmp_path / "data" / split / colour, tmp_path / "new" / split / name)
+    tree = ClassTree.from_nested({"odd": ["class10", "class1"], "even": ["class2"]})
+    data = [TreeData(load_data(tmp_path / "new", split), tree, eval_transform(TRANSFORM)) for split in ("train", "val")]
+    torch.manual_seed(0)
+    net = HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(8, 8), strides=(1, 1)), tree)
+    train(net, *data, config(epochs=12, smoothing=0.0), device="cpu")
+    for name, colour in colours.items():
+        picture = torch.tensor(COLOURS[colour]).float()[:, None, None].expand(3, 32, 32) / 255 * 0.5
+        with torch.no_grad():
+            place = net((picture[None] - 0.5) / 0.5).argmax().item()
+        assert tree.classes[place] == name.split("/")[-1]
 
 
 @pytest.mark.parametrize(

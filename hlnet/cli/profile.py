@@ -34,6 +34,7 @@ def profile(
         bool, typer.Option("--explain", help="Say what the inference form does to the network.")
     ] = False,
     device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
     """Count and time a network: plain, full and expert side by side.
@@ -91,8 +92,8 @@ def profile(
         assert net is not None
         with output.progress() as bar:
             bar.add_task("timing", total=None)
-            found = profiling.with_latency(found, net, classes, batches, counts)
-    explained = _explained(net, batches) if explain and net is not None else []
+            found = profiling.with_latency(found, net, classes, batches, counts, dtype=dtype)
+    explained = _explained(net, batches, dtype) if explain and net is not None else []
     if as_json:
         output.show_json(found.model_dump(mode="json") | ({"inference": explained} if explain else {}))
     else:
@@ -103,13 +104,13 @@ def profile(
             output.hint("full: counted from its number of nodes, not timed; its weights are not in this file")
 
 
-def _explained(net: HierarchicalNet, batches: tuple[int, ...]) -> list[str]:
+def _explained(net: HierarchicalNet, batches: tuple[int, ...], dtype: str) -> list[str]:
     """What the inference form does for these sizes of batches."""
     import torch
 
     from hlnet.inference import optimize
 
-    fast = optimize(net)
+    fast = optimize(net, dtype)
     with torch.inference_mode():
         for batch in batches:
             fast(torch.zeros(batch, *net.transform.input_size, device=net.device))
