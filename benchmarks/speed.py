@@ -19,7 +19,6 @@ import json
 import statistics
 import sys
 import time
-
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path

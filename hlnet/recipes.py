@@ -243,4 +243,5 @@ def _wrong(error: ValidationError, name: str) -> UsageError:
     if first["type"] == "value_error":  # of settings that do not go together; it names them itself
         return UsageError(f"{name}: {message}")
     setting = place[1] if place[0] in ("network", "train") and len(place) > 1 else place[0]
-    return UsageError(f"{name}: {setting} {first['input']!r}: {message}")
+    option = "--" + setting.replace("_", "-")
+    return UsageError(f"{name}: {setting} ({option}) {first['input']!r}: {message}")

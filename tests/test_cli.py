@@ -101,7 +101,7 @@ def test_build_tree(at, tmp_path, line, counts):
 @pytest.mark.parametrize("folder, kind", [("run", "HierarchicalNet"), ("plain", "PlainNet")])
 def test_train_leaves_a_run(at, folder, kind):
     out, told = f"{at['root']}/{folder}", at[f"{folder} trained"]
-    files = "best.safetensors config.toml curves.png last.safetensors metrics.csv"
+    files = "best.safetensors classes.tree.json config.toml curves.png last.ckpt last.safetensors metrics.csv model"
     assert sorted(os.listdir(out)) == files.split()
     with open(f"{out}/metrics.csv") as file:
         (row,) = csv.DictReader(file)

@@ -160,7 +160,8 @@ class Recorder:
 
     def __init__(self, source, read):
         self.source, self.read = source, read
-        self.keys, self.get_shape, self.metadata = (getattr(source, name, None) for name in ("keys", "get_shape", "metadata"))
+        for name in ("keys", "get_shape", "metadata"):
+            setattr(self, name, getattr(source, name, None))
 
     def get_tensor(self, name):
         self.read[name] = "whole"

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli import main as cli
@@ -160,9 +161,42 @@ def test_wrong_usage_exits_with_2(failing, line):
 
 
 def test_train_options_have_the_defaults_of_the_library():
-    from hlnet.cli.train import train
+    """Without a recipe, what ``--help`` shows holds."""
+    from typer.main import get_command
 
-    options = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    fields = {name: field.default for name, field in hlnet.TrainConfig.model_fields.items()}
-    assert options.pop("scale") == ",".join(f"{share:g}" for share in fields.pop("scale"))
-    assert {name: options[name] for name in fields} == fields
+    from hlnet.cli.train import NO_SETTINGS
+    from hlnet.recipes import NetworkSettings, RunConfig
+
+    options = {parameter.name: parameter for parameter in get_command(cli.app).commands["train"].params}
+    tables = {"network": NetworkSettings, "train": hlnet.TrainConfig}
+    fields = {name: field for name, field in RunConfig.model_fields.items() if name not in {*tables, "transform"}}
+    fields |= {name: field for table in tables.values() for name, field in table.model_fields.items()}
+    renamed = {"backbone_args": "backbone_arg"}
+    assert {renamed.get(name, name) for name in fields} | {
+        "img_size",
+        "mean",
+        "std",
+    } == options.keys() - NO_SETTINGS - {"help"}
+    for name, field in fields.items():
+        option, default = options[renamed.get(name, name)], field.get_default(call_default_factory=True)
+        assert not option.default and option.default is not False, name  # the recipe's holds
+        if default is None or default == {} or name in ("data", "tree"):
+            shown = False
+        elif isinstance(default, bool):
+            assert not default
+            shown = f"no-{name.replace('_', '-')}"
+        elif isinstance(default, tuple):
+            shown = ",".join(f"{value:g}" for value in default)
+        else:
+            shown = str(default)
+        assert option.show_default == shown, name
+
+
+def test_train_shows_its_defaults():
+    env = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    text = " ".join(CliRunner().invoke(cli.app, ["train", "--help"], env=env).output.split())
+    for name, default in hlnet.TrainConfig().model_dump().items():
+        option = f"--{name.replace('_', '-')}"
+        assert option in text
+        if isinstance(default, str | int | float) and not isinstance(default, bool):
+            assert f"[default: {default}]" in text.split(option)[1].split(" --")[0], name

@@ -248,15 +248,18 @@ LOSSES = [
 @pytest.mark.parametrize("kind", ["hierarchical", "plain"])
 @pytest.mark.parametrize("settings", LOSSES)
 def test_first_loss_is_the_one_that_was_asked_for(settings, kind):
-    net, data = build(kind), squares(8)
-    naive, settings = copy.deepcopy(net).train(), config(epochs=1, **settings)
-    images, labels = next(iter(loader(data, 8)))
+    net, data, settings = build(kind), squares(8), config(epochs=1, **settings)
+    last = net.model.get_classifier() if kind == "plain" else net.head.leaves
+    last.weight.data.normal_()  # unlike logits
+    naive = copy.deepcopy(net).train()
     if settings.loss == "bce":
-        last = naive.model.get_classifier() if kind == "plain" else naive.head.leaves
-        last.bias.data.fill_(prior_logit(4))
-    expected = make_loss(settings, TREE)(naive(images), labels).item()
-    assert fit(net, settings, count=8)[0].train_loss == pytest.approx(expected, abs=1e-5)
-    assert expected != pytest.approx(fit(build(kind), config(epochs=1), count=8)[0].train_loss, abs=1e-2)
+        last.bias.data.fill_(9.0)  # is put right
+        (naive.model.get_classifier() if kind == "plain" else naive.head.leaves).bias.data.fill_(prior_logit(4))
+    images, labels = next(iter(loader(data, 8)))
+    logits = naive(images)
+    expected = make_loss(settings, TREE)(logits, labels).item()
+    assert fit(net, settings, count=8)[0].train_loss == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(make_loss(config(), TREE)(logits, labels).item(), abs=1e-2)
 
 
 @pytest.mark.parametrize(("settings", "smooths"), [(LOSSES[0], True), (LOSSES[1], False), (LOSSES[2], False)])
@@ -372,8 +375,7 @@ def photos(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(("workers", "cache"), [(0, False), (0, True), (1, False)])
 def test_truncated_image_stops_the_run_or_is_passed_over(photos, caplog, workers, cache):
     broken, data = photos
     shared = {"workers": workers, "cache_views": 2 * cache, "frozen_trunk": cache}
@@ -499,11 +501,10 @@ def test_names_not_numbers_are_learnt(tmp_path):
     data = [TreeData(load_data(tmp_path / "new", split), tree, eval_transform(TRANSFORM)) for split in ("train", "val")]
     torch.manual_seed(0)
     net = HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(8, 8), strides=(1, 1)), tree)
-    train(net, *data, config(epochs=12, smoothing=0.0), device="cpu")
+    train(net, *data, config(epochs=25, smoothing=0.0), device="cpu")
     for name, colour in colours.items():
-        picture = torch.tensor(COLOURS[colour]).float()[:, None, None].expand(3, 32, 32) / 255 * 0.5
-        with torch.no_grad():
-            place = net((picture[None] - 0.5) / 0.5).argmax().item()
+        with Image.open(tmp_path / "data" / "train" / colour / "0.png") as picture, torch.no_grad():
+            place = net(eval_transform(TRANSFORM)(picture)[None]).argmax().item()
         assert tree.classes[place] == name.split("/")[-1]
 
 
