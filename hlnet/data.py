@@ -6,6 +6,7 @@ differ; so a label is a class *name* until the tree says which logit that is.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -67,6 +68,8 @@ class TreeData(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         left_out: how many images were left out.
+        unknown: classes of the data that the tree lacks.
+        absent: classes of the tree that the data lack.
         labels: position in ``tree.classes`` of each kept image.
 
     Raises:
@@ -98,11 +101,20 @@ class TreeData(Dataset[tuple[Tensor, int]]):
                 f"its own are {some(images.classes)}"
             )
         self.left_out = len(images) - len(self.samples)
+        self.unknown, self.absent = unknown, absent
         self.labels = [label for _, label in self.samples]
         self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def digest(self) -> str:
+        """A short fingerprint of which images these are, by class and file name, and of their labels."""
+        found = hashlib.sha256()
+        for source, label in self.samples:
+            name = self.images.files[source].name if self.images.files else str(source)
+            found.update(f"{name}/{label}\0".encode())
+        return found.hexdigest()[:12]
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         source, label = self.samples[position]

@@ -126,7 +126,10 @@ def cached_features(
             found = _open(file, about, data, warn=True)  # another process may have been at it
             if found is None:
                 _build(file, about, source, limit)
+                log.info("features are kept in '%s' (%s)", file, show_size(file.stat().st_size))
                 found = CachedFeatures.mapped(file, source.labels)
+    else:
+        log.info("features are read from '%s'", file)
     return found
 
 

@@ -6,6 +6,7 @@ after that only what lies behind it runs. ``hlnet.feature_cache`` keeps the file
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -129,6 +130,10 @@ class CachedFeatures(Dataset[tuple[Tensor, int]]):
         found._file = self._file
         found._kept = kept if self._kept is None else self._kept[kept]
         return found
+
+    def digest(self) -> str:
+        """A short fingerprint of the labels."""
+        return hashlib.sha256(repr(self.labels.tolist()).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self.labels)

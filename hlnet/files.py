@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hlnet.errors import RunError
@@ -46,10 +46,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with draft.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(draft, target)
+        _settle(target.parent)
     except OSError as error:
         raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> None:
+    """Let the new name outlive a power cut too, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def make_folder(path: str | Path) -> None:

@@ -301,6 +301,7 @@ The gain on a right cue that served best: {{ "%g" | format(provenance.attention_
 
 {% if recipe %}
 {{ ("The full network's recipe:" if kind == "expert" else "The recipe:") }}
+(Network, input and tree are in `config.json`.)
 
 {{ recipe | fenced("toml") }}
 {% else %}

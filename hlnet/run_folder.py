@@ -52,12 +52,20 @@ class RunFolder:
         out: the folder.
         config: the run's settings.
         described: what else ``config.toml`` tells, such as the data's name.
+        data: digests of the training and validation data; a run goes on with the same only.
     """
 
-    def __init__(self, out: str | Path | None, config: TrainConfig, described: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        out: str | Path | None,
+        config: TrainConfig,
+        described: dict[str, Any] | None = None,
+        data: Sequence[str] = (),
+    ) -> None:
         self.out = None if out is None else Path(out)
         self.config = config
         self.described = described or {}
+        self.data = list(data)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -102,7 +110,7 @@ class RunFolder:
             draft.write_text(tomli_w.dumps(_told(settings)), encoding="utf-8")
 
     def write_epoch(
-        self, net: HierarchicalNet | PlainNet, weights: dict[str, Tensor], history: Sequence[Epoch], improved: bool
+        self, net: HierarchicalNet | PlainNet, weights: dict[str, Tensor], history: Sequence[Epoch]
     ) -> None:
         """The weights, the figures and their picture after an epoch."""
         if self.out is None:
@@ -110,13 +118,16 @@ class RunFolder:
         from hlnet.plots import plot_curves
 
         save_checkpoint(net, self.out / LAST_FILE, weights)
-        if improved:
-            save_checkpoint(net, self.out / BEST_FILE, weights)
         with replacing(self.out / METRICS_FILE) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(type(history[0]).model_fields))
             writer.writeheader()
             writer.writerows(epoch.model_dump() for epoch in history)
         plot_curves(list(history), self.out / "curves.png")
+
+    def write_best(self, net: HierarchicalNet | PlainNet, weights: dict[str, Tensor]) -> None:
+        """The weights of the best epoch so far."""
+        if self.out is not None:
+            save_checkpoint(net, self.out / BEST_FILE, weights)
 
     def save_state(self, state: RunState, net: HierarchicalNet | PlainNet) -> None:
         """The state to go on from."""
@@ -135,17 +146,21 @@ class RunFolder:
         self._remove_drafts()
         state = RunState.load(self.out)
         ours, theirs = (_flat(json.loads(text)) for text in (self._settings(net), state.settings))
+        if ours["batch_size"] == "auto":
+            ours["batch_size"] = theirs.get("batch_size")
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 raise UsageError(
                     f"the run in '{self.out}' began with {name} {theirs.get(name)!r}, now it is {ours.get(name)!r}; "
-                    f"give the same settings (hlnet train --config {self.out / CONFIG_FILE} --resume), or --overwrite"
+                    f"give the same (hlnet train --resume --out {self.out} needs nothing else), or --overwrite"
                 )
         return state
 
     def best(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Weights and metrics of the best epoch so far, as ``best.safetensors`` has them."""
+        """Weights and metrics of the best epoch so far, as ``best.safetensors`` has them; empty if it is not there."""
         assert self.out is not None
+        if not (self.out / BEST_FILE).exists():
+            return {}, {}
         found = load_checkpoint(self.out / BEST_FILE)
         return dict(found.state_dict()), found.provenance.metrics
 
@@ -157,14 +172,16 @@ class RunFolder:
                 "network": net.config.model_dump(mode="json"),
                 "transform": net.transform.model_dump(mode="json"),
                 "tree": hashlib.sha256(json.dumps(tree_to_json(net.tree)).encode()).hexdigest()[:12],
+                "data": self.data,
             }
         )
 
     def _remove_drafts(self) -> None:
         """What a run that was killed while writing has left."""
         assert self.out is not None
-        for draft in self.out.rglob(".hlnet-*"):
-            draft.unlink(missing_ok=True)
+        for folder in (self.out, self.out / MODEL_FOLDER):  # and no deeper, where other runs may be at work
+            for draft in folder.glob(".hlnet-*"):
+                draft.unlink(missing_ok=True)
 
 
 def _anywhere(name: str, value: Any) -> Any:

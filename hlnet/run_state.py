@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hlnet.errors import CheckpointError
+from hlnet.errors import CheckpointError, RunError
 from hlnet.files import replacing
 
 #: Its name in the run folder.
@@ -63,7 +63,7 @@ class RunState:
         """
         with replacing(folder / STATE_FILE) as draft:
             try:
-                torch.save({"version": VERSION, **asdict_shallow(self)}, draft)
+                torch.save({"version": VERSION, **_fields(self)}, draft)
             except RuntimeError as error:  # torch's writer does not say why it failed; nearly always the disk is full
                 raise OSError(errno.ENOSPC, f"No space left on device ({error})".split("\n")[0]) from error
 
@@ -73,6 +73,7 @@ class RunState:
 
         Raises:
             CheckpointError: if the file is damaged or of another version.
+            RunError: if it cannot be read.
         """
         path = folder / STATE_FILE
         try:
@@ -81,10 +82,12 @@ class RunState:
             if version != VERSION:
                 raise CheckpointError(f"'{path}' has version {version}, this hlnet goes on from version {VERSION}")
             return cls(**found)
-        except (RuntimeError, UnpicklingError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise RunError(f"cannot read '{path}': {error.strerror or error}") from error
+        except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"'{path}' is damaged or not a run's state; start anew with --overwrite") from error
 
 
-def asdict_shallow(state: RunState) -> dict[str, Any]:
+def _fields(state: RunState) -> dict[str, Any]:
     """The fields as they are; ``dataclasses.asdict`` would copy every tensor."""
     return {name: getattr(state, name) for name in state.__dataclass_fields__}

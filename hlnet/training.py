@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,24 +20,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 from pydantic import BaseModel
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hlnet.data import TreeData, loader
-from hlnet.errors import RunError, UsageError, one_line
+from hlnet.errors import RunError, UsageError
 from hlnet.feature_cache import cached_features
 from hlnet.features import CachedFeatures
 from hlnet.layers import thaw
 from hlnet.losses import make_loss, prior_logit
-from hlnet.network import HierarchicalNet
+from hlnet.network import HierarchicalNet, Provenance
 from hlnet.optimizing import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.plain import PlainNet
 from hlnet.run_folder import RunFolder
 from hlnet.run_state import RunState
 from hlnet.sampling import EpochSampler, Seeded, mixed
+from hlnet.stopping import Stopped, interrupts, shortages
 from hlnet.train_config import TrainConfig
 
 #: Several processes agree this often, in steps, on whether to save or stop.
@@ -47,8 +45,11 @@ AGREE = 10
 
 
 class Epoch(BaseModel):
-    """One line of ``metrics.csv``: ``train_loss`` is the loss trained on, ``val_loss`` a mean cross-entropy; accuracies
-    are shares in 0..1, times in seconds."""
+    """One line of ``metrics.csv``.
+
+    ``lr`` is the learning rate at the epoch's beginning, ``train_loss`` the loss trained on, ``val_loss`` a mean
+    cross-entropy whatever that is; accuracies are shares in 0..1, times in seconds.
+    """
 
     epoch: int
     lr: float
@@ -57,10 +58,6 @@ class Epoch(BaseModel):
     val_loss: float
     val_top1: float
     seconds: float
-
-
-class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, by SIGINT or SIGTERM, and its state was saved."""
 
 
 def train(
@@ -133,7 +130,7 @@ def train(
     if resume and out is None:
         raise UsageError("resume goes on in a run folder; name it (out)")
     _seed(config.seed)
-    folder = RunFolder(out, config, described)
+    folder = RunFolder(out, config, described, data=[_digest(data) for data in (train_data, val_data)])
     accelerator = make_accelerator(config.mixed_precision, device, log_with=log_with, project_dir=out)
     main = accelerator.is_main_process
     state = folder.load_state(net) if resume and folder.has_state else None
@@ -144,7 +141,7 @@ def train(
         net.freeze_trunk(config.frozen_trunk and not config.unfreeze_epochs)  # the optimizer must see what will thaw
     if cached:
         net.to(accelerator.device)
-        with _shortages():
+        with shortages():
             val_data, train_data = (  # first the smaller one, which leaves less room for the other
                 data
                 if isinstance(data, CachedFeatures)
@@ -165,9 +162,12 @@ def train(
                     (train_data, config.cache_views, "features"),
                 )
             )
-    if config.loss == "bce" and state is None and not net.provenance.metrics:  # it was never trained
+    if config.loss == "bce" and state is None and net.provenance == Provenance():  # neither trained nor cut
         _start_as_detectors(net)
-    run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell, state)
+    with shortages():
+        run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell, state)
+    run.check_together()
+    folder.config = config.model_copy(update={"batch_size": run.batch_size})  # what auto has found
     net.provenance.recipe = folder.recipe
     if state is None and main:
         folder.clear(resume)
@@ -175,9 +175,16 @@ def train(
     del state  # which is as large as the run
     accelerator.wait_for_everyone()
     best, best_metrics = folder.best() if run.history else ({}, {})
+    if run.history:
+        top = max(run.history, key=lambda epoch: epoch.val_top1)
+        if best_metrics.get("epoch") != top.epoch:  # killed between the state and the best weights, which are these
+            best, best_metrics = _copied(run.weights()), _metrics(top)
+            net.provenance.metrics = best_metrics
+            if main:
+                folder.write_best(net, best)
     if log_with:
         accelerator.init_trackers("hlnet", config=_flat(folder.recipe))
-    with _interrupts() as interrupted, _shortages(interrupted):
+    with interrupts() as interrupted, shortages(interrupted):
         for number in range(run.number, config.epochs + 1):
             epoch = run.epoch(number, interrupted, folder if main else None, save_minutes)
             run.history.append(epoch)
@@ -185,15 +192,16 @@ def train(
                 on_epoch(epoch)
             if log_with:
                 accelerator.log(epoch.model_dump(exclude={"epoch"}), step=number)
-            net.provenance.metrics = {"epoch": number, "val_top1": epoch.val_top1, "val_loss": epoch.val_loss}
+            net.provenance.metrics = _metrics(epoch)
             improved = epoch.val_top1 > max((past.val_top1 for past in run.history[:-1]), default=-1.0)
             weights = run.weights()
             if improved:
-                best = {name: tensor.cpu().clone() for name, tensor in weights.items()}
-                best_metrics = net.provenance.metrics
+                best, best_metrics = _copied(weights), net.provenance.metrics
             if main:
-                folder.write_epoch(net, weights, run.history, improved)
+                folder.write_epoch(net, weights, run.history)
                 folder.save_state(run.state(number + 1, 0, torch.zeros(accelerator.num_processes, 3)), net)
+                if improved:  # after the state: the epoch that it follows from must not be lost with it
+                    folder.write_best(net, best)
             if number < config.epochs and run.agreed(False, interrupted.is_set())[1]:
                 raise Stopped(f"stopped after epoch {number}")
     if log_with:
@@ -276,6 +284,19 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
 
+    def check_together(self) -> None:
+        """All processes must begin at the same step.
+
+        Raises:
+            UsageError: if they do not.
+        """
+        place = torch.tensor([[self.number, self.start, self.updates]], device=self.accelerator.device)
+        if (self.accelerator.gather(place) != place).any():
+            raise UsageError(
+                "the processes would go on from different steps: every machine must see the run folder; "
+                "put it on a disk that they share"
+            )
+
     def weights(self) -> dict[str, Tensor]:
         """The network's weights as they are to be kept: the moving average, where there is one."""
         weights: dict[str, Tensor] = self.net.state_dict()
@@ -328,7 +349,6 @@ class _Run:
         self.number, self.start, self.updates = state.epoch, state.step, state.updates
         self.seconds, self.lr = state.seconds, state.lr
         self.totals += state.totals[self.accelerator.process_index].to(self.totals.device)
-        self.schedule.step_update(self.updates)
 
     def _train(
         self, number: int, started: float, interrupted: threading.Event, folder: RunFolder | None, save_minutes: float
@@ -417,13 +437,27 @@ class _Run:
 # ---------------------------------------------------------------------- helpers
 
 
+def _digest(data: Any) -> str:
+    """Which data these are, as far as they can tell."""
+    return str(data.digest()) if hasattr(data, "digest") else f"{len(data)} images"
+
+
+def _metrics(epoch: Epoch) -> dict[str, float]:
+    return {"epoch": epoch.epoch, "val_top1": epoch.val_top1, "val_loss": epoch.val_loss}
+
+
+def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().clone() for name, tensor in weights.items()}
+
+
 @torch.no_grad()
 def _start_as_detectors(net: HierarchicalNet | PlainNet) -> None:
     """Let each class begin at its share, or the first steps only teach all of them to say no."""
     last: Any = net.model.get_classifier() if isinstance(net, PlainNet) else net.head.leaves  # type: ignore[operator]
-    bias = last.bias
-    if bias is not None:
-        bias.fill_(prior_logit(len(net.tree.classes)))
+    for part in last if isinstance(last, tuple | list | nn.ModuleList) else [last]:  # some have two classifiers
+        bias = getattr(part, "bias", None)
+        if isinstance(bias, Tensor) and len(bias) == len(net.tree.classes):
+            bias.fill_(prior_logit(len(bias)))
 
 
 def _seed(*numbers: int) -> None:
@@ -432,53 +466,6 @@ def _seed(*numbers: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-@contextmanager
-def _shortages(interrupted: threading.Event | None = None) -> Iterator[None]:
-    """A lost worker and full memory as our errors."""
-    try:
-        yield
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        said = str(error).split("\n")[0] or type(error).__name__
-        if not isinstance(error, RuntimeError) or "DataLoader worker" in said:
-            with suppress(RuntimeError):  # of a lost worker, torch tells by a signal, too: at any time, anywhere
-                time.sleep(0.2)
-            if interrupted is not None and interrupted.is_set():  # whoever ended us ended it too, and first
-                raise Stopped("stopped, with the state as it was saved last") from None
-            raise RunError(
-                f"a process that loads images was lost ({one_line(said)}); memory may be short: "
-                "try fewer workers, and go on with resume"
-            ) from error
-        if should_reduce_batch_size(error):
-            raise RunError(
-                f"the memory is full ({one_line(said)}); try a smaller batch_size, or smaller images"
-            ) from error
-        raise
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of ending the process at once; a second one ends it."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def note(*_: Any) -> None:
-        event.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in signals:
-        signal.signal(number, note)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ SMALL = "--backbone test_resnet --img-size 32 --batch-size 4 --reprob 0.5 --lr 3
 #: The files of a run of one epoch, in the order in which they take their places; the state after its first step, too.
 WRITTEN = [
     *("classes.tree.json", "config.toml", "last.ckpt"),
-    *("last.safetensors", "best.safetensors", "metrics.csv", "curves.png", "last.ckpt"),
+    *("last.safetensors", "metrics.csv", "curves.png", "last.ckpt", "best.safetensors"),
     *("model/model.safetensors", "model/config.json", "model/README.md"),
 ]
 
@@ -53,13 +53,13 @@ def start(line, log, prepare=None, **environment):
     return process
 
 
-def finish(line, log, prepare=None, seconds=120):
+def finish(line, log, prepare=None, seconds=300):
     """Run to the end: the exit code, and what it said."""
     process = start(line, log, prepare)
     return ended(process, seconds), log.read_text()
 
 
-def ended(process, seconds=120):
+def ended(process, seconds=300):
     """The exit code of a process that ends by itself."""
     process.join(seconds)
     found = process.exitcode
@@ -81,20 +81,20 @@ def _run(words, log, prepare, environment):
     cli.main()
 
 
-def slowed(ready, seconds=0.5):
-    """Let the second step take long, and tell when it is under way."""
+def paused(ready):
+    """Let the second step tell, by a file, that it is under way, and wait until somebody removes that."""
     step = training._Run._step
 
-    def slow(self, number, count, *rest):
-        if count == 2:
+    def waiting(self, number, count, *rest):
+        if (number, count) == (1, 2):
             ready.touch()
-            time.sleep(seconds)
+            wait_for(lambda: not ready.exists())
         step(self, number, count, *rest)
 
-    training._Run._step = slow
+    training._Run._step = waiting
 
 
-def wait_for(condition, *processes, seconds=120):
+def wait_for(condition, *processes, seconds=300):
     """Until it holds, or one of the processes is done."""
     end = time.monotonic() + seconds
     while not condition() and all(process.is_alive() for process in processes):

@@ -108,7 +108,7 @@ def test_training_on_features_is_training_on_images(kind):
 def test_views_are_counted():
     steps, images = [], TensorDataset(IMAGES, LABELS)
     train(build("plain"), images, images, settings(cache_views=3), device="cpu", on_batch=lambda *s: steps.append(s))
-    phases = [("features", 6), ("features (val)", 2), ("epoch 1", 2), ("validation", 1)]  # 7 images by 4
+    phases = [("features (val)", 2), ("features", 6), ("epoch 1", 2), ("validation", 1)]  # 7 images by 4
     assert steps == [(phase, step, of) for phase, of in phases for step in range(1, of + 1)]
 
 

@@ -17,7 +17,7 @@ from runs import (
     ended,
     figures,
     finish,
-    slowed,
+    paused,
     start,
     wait_for,
     wait_for_another,
@@ -103,9 +103,10 @@ def test_killed_processes_go_on_exactly(odd, tmp_path):
 def test_signal_to_one_stops_both(odd, tmp_path):
     command, whole = odd
     out, ready = tmp_path / "run", tmp_path / "ready"
-    processes = two(command.replace("--save-minutes 0", ""), out, (None, partial(slowed, ready)))
+    processes = two(command.replace("--save-minutes 0", ""), out, (None, partial(paused, ready)))
     wait_for(ready.exists, *processes)
     os.kill(processes[1].pid, signal.SIGTERM)
+    ready.unlink()
     assert [ended(process) for process in processes] == [130, 130], said(out)
     first, second = said(out)
     assert "stopped in epoch 1, step 10; go on with" in first and second == ""

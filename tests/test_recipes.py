@@ -80,7 +80,8 @@ def test_shipped_recipe_runs(root, tmp_path, name):
     _, told = invoke(f"train {data} --config {name} {more} {TINY} --out {tmp_path / 'run'}")
     assert "20 training and 8 validation images" in told and len(figures(tmp_path / "run")) == 1
     run = read_run_config(tmp_path / "run" / "config.toml")
-    expected = hlnet.TrainConfig(**written["train"] | {"epochs": 1, "workers": 0})
+    found = {"batch_size": 32} if written["train"]["batch_size"] == "auto" else {}
+    expected = hlnet.TrainConfig(**written["train"] | {"epochs": 1, "workers": 0} | found)
     assert run.train == expected != hlnet.TrainConfig(epochs=1, workers=0)
     net = hlnet.load_checkpoint(tmp_path / "run")
     assert net.tree.counts == hlnet.read_tree(written.get("tree", root / "three.tree.json")).counts
@@ -281,16 +282,16 @@ trian = {} | unknown setting 'trian'. Did you mean 'train'
 train.epoch = 3 | unknown setting 'train.epoch'. Did you mean 'epochs'
 network.width = [3] | unknown setting 'network.width'. Did you mean 'widths'
 transform.sdt = 1 | transform has no setting 'sdt'. Did you mean 'std'
-train = 3 | train 3
-network = "resnet18" | network 'resnet18'
-data = 3 | data 3
-tree = ["a"] | tree ['a']
-train.lr = -1 | lr -1: & greater than 0
-train.lr = "fast" | lr 'fast' & number
-train.batch_size = "big" | batch_size 'big'
-train.batch_size = 0 | batch_size 0
-train.loss = "ce" | loss 'ce' & 'soft-labels'
-train.scale = [2, 1] | scale 2
+train = 3 | train & 3:
+network = "resnet18" | network & 'resnet18':
+data = 3 | data & 3:
+tree = ["a"] | tree & ['a']:
+train.lr = -1 | lr & -1: & greater than 0
+train.lr = "fast" | lr & 'fast': & number
+train.batch_size = "big" | batch_size & 'big':
+train.batch_size = 0 | batch_size & 0:
+train.loss = "ce" | loss & 'ce': & 'soft-labels'
+train.scale = [2, 1] | scale & 2:
 train.scale = [0.9, 0.1] | scale (0.9, 0.1) must be low, high
 train.cache_views = 2 | cache_views & needs frozen_trunk
 train.mixup = 1;train.batch_size = 1 | mixup & batch_size must be at least 2
@@ -300,17 +301,17 @@ train.sched = "wsd";train.epochs = 3 | sched 'wsd' & decay_epochs
 train.opt = "nonsens" | optimizer 'nonsens'
 train.opt = "adahessian" | optimizer 'adahessian' & adamw
 train.aa = "nonsense" | policy 'nonsense'
-transform = 3 | transform 3
+transform = 3 | transform & 3:
 transform.mean = [0.1, 0.2] | mean (0.1, 0.2): expected 3 numbers, or one
 transform.mean = [] | mean
 transform.std = 0 | std & above 0
-transform.crop_pct = "x" | crop_pct 'x'
+transform.crop_pct = "x" | crop_pct & 'x':
 transform.crop_pct = 0 | crop_pct 0.0 & above 0
 transform.crop_mode = "x" | crop_mode 'x' & squash
 transform.interpolation = "x" | interpolation 'x' & bilinear
 transform.input_size = 0 | 0x0 pixels
-transform.input_size = [3, 32] | input_size [3, 32]
-network.widths = ["a"] | widths 'a'
+transform.input_size = [3, 32] | input_size & [3, 32]:
+network.widths = ["a"] | widths & 'a':
 network.widths = [8] | widths (8,) & 2 levels
 network.strides = [1, 0] | strides & greater than 0
 network.block = "x" | block 'x'
@@ -326,7 +327,7 @@ this is no TOML | c.toml' is no TOML
 """
 
 
-@pytest.mark.parametrize("case", MISTAKES.strip().splitlines(), ids=str)
+@pytest.mark.parametrize("case", MISTAKES.strip("\n").splitlines(), ids=str)
 def test_mistakes_in_a_file_are_one_line_that_names_them(root, tmp_path, failing, monkeypatch, case):
     text, words = case.split(" | ")
     lines = text.split(";")
@@ -357,7 +358,7 @@ def test_mistakes_in_a_file_are_one_line_that_names_them(root, tmp_path, failing
         ("{root}/data --tree {root}/tree.json --resume --overwrite", "--resume & --overwrite & give one"),
         ("{root}/data --tree {root}/tree.json --batch-size 8,16", "--batch-size '8,16'"),
         ("{root}/data --tree {root}/tree.json --widths 8;4", "--widths '8;4'"),
-        ("{root}/data --tree {root}/tree.json --lr 0 --config laptop", "lr 0.0 & greater than 0"),
+        ("{root}/data --tree {root}/tree.json --lr 0 --config laptop", "lr & 0.0: & greater than 0"),
         ("{root}/data --tree {root}/tree.json --cache-size 9x --backbone test_resnet --img-size 32", "'9x'"),
     ],
 )

@@ -8,6 +8,7 @@ import resource
 import shlex
 import shutil
 import signal
+import subprocess
 import time
 from functools import partial
 
@@ -22,7 +23,7 @@ from runs import (
     ended,
     figures,
     finish,
-    slowed,
+    paused,
     start,
     wait_for,
     wait_for_another,
@@ -105,7 +106,7 @@ def test_killed_at_random_moments(line, tmp_path, name):
         again = f"train --save-minutes 0 --device cpu --resume --out {out}"
         process = start(again if (out / "config.toml").exists() else f"{command} --resume --out {out}", log)
     assert ended(process) == 0, log.read_text()
-    assert times >= 2
+    assert times >= 1
     assert_same_run(out, whole)
 
 
@@ -153,19 +154,20 @@ def test_resuming_what_has_not_begun_or_is_done(short, tmp_path):
         ("--widths 8,8", "network.widths"),
         ("--img-size 64", "transform.input_size"),
         ("--no-frozen-trunk --loss bce", "loss 'cross-entropy', now it is 'bce'"),
-        ("--tree {root}/other.json", "tree"),
-        ("--data-root x {root}/more", "20 training images .* now there are 24"),
+        ("--tree {root}/other.json", "tree '"),
+        ("another image", "data"),
     ],
 )
 def test_another_run_does_not_go_on_with_it(short, tmp_path, change, told):
     command, whole = short
-    (tmp_path / "other.json").write_text('{"warm": ["red", "green"], "cold": ["yellow", "blue"]}')
+    (tmp_path / "other.json").write_text('{"warm": ["red"], "cold": ["yellow", "green", "blue"]}')
     data, out = command.split()[1], shutil.copytree(whole, tmp_path / "run")
-    if "more" in change:
-        write_images(tmp_path, train=6)
+    if change == "another image":
+        shutil.copytree(data, tmp_path / "data")
+        shutil.copy(tmp_path / "data/train/red/0.png", tmp_path / "data/train/red/9.png")
         command, change = command.replace(data, str(tmp_path / "data")), ""
     before = contents(out)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=f"began with {told}"):
         invoke(f"{command} {change.format(root=tmp_path)} --resume --out {out}")
     assert contents(out) == before
 
@@ -187,9 +189,10 @@ def test_damaged_state_is_told(short, tmp_path, keep):
 def test_stopped_by_a_signal_to_the_whole_group(line, tmp_path, number):
     command, out, log, ready = f"{line} {RUNS['defaults']}", tmp_path / "a run", tmp_path / "log", tmp_path / "ready"
     assert finish(f"{command} --out {tmp_path / 'whole'}", tmp_path / "log of whole")[0] == 0
-    process = start(f"{command} --out '{out}'", log, partial(slowed, ready))
+    process = start(f"{command} --out '{out}'", log, partial(paused, ready))
     wait_for(ready.exists, process)
     os.killpg(process.pid, number)
+    ready.unlink()
     assert ended(process) == 130, log.read_text()
     told = log.read_text().splitlines()[-1]
     assert told == f"stopped in epoch 1, step 2; go on with: hlnet train --resume --out '{out}'"
@@ -201,7 +204,7 @@ def test_stopped_by_a_signal_to_the_whole_group(line, tmp_path, number):
 def test_second_interrupt_ends_it_at_once(short, tmp_path):
     command, whole = short
     out, ready = tmp_path / "run", tmp_path / "ready"
-    process = start(f"{command} --out {out}", tmp_path / "log", partial(slowed, ready, 600))
+    process = start(f"{command} --out {out}", tmp_path / "log", partial(paused, ready))
     wait_for(ready.exists, process)
     before = contents(out)
     os.kill(process.pid, signal.SIGINT)
@@ -235,10 +238,9 @@ def test_lost_workers_of_a_stopped_run_are_no_error(line, tmp_path, monkeypatch)
     """A batch system may send SIGTERM to each process."""
 
     def stop(self, number, count, *_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        for worker in multiprocessing.active_children():
-            if worker.name.startswith("Process"):
-                os.kill(worker.pid, signal.SIGTERM)
+        workers = [worker.pid for worker in multiprocessing.active_children()]
+        assert len(workers) == 2
+        subprocess.run(["kill", "-TERM", *map(str, [os.getpid(), *workers])], check=True)
         time.sleep(0.5)
 
     monkeypatch.setattr(training._Run, "_step", stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -148,6 +149,19 @@ def _prefixes(path: str) -> list[str]:
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
+def show_log() -> None:
+    """Let the library's log, from notes on, appear as hints."""
+
+    class Hints(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            hint(record.getMessage())
+
+    log = logging.getLogger("hlnet")
+    if not log.handlers:
+        log.addHandler(Hints())
+        log.setLevel(logging.INFO)
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A progress bar on stderr; silent where that is no terminal."""
@@ -162,10 +176,11 @@ class TrainingProgress:
     Args:
         bar: where to draw.
         epochs: of the run.
+        images: in an epoch of training.
     """
 
-    def __init__(self, bar: Progress, epochs: int) -> None:
-        self.bar = bar
+    def __init__(self, bar: Progress, epochs: int, images: int) -> None:
+        self.bar, self.images = bar, images
         self.run = bar.add_task("run", total=epochs)
         self.phase = bar.add_task("start", total=1)
         self.name, self.began, self.first = "", 0.0, 0
@@ -175,7 +190,9 @@ class TrainingProgress:
         if phase != self.name:
             self.name, self.began, self.first = phase, time.perf_counter(), step
         seconds = time.perf_counter() - self.began
-        speed = f"  {(step - self.first) / seconds:.1f} steps/s" if step > self.first else ""
+        speed = ""
+        if step > self.first and phase.startswith("epoch "):
+            speed = f"  {self.images * (step - self.first) / steps / seconds:.0f} images/s"
         self.bar.update(self.phase, description=f"{phase}{speed}{_memory()}", completed=step, total=steps)
         if phase.startswith("epoch "):
             self.bar.update(self.run, completed=int(phase.split()[1]) - 1 + step / steps)

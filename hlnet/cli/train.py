@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, some
 
 if TYPE_CHECKING:
     from hlnet.data import Split
@@ -170,6 +170,7 @@ def train(
     from hlnet.recipes import build_network, read_run_config, shipped_recipes
     from hlnet.run_folder import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER
     from hlnet.run_state import STATE_FILE
+    from hlnet.stopping import Stopped
     from hlnet.tree_io import read_tree
 
     if list_recipes:
@@ -179,12 +180,15 @@ def train(
         raise UsageError("--out is needed: the run folder to write")
     if resume and overwrite:
         raise UsageError("--resume goes on with the run in --out, --overwrite replaces it; give one")
-    if resume and config is None and (out / CONFIG_FILE).exists():
-        config = str(out / CONFIG_FILE)
+    if resume and config is None:
+        if (out / CONFIG_FILE).exists():
+            config = str(out / CONFIG_FILE)
+        elif data is None or tree is None:
+            raise UsageError(f"'{out}' holds no run to go on with; give DATA and --tree to begin one there")
     run = read_run_config(config, _nested(flags))
     if run.data is None or run.tree is None:
-        missing = "DATA" if run.data is None else "--tree"
-        raise UsageError(f"{missing} is needed, as an argument or from a recipe (--config)")
+        missing = "DATA is" if run.data is None else "--tree (a file of hlnet build-tree's, or preset:NAME) is"
+        raise UsageError(f"{missing} needed, unless a recipe (--config) has it")
     if any((out / name).exists() for name in (METRICS_FILE, STATE_FILE)) and not (overwrite or resume):
         raise UsageError(f"'{out}' already holds a run; give --resume, --overwrite or another --out")
     if Path(run.data).is_dir() and out.resolve() == Path(run.data).resolve():
@@ -193,9 +197,10 @@ def train(
     place = options.pick_device(device)
     net = build_network(run, read_tree(run.tree))
     settings = run.train
+    output.show_log()
     with output.quiet(int(os.environ.get("RANK", "0")) > 0):  # of several processes, one speaks
         if settings.frozen_trunk and not (run.network.pretrained or run.network.trunk_weights):
-            output.hint("the frozen trunk is untrained: give --pretrained or --trunk-weights")
+            output.hint("warning: the frozen trunk's weights are random; --pretrained or --trunk-weights give it some")
         augment = train_transform(net.transform, settings.aa, settings.scale, settings.hflip, settings.reprob)
         transforms: dict[Split, Any] = {"train": augment, "val": eval_transform(net.transform)}
         train_data, val_data = (
@@ -203,14 +208,17 @@ def train(
             for split, transform in transforms.items()
         )
         for data_set, name in ((train_data, "training"), (val_data, "validation")):
-            if data_set.left_out:
-                output.hint(f"{data_set.left_out} {name} images of classes that the tree lacks are left out")
+            if data_set.unknown:
+                lacking = some(data_set.unknown)
+                output.hint(f"{data_set.left_out} {name} images of classes that the tree lacks are left out: {lacking}")
+            if data_set.absent:
+                output.hint(f"classes without {name} images: {some(data_set.absent)}")
         output.hint(
             f"{len(train_data)} training and {len(val_data)} validation images of {len(net.tree.classes)} classes"
         )
         started = time.perf_counter()
         with output.progress() as bar:
-            watch = output.TrainingProgress(bar, settings.epochs)
+            watch = output.TrainingProgress(bar, settings.epochs, len(train_data))
 
             def on_epoch(epoch: Epoch) -> None:
                 watch.epoch_done()
@@ -237,7 +245,7 @@ def train(
                     cache_size=limit,
                     log_with=log_with,
                 )
-            except training.Stopped as stopped:
+            except Stopped as stopped:
                 raise typer.Exit(_stopped(str(stopped), out)) from None
     if int(os.environ.get("RANK", "0")) > 0:
         return
