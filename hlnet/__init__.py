@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from hlnet.llm.nesting import nest_with_llm, tree_prompt
     from hlnet.llm.server import ask_server
     from hlnet.losses import make_loss
-    from hlnet.model_card import model_card
+    from hlnet.model_card import make_model_card
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.outline import Outline
     from hlnet.plain import PlainConfig, PlainNet
@@ -99,7 +99,7 @@ _MODULES = {
     "llm.nesting": ("nest_with_llm", "tree_prompt"),
     "llm.server": ("ask_server",),
     "losses": ("make_loss",),
-    "model_card": ("model_card",),
+    "model_card": ("make_model_card",),
     "network": ("HierarchicalNet", "NetworkConfig"),
     "outline": ("Outline",),
     "plain": ("PlainConfig", "PlainNet"),

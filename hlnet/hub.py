@@ -75,7 +75,7 @@ def write_model_folder(model: HierarchicalNet | PlainNet, folder: str | Path, **
     Args:
         model: the network.
         folder: is made if need be. Files of these names are replaced, others stay.
-        card_facts: what the card is to say, as :func:`hlnet.model_card` takes it.
+        card_facts: what the card is to say, as :func:`hlnet.make_model_card` takes it.
 
     Raises:
         RunError: if a file cannot be written.
@@ -90,9 +90,9 @@ def write_model_folder(model: HierarchicalNet | PlainNet, folder: str | Path, **
         >>> hlnet.load_checkpoint(folder).tree.classes
         ('tabby', 'siamese', 'saw')
     """
-    from hlnet.model_card import model_card
+    from hlnet.model_card import make_model_card
 
-    card = model_card(model, **card_facts)  # first: what is wrong with the facts must not leave half a folder
+    card = make_model_card(model, **card_facts)  # first: what is wrong with the facts must not leave half a folder
     _write_weights(model, Path(folder))
     with replacing(Path(folder) / "README.md") as draft:
         card.save(draft)
@@ -101,7 +101,7 @@ def write_model_folder(model: HierarchicalNet | PlainNet, folder: str | Path, **
 class HubModel(ModelHubMixin):
     """What networks take over from huggingface_hub's mixin: ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
 
-    ``model_card_kwargs`` of the first two are what :func:`hlnet.model_card` takes. As the mixin has it,
+    ``model_card_kwargs`` of the first two are what :func:`hlnet.make_model_card` takes. As the mixin has it,
     ``save_pretrained`` leaves a card alone that the folder holds already; :func:`write_model_folder` replaces it.
     """
 
@@ -195,10 +195,10 @@ class HubModel(ModelHubMixin):
             return super().push_to_hub(repo_id, **options)
 
     def generate_model_card(self, **card_facts: Any) -> ModelCard:
-        """The model card, see :func:`hlnet.model_card`."""
-        from hlnet.model_card import model_card
+        """The model card, see :func:`hlnet.make_model_card`."""
+        from hlnet.model_card import make_model_card
 
-        return model_card(self, **card_facts)  # type: ignore[arg-type] # it is a network
+        return make_model_card(self, **card_facts)  # type: ignore[arg-type] # it is a network
 
     def _save_pretrained(self, save_directory: Path) -> None:
         _write_weights(self, save_directory)  # type: ignore[arg-type] # it is a network

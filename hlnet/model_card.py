@@ -44,7 +44,7 @@ class CardFacts(TypedDict, total=False):
     repo_id: str | None
 
 
-def model_card(
+def make_model_card(
     model: HierarchicalNet | PlainNet,
     *,
     title: str | None = None,
@@ -65,7 +65,7 @@ def model_card(
     Example:
         >>> import hlnet
         >>> net = hlnet.create_model("resnet18", tree={"cat": ["tabby", "siamese"], "saw": {}})
-        >>> card = model_card(net, license="mit")
+        >>> card = make_model_card(net, license="mit")
         >>> card.data.library_name, card.data.license, "3 classes: `tabby`, `siamese`, `saw`." in card.text
         ('hlnet', 'mit', True)
     """

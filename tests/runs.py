@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ def _run(words, log, prepare, environment):
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
+    warnings.resetwarnings()  # pytest's own settings
     if prepare is not None:
         prepare()
     sys.argv = ["hlnet", *words]

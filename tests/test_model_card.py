@@ -21,7 +21,7 @@ import hlnet
 from hlnet.cli.main import app
 from hlnet.expert import cut_expert
 from hlnet.hub import write_model_folder
-from hlnet.model_card import model_card
+from hlnet.model_card import make_model_card
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.profiling import Cost, plain_cost, profile
@@ -79,7 +79,7 @@ def blocks(text, language):
 
 
 def test_front_matter_is_what_the_hub_reads(tmp_path):
-    model_card(full(recipe=RECIPE), license="cc-by-4.0").save(tmp_path / "README.md")
+    make_model_card(full(recipe=RECIPE), license="cc-by-4.0").save(tmp_path / "README.md")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\n") and yaml.safe_load(text.split("---\n")[1]) == {
         "library_name": "hlnet",
@@ -93,7 +93,7 @@ def test_front_matter_is_what_the_hub_reads(tmp_path):
 
 
 def test_without_facts_none_are_told():
-    card = model_card(plain())
+    card = make_model_card(plain())
     assert "license" not in card.data.to_dict() and "datasets" not in card.data.to_dict()
     assert "not stated" in section(card, "Data") and "No licence is stated" in section(card, "Data")
     assert section(card, "Accuracy").strip() == "Not measured."
@@ -101,14 +101,14 @@ def test_without_facts_none_are_told():
 
 
 def test_given_facts_are_told():
-    card = model_card(
+    card = make_model_card(
         full(recipe=RECIPE), title="Pets", about="Of *my* pets.", data="200 photographs", repo_id="me/pets"
     )
     assert card.text.lstrip().startswith("# Pets\n") and "\n\nOf *my* pets.\n\n" in card.text
     assert "Trained on: `200 photographs`." in section(card, "Data") and "datasets" not in card.data.to_dict()
     assert "hf-hub:me/pets" in section(card, "How to use") and "OWNER" not in card.text
     with pytest.raises(TypeError, match="lisence"):
-        model_card(full(), lisence="mit")
+        make_model_card(full(), lisence="mit")
 
 
 # ---------------------------------------------------------------------- what it is
@@ -119,7 +119,7 @@ def test_kinds_say_what_they_are():
     net.head.to_empty(device="cpu")
     expert = cut_expert(net, "cat")
     expert.provenance.parent = "f" * 64
-    texts = [" ".join(model_card(net).text.split()) for net in (net, expert, plain())]
+    texts = [" ".join(make_model_card(net).text.split()) for net in (net, expert, plain())]
     kinds = [
         "tree of small branches, and each leaf",
         "cut from a full network of 4 classes",
@@ -135,21 +135,21 @@ def test_kinds_say_what_they_are():
 
 def test_one_class():
     net = full(ClassTree.parallel(["cat"]))
-    text = " ".join(model_card(net).text.split())
+    text = " ".join(make_model_card(net).text.split())
     assert "# 1 class on" in text and "1 class: `cat`." in text and "own 1 class:" in text
     assert "always 100 %" in text and "make-expert" not in text
 
 
 def test_whole_tree_is_there_and_folded_where_it_is_large():
-    short = section(model_card(full()), "Classes")
+    short = section(make_model_card(full()), "Classes")
     assert blocks(short, "text") == ["beast\n  cat\n    tabby\n    siamese\n  dog\n    beagle\nsaw\n"]
     assert "<details>" not in short
-    long = section(model_card(full(ClassTree.balanced((2, 5, 40)))), "Classes")
+    long = section(make_model_card(full(ClassTree.balanced((2, 5, 40)))), "Classes")
     (listing,) = blocks(long, "text")
     assert len(listing.splitlines()) == 47 and listing.splitlines()[-1] == "    class 39"
     assert re.search(r"<details><summary>.*</summary>\n\n```text\n.*\n```\n\n</details>\n", long, re.DOTALL)
     assert "`class 9` and 30 more" in long
-    (flat,) = blocks(section(model_card(plain()), "Classes"), "text")
+    (flat,) = blocks(section(make_model_card(plain()), "Classes"), "text")
     assert flat.splitlines() == list(TREE.classes)
 
 
@@ -162,7 +162,7 @@ AWKWARD = ["```", "`", "<b>", "a|b", "{{ x }}", "--all", "*", "a,b", "## Data", 
 def test_names_of_any_kind_do_no_harm(names):
     tree = ClassTree.from_nested({"group": names}, levels=3)
     with patch("hlnet.model_card._costs", return_value={"this network": Cost(classes=2, params=1, gmacs=1, bytes=1)}):
-        card = model_card(full(tree))
+        card = make_model_card(full(tree))
     (listing,) = blocks(section(card, "Classes"), "text")
     assert listing.splitlines()[0] == "group" and [line.strip() for line in listing.splitlines()[1:]] == names
     tokens = MARKDOWN.parse(card.text)
@@ -182,7 +182,7 @@ def test_names_of_any_kind_do_no_harm(names):
 def test_costs_are_the_profile_s():
     net = full()
     found = profile(net.config, TREE, net.transform)
-    rows = table(section(model_card(net), "Cost").partition("By part")[0])
+    rows = table(section(make_model_card(net), "Cost").partition("By part")[0])
     assert rows[""] == ["this network", "test_resnet itself"]
     own = sum(tensor.numel() for tensor in net.parameters())
     assert rows["parameters"] == [f"{own:,}", f"{found.plain.params:,}"] and found.full.params == own
@@ -190,7 +190,7 @@ def test_costs_are_the_profile_s():
     assert [float(cell) for cell in rows["weights, MB"]] == pytest.approx(
         [found.full.bytes / 1e6, found.plain.bytes / 1e6], rel=5e-3
     )
-    parts = table(section(model_card(net), "Cost").partition("By part")[2])
+    parts = table(section(make_model_card(net), "Cost").partition("By part")[2])
     assert [parts[part.name][:2] for part in found.full.parts] == [
         [str(part.nodes), f"{part.params:,}"] for part in found.full.parts
     ]
@@ -199,16 +199,16 @@ def test_costs_are_the_profile_s():
 def test_costs_of_an_expert_stand_beside_the_full_network_s():
     net = full(TREE.prune([0, 1]), parent_counts=TREE.counts)
     found = profile(net.config, net.tree, net.transform, parent_counts=TREE.counts)
-    rows = table(section(model_card(net), "Cost").partition("By part")[0])
+    rows = table(section(make_model_card(net), "Cost").partition("By part")[0])
     assert rows[""] == ["this expert", "full network", "test_resnet itself"] and rows["classes"] == ["2", "4", "4"]
     assert rows["parameters"] == [f"{cost.params:,}" for cost in (found.expert, found.full, found.plain)]
 
 
 def test_costs_of_a_plain_network():
     net = plain()
-    rows = table(section(model_card(net), "Cost"))
+    rows = table(section(make_model_card(net), "Cost"))
     cost = plain_cost(net.config, 4, (3, 48, 32))
-    assert rows["parameters"] == [f"{cost.params:,}"] and "By part" not in model_card(net).text
+    assert rows["parameters"] == [f"{cost.params:,}"] and "By part" not in make_model_card(net).text
     assert float(rows["GMACs"][0]) == pytest.approx(cost.gmacs, rel=5e-3)
 
 
@@ -217,7 +217,7 @@ def test_costs_of_a_plain_network():
 
 def test_accuracy_is_what_the_provenance_holds():
     metrics = {"epoch": 3, "val_top1": 0.98765, "val_loss": 0.123456789, "ece|x": 0.5}
-    card = model_card(full(metrics=metrics, recipe={"data": "digits"}, attention_signal=1.8))
+    card = make_model_card(full(metrics=metrics, recipe={"data": "digits"}, attention_signal=1.8))
     rows = table(section(card, "Accuracy"))
     assert rows.pop("---") == ["---"] and rows == {
         "after epoch": ["3"],
@@ -238,7 +238,7 @@ def test_recipe_is_toml_whatever_it_holds(recipe):
             return ["none" if inner is None else told(inner) for inner in value]
         return value
 
-    (block,) = blocks(section(model_card(plain(recipe=recipe)), "Training"), "toml")
+    (block,) = blocks(section(make_model_card(plain(recipe=recipe)), "Training"), "toml")
     assert tomllib.loads(block) == told(recipe)
 
 
@@ -252,7 +252,7 @@ def commands(card):
 
 @pytest.mark.parametrize("build", [full, plain])
 def test_commands_parse(build):
-    lines = commands(model_card(build(), repo_id="me/pets"))
+    lines = commands(make_model_card(build(), repo_id="me/pets"))
     assert len(lines) == (4 if build is full else 2)
     group = typer.main.get_command(app)
     for line in lines:
@@ -274,7 +274,7 @@ def test_commands_parse(build):
 )
 def test_shown_selection_is_one(nested, chosen):
     net = full(ClassTree.from_nested(nested, levels=3))
-    (line,) = [line for line in commands(model_card(net)) if "make-expert" in line]
+    (line,) = [line for line in commands(make_model_card(net)) if "make-expert" in line]
     selection = shlex.split(line)[shlex.split(line).index("--classes") + 1]
     assert selection == chosen and 0 < len(select_classes(net.tree, selection)) < len(net.tree.classes)
 
@@ -284,7 +284,7 @@ def test_python_runs(tmp_path, monkeypatch, capsys):
     write_model_folder(net, tmp_path / "pets")
     Image.new("RGB", (50, 40)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(section(model_card(net), "How to use"), "python")
+    (code,) = blocks(section(make_model_card(net), "How to use"), "python")
     exec(code.replace("hf-hub:OWNER/NAME", "local-dir:pets"), {})
     assert capsys.readouterr().out.count("Label(name=") == 4
 
@@ -292,7 +292,7 @@ def test_python_runs(tmp_path, monkeypatch, capsys):
 def test_citation_agrees_with_the_project_s():
     cited = yaml.safe_load((Path(__file__).parent.parent / "CITATION.cff").read_text(encoding="utf-8"))
     (paper,) = cited["references"]
-    (entry,) = blocks(section(model_card(plain()), "Citation"), "bibtex")
+    (entry,) = blocks(section(make_model_card(plain()), "Citation"), "bibtex")
     assert f"{{{paper['title']}}}" in entry and f"{{{paper['doi']}}}" in entry and f"{{{paper['year']}}}" in entry
     assert f"{{{paper['start']}--{paper['end']}}}" in entry
     authors = re.search(r"author *= \{(.*?)\},\n", entry, re.DOTALL)[1].replace("{\\'e}", "é")
@@ -301,4 +301,4 @@ def test_citation_agrees_with_the_project_s():
 
 
 def test_card_is_the_same_each_time():
-    assert str(model_card(full(recipe=RECIPE))) == str(model_card(full(recipe=RECIPE)))
+    assert str(make_model_card(full(recipe=RECIPE))) == str(make_model_card(full(recipe=RECIPE)))

@@ -354,7 +354,7 @@ def test_mistakes_in_a_file_are_one_line_that_names_them(root, tmp_path, failing
         ("--config .", "no recipe or file '.'"),
         ("--config binary.toml", "'binary.toml' cannot be read: not a text file"),
         ("--config paper-10", "DATA is needed"),
-        ("{root}/data", "--tree is needed"),
+        ("{root}/data", "--tree & needed"),
         ("{root}/data --tree {root}/tree.json --resume --overwrite", "--resume & --overwrite & give one"),
         ("{root}/data --tree {root}/tree.json --batch-size 8,16", "--batch-size '8,16'"),
         ("{root}/data --tree {root}/tree.json --widths 8;4", "--widths '8;4'"),

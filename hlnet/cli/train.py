@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,7 +199,11 @@ def train(
     net = build_network(run, read_tree(run.tree))
     settings = run.train
     output.show_log()
-    with output.quiet(int(os.environ.get("RANK", "0")) > 0):  # of several processes, one speaks
+    # Notes of torch to its users' programmers: on its own gradient buckets, and on --workers, which is meant.
+    warnings.filterwarnings("ignore", "Grad strides do not match|This DataLoader will create")
+    if others := int(os.environ.get("RANK", "0")) > 0:  # of several processes, one speaks
+        warnings.simplefilter("ignore")
+    with output.quiet(others):
         if settings.frozen_trunk and not (run.network.pretrained or run.network.trunk_weights):
             output.hint("warning: the frozen trunk's weights are random; --pretrained or --trunk-weights give it some")
         augment = train_transform(net.transform, settings.aa, settings.scale, settings.hflip, settings.reprob)
@@ -247,7 +252,7 @@ def train(
                 )
             except Stopped as stopped:
                 raise typer.Exit(_stopped(str(stopped), out)) from None
-    if int(os.environ.get("RANK", "0")) > 0:
+    if others:
         return
     write_model_folder(net, out / MODEL_FOLDER)
     best = max(history, key=lambda epoch: epoch.val_top1)
