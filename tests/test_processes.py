@@ -130,6 +130,7 @@ def test_torchrun(odd, tmp_path):
 @pytest.mark.parametrize("setting", ["--ema-decay 0.9", "--frozen-trunk --unfreeze-epochs 1"])
 def test_what_needs_one_process_is_refused(line, tmp_path, setting):
     processes = two(f"{line} {NET} {setting}", tmp_path / "run")
-    assert [ended(process) for process in processes] == [2, 2]
+    codes = [ended(process) for process in processes]
+    assert codes[0] == 2 and codes[1] != 0  # the other may only see that the first has gone
     name = setting.split()[-2].removeprefix("--").replace("-", "_")
     assert f"hlnet: {name} is for one process" in said(tmp_path / "run")[0] and not (tmp_path / "run").exists()

@@ -122,6 +122,18 @@ def test_killed_before_each_file_takes_its_place(short, tmp_path, nth):
     assert_same_run(out, whole)
 
 
+def test_killed_again_before_its_first_state(short, tmp_path):
+    """What it may be started from, its own config.toml, is never away."""
+    command, whole = short
+    out, again = tmp_path / "run", f"train --save-minutes 0 --resume --out {tmp_path / 'run'}"
+    assert finish(f"{command} --out {out}", tmp_path / "log", partial(counted, 3, partial(os._exit, 9)))[0] == 9
+    for nth in (1, 2):
+        assert finish(again, tmp_path / "log", partial(counted, nth, partial(os._exit, 9)))[0] == 9
+        assert contents(out).keys() == {"config.toml", "classes.tree.json"}
+    invoke(again)
+    assert_same_run(out, whole)
+
+
 @pytest.mark.parametrize("nth", [1, 2, 5])
 def test_killed_while_an_older_run_is_cleared(short, tmp_path, nth):
     command, whole = short

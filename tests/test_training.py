@@ -223,6 +223,14 @@ def test_only_kernels_decay(optimizers, block, frozen, cache):
         assert decay[id(net.get_parameter(name))] == (0.0 if free else 0.2), name
 
 
+@pytest.mark.parametrize(("opt", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_optimizer_is_timms_with_these_settings(optimizers, opt, kind):
+    fit(build(), config(epochs=1, opt=opt, momentum=0.375, lr=0.125, sched="constant"), count=8)
+    assert type(optimizers[0]) is kind
+    for group in optimizers[0].param_groups:
+        assert group["lr"] == 0.125 and group.get("momentum", 0.375) == 0.375
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_first_loss_is_the_smoothed_cross_entropy(smoothing):
     net = build()
