@@ -21,8 +21,9 @@ from torch import Tensor
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, one_line
 from hlnet.files import replacing
 from hlnet.hub import locate_model
-from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
+from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
+from hlnet.provenance import Provenance
 from hlnet.tree import ClassTree
 from hlnet.tree_io import tree_from_json, tree_to_json
 from hlnet.trunk import InputTransform

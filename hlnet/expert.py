@@ -17,8 +17,9 @@ from torch import Tensor
 from hlnet.checkpoint import Header, check_weights, empty_network, fill, header_of, opened, write_checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
 from hlnet.hub import locate_model
-from hlnet.network import HierarchicalNet, Provenance
+from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
+from hlnet.provenance import Provenance, Rows
 from hlnet.selection import select_classes
 
 
@@ -151,15 +152,18 @@ def _read_cut(source: str | Path, classes: str | int | Iterable[str | int]) -> t
 def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[Header, Sequence[Sequence[int]]]:
     """The expert's header, and the rows of each level that it keeps."""
     leaves = select_classes(header.tree, classes)
-    provenance = Provenance(
-        recipe=header.provenance.recipe,
-        parent=header.fingerprint or None,
-        parent_counts=header.tree.counts,
-    )
-    if header.provenance.parent_counts is not None:  # an expert of an expert names the full network
-        provenance.parent, provenance.parent_counts = header.provenance.parent, header.provenance.parent_counts
-    pruned = Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, "")
-    return pruned, header.tree.rows(leaves)
+    rows = header.tree.rows(leaves)
+    before = header.provenance
+    if before.parent_counts is None:
+        parent, counts = header.fingerprint or None, header.tree.counts
+        kept: Rows | None = tuple(tuple(level) for level in rows)
+    else:  # an expert of an expert names the full network
+        parent, counts = before.parent, before.parent_counts
+        kept = before.parent_rows and tuple(
+            tuple(places[row] for row in level) for places, level in zip(before.parent_rows, rows, strict=True)
+        )
+    provenance = Provenance(recipe=before.recipe, parent=parent, parent_counts=counts, parent_rows=kept)
+    return Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, ""), rows
 
 
 def _network(header: Header, weights: dict[str, Tensor], source: object) -> HierarchicalNet:

@@ -22,8 +22,9 @@ from hlnet.errors import UsageError
 from hlnet.fast_tree import FastTree
 from hlnet.fusing import fuse_or_why_not
 from hlnet.kernels import Conv, Linear
-from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
+from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
+from hlnet.provenance import Provenance
 from hlnet.runtime_expert import SelectedTree
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hlnet.branches import LEVELS, Block, Family, Leaves, pooled
 from hlnet.errors import UsageError
 from hlnet.hub import HubModel
+from hlnet.provenance import Provenance
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform, Trunk, backbone_no_weight_decay
 
@@ -51,26 +52,6 @@ class NetworkConfig(BaseModel):
         if len(self.widths) != len(self.strides):
             raise ValueError(f"widths {self.widths} and strides {self.strides} must have one entry a level each")
         return self
-
-
-class Provenance(BaseModel):
-    """Where a network's weights came from; travels inside the checkpoint.
-
-    Attributes:
-        recipe: the settings it was trained with.
-        metrics: what was measured of it when it was written.
-        parent: for an expert, the full network's fingerprint (see ``hlnet.checkpoint``).
-        parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
-        attention_signal: the gain found to serve best, where one was sought.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    recipe: dict[str, Any] = Field(default_factory=dict)
-    metrics: dict[str, float] = Field(default_factory=dict)
-    parent: str | None = None
-    parent_counts: tuple[int, ...] | None = None
-    attention_signal: float | None = None
 
 
 def check_levels(levels: int, widths: Sequence[object]) -> None:

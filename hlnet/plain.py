@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hlnet.errors import BackboneError
 from hlnet.hub import HubModel
-from hlnet.network import Provenance
+from hlnet.provenance import Provenance
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform, Trunk, backbone_no_weight_decay, create_backbone
 

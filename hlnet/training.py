@@ -31,9 +31,10 @@ from hlnet.feature_cache import cached_features
 from hlnet.features import CachedFeatures
 from hlnet.layers import thaw
 from hlnet.losses import make_loss, prior_logit
-from hlnet.network import HierarchicalNet, Provenance
+from hlnet.network import HierarchicalNet
 from hlnet.optimizing import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.plain import PlainNet
+from hlnet.provenance import Provenance
 from hlnet.run_folder import RunFolder
 from hlnet.run_state import RunState
 from hlnet.sampling import EpochSampler, Seeded, mixed
@@ -168,7 +169,7 @@ def train(
         run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell, state)
     run.check_together()
     folder.config = config.model_copy(update={"batch_size": run.batch_size})  # what auto has found
-    net.provenance.recipe = folder.recipe
+    net.provenance = net.provenance.after_training(folder.recipe)
     if state is None and main:
         folder.clear(resume)
         folder.write_config(net)

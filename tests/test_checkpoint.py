@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 import hlnet.checkpoint
 from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
-from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
+from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
+from hlnet.provenance import Provenance
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 

@@ -14,8 +14,9 @@ from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, SelectionError, UsageError
 from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
 from hlnet.inference import optimize
-from hlnet.network import HierarchicalNet, NetworkConfig, Provenance
+from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
+from hlnet.provenance import Provenance
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
@@ -243,11 +244,17 @@ def test_cut_of_a_spoiled_file_is_refused(tmp_path, how):
 def test_provenance_names_the_full_network(tmp_path):
     full, paths = build(), [tmp_path / f"{i}.safetensors" for i in range(3)]
     save_checkpoint(full, paths[0])
-    expected = Provenance(recipe={"epochs": 3}, parent=read_header(paths[0]).fingerprint, parent_counts=(3, 5, 6))
-    for source, target, selection in [(paths[0], paths[1], "dog,saw"), (paths[1], paths[2], "dog")]:
+    known = {"recipe": {"epochs": 3}, "parent": read_header(paths[0]).fingerprint, "parent_counts": (3, 5, 6)}
+    dogs = ((1,), (2, 3), (2, 3, 4))  # the rows of the full network, whatever they are of the expert between
+    for source, target, selection, rows in [
+        (paths[0], paths[1], "dog,saw", ((1, 2), (2, 3, 4), (2, 3, 4, 5))),
+        (paths[1], paths[2], "dog", dogs),
+    ]:
+        expected = Provenance(**known, parent_rows=rows)
         save_checkpoint(cut_expert(source, selection), target)
         assert cut_expert(source, selection).provenance == read_header(target).provenance == expected
-        assert cut_expert(load_checkpoint(target), "sussex").provenance == expected  # from memory, too
+        sussex = Provenance(**known, parent_rows=((1,), (2,), (2,)))
+        assert cut_expert(load_checkpoint(target), "sussex").provenance == sussex  # from memory, too
 
 
 def test_provenance_of_a_cut_from_memory_never_names_another_expert(tmp_path):

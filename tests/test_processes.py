@@ -52,6 +52,7 @@ def two(line, out, prepare=(None, None)):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared["OMP_NUM_THREADS"] = "1"
     return [
         start(f"{line} --out {out}", f"{out}.log{rank}", prepare[rank], RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in (0, 1)

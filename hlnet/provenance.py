@@ -1,0 +1,59 @@
+"""What a checkpoint tells of its weights beside their shape: where they came from, and what was measured of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: A row of numbers for each level, level 1 first: which nodes of another network's level these are.
+Rows = tuple[tuple[int, ...], ...]
+
+
+class Rejection(BaseModel):
+    """When a network says "none of mine": below a threshold of a score.
+
+    Attributes:
+        score: what is compared: ``"energy"`` (log-sum-exp of the logits), ``"max-logit"``, or ``"probability"`` (the
+            highest of the classes' sigmoids). Of logits as they are, before any temperature.
+        threshold: images that score lower are rejected.
+        max_false_positive: the share of images of other classes that may be accepted, as asked for.
+        metrics: what was measured when the threshold was fitted.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    score: Literal["energy", "max-logit", "probability"]
+    threshold: float
+    max_false_positive: float
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Provenance(BaseModel):
+    """Where a network's weights came from; travels inside the checkpoint.
+
+    Attributes:
+        recipe: the settings it was trained with.
+        metrics: what was measured of it when it was written.
+        parent: for an expert, the full network's fingerprint (see ``hlnet.checkpoint``).
+        parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
+        parent_rows: for an expert, which of these nodes it has, so that a union of experts can stand in their order.
+        attention_signal: the gain found to serve best, where one was sought.
+        temperature: what logits are divided by for calibrated probabilities, where it was fitted.
+        rejection: when to say "none of mine", where that was fitted.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    parent: str | None = None
+    parent_counts: tuple[int, ...] | None = None
+    parent_rows: Rows | None = None
+    attention_signal: float | None = None
+    temperature: float | None = None
+    rejection: Rejection | None = None
+
+    def after_training(self, recipe: dict[str, Any]) -> Provenance:
+        """What still holds of weights that train on: their ancestry, but no longer row by row, and no fitted figure."""
+        return Provenance(recipe=recipe, parent=self.parent, parent_counts=self.parent_counts)
