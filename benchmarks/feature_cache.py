@@ -44,8 +44,7 @@ def network(tree: hlnet.ClassTree, weights: Path | None, img_size: int) -> hlnet
     net = hlnet.create_model(BACKBONE, tree=tree, backbone_args=BACKBONE_ARGS, widths=WIDTHS, strides=STRIDES)
     if weights:
         load_trunk_weights(net.trunk_module, weights, net.trunk_names)
-    half = (0.5, 0.5, 0.5)
-    net.transform = net.transform.adjusted(img_size, half, half)
+    net.transform = net.transform.adjusted(img_size, mean=0.5, std=0.5)
     return net
 
 

@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
 
 import hlnet
 from hlnet.attention import gains_for, other_classes
-from hlnet.data import TreeData, eval_transform, loader, train_transform
+from hlnet.data import TreeData, eval_transform, train_transform
 from hlnet.evaluation import accuracy
 from hlnet.features import CachedFeatures
 from hlnet.files import replacing
@@ -62,13 +61,12 @@ def network(kind: str, tree: hlnet.ClassTree, weights: Path) -> Any:
 def features(root: Path, tree: hlnet.ClassTree, weights: Path) -> dict[str, CachedFeatures]:
     """Augmented views for training; validation and test images as they are."""
     net = network("N3HL", tree, weights)
-    set_seed(0)  # timm augments with Python's and NumPy's generators too
     found = {}
     for split in ("train", "val", "test"):
         training = split == "train"
         transform = train_transform(net.transform, "rand-m9-mstd0.5") if training else eval_transform(net.transform)
         data = TreeData(hlnet.load_data(root, split), tree, transform)  # type: ignore[arg-type]
-        found[split] = CachedFeatures.of(net, loader(data, 64), VIEWS if training else 1)
+        found[split] = hlnet.cached_features(net, data, VIEWS if training else 1)
     return found
 
 

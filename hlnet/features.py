@@ -51,39 +51,6 @@ class CachedFeatures(Dataset[tuple[Tensor, int]]):
         self._kept: Tensor | None = None
 
     @classmethod
-    def of(
-        cls,
-        net: HierarchicalNet | PlainNet,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        views: int = 1,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> Self:
-        """Run a network's trunk, in evaluation mode, ``views`` times over all batches; kept in memory as float16.
-
-        Args:
-            net: its ``features`` are taken.
-            batches: images ``[B, 3, H, W]`` and labels ``[B]``, in the same order each time.
-            views: how often to go through them; more than one makes sense with random augmentation.
-            on_batch: called with the number of batches done.
-
-        Raises:
-            DataError: if a feature does not fit float16.
-        """
-        rounds: list[Tensor] = []
-        done = 0
-        for _ in range(views):
-            features: list[Tensor] = []
-            labels: list[Tensor] = []
-            for found, target in trunk_features(net, batches):
-                features.append(found)
-                labels.append(target)
-                done += 1
-                if on_batch:
-                    on_batch(done)
-            rounds.append(torch.cat(features))
-        return cls(torch.stack(rounds), torch.cat(labels))
-
-    @classmethod
     def mapped(cls, file: str | Path, labels: Tensor) -> Self:
         """Features in a ``.npy`` file, ``[views, N, C, h, w]``: read when they are used, and as often.
 

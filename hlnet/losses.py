@@ -11,6 +11,7 @@ cutmix), and gives the mean over the batch. Half precision is raised to float32,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def make_loss(config: TrainConfig, tree: ClassTree) -> TrainingLoss:
             return SoftLabels(tree, config.soft_labels_beta)
 
 
-class TrainingLoss(nn.Module):
+class TrainingLoss(nn.Module, ABC):
     """What the losses share: the check of shapes, and the precision. A subclass says what the loss is in ``mean``."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -80,9 +81,9 @@ class TrainingLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             return self.mean(logits, targets)
 
+    @abstractmethod
     def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         """As :meth:`forward`, of logits that are float32 or float64, and targets that are int64 or of that type."""
-        raise NotImplementedError
 
 
 class CrossEntropy(TrainingLoss):

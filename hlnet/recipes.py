@@ -19,17 +19,12 @@ from hlnet.data import is_source
 from hlnet.errors import UsageError, did_you_mean
 from hlnet.presets import PRESETS, create_model
 from hlnet.train_config import TrainConfig
-from hlnet.trunk import InputTransform, check_size, load_trunk_weights, size_arguments
+from hlnet.trunk import check_size, load_trunk_weights, size_arguments
 
 if TYPE_CHECKING:
     from hlnet.network import HierarchicalNet
     from hlnet.plain import PlainNet
     from hlnet.tree import ClassTree
-
-
-#: What timm can do with images, RandAugment among it; it would take a wrong name for another, or fail far from here.
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
-CROP_MODES = ("center", "squash", "border")
 
 
 class NetworkSettings(BaseModel):
@@ -154,39 +149,12 @@ def build_network(run: RunConfig, tree: ClassTree) -> HierarchicalNet | PlainNet
         net = create_model(network.backbone, tree, network.pretrained, backbone_args=arguments, **shape)
     if network.trunk_weights:
         load_trunk_weights(net.trunk_module, Path(network.trunk_weights), net.trunk_names)
-    net.transform = _transform(net.transform, run.transform)
+    net.transform = net.transform.adjusted(**run.transform)
     check_size(net.eval().features, net.transform)
     return net
 
 
 # ---------------------------------------------------------------------- helpers
-
-
-def _transform(own: InputTransform, given: Mapping[str, Any]) -> InputTransform:
-    if unknown := given.keys() - InputTransform.model_fields.keys():
-        name = min(unknown)
-        raise UsageError(f"transform has no setting '{name}'.{did_you_mean(name, InputTransform.model_fields)}")
-    channels, fields = own.input_size[0], dict(given)
-    for name in ("mean", "std"):
-        value = fields.get(name)
-        value = [value] if isinstance(value, int | float) else value
-        if value is not None:
-            fields[name] = tuple(value) * channels if len(value) == 1 else tuple(value)
-            if len(fields[name]) != channels:
-                raise UsageError(f"{name} {fields[name]}: expected {channels} numbers, or one")
-    if isinstance(fields.get("input_size"), int):
-        fields["input_size"] = (channels, fields["input_size"], fields["input_size"])
-    try:
-        found = InputTransform.model_validate({**own.model_dump(), **fields})
-    except ValidationError as error:
-        raise _wrong(error, "transform") from None
-    if min(found.std) <= 0 or found.crop_pct <= 0:
-        name = "std" if min(found.std) <= 0 else "crop_pct"
-        raise UsageError(f"{name} {getattr(found, name)} must be above 0")
-    for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-        if (value := getattr(found, name)) not in known:
-            raise UsageError(f"{name} '{value}': expected {', '.join(known)}")
-    return found
 
 
 def _shipped() -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """The run folder: what a training run writes, and in which order, so that it can be killed at any moment.
 
-Notable here: every file is replaced whole (``hlnet.files.replacing``), and the state to go on from is written last. A
-run that was killed in between does the epoch again and writes the same files once more.
+Notable here: every file is replaced whole (``hlnet.files.replacing``). After an epoch come the last weights, the
+figures, the state to go on from, then the best weights. A run that was killed before the state does the epoch again
+and writes the same files once more; one killed after it finds by the figures that its best weights are out of date.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,13 +146,14 @@ class RunFolder:
         assert self.out is not None
         self._remove_drafts()
         state = RunState.load(self.out)
-        ours, theirs = (_flat(json.loads(text)) for text in (self._settings(net), state.settings))
-        if ours["batch_size"] == "auto":
-            ours["batch_size"] = theirs.get("batch_size")
+        ours, theirs = (flattened(json.loads(text)) for text in (self._settings(net), state.settings))
+        if ours["train.batch_size"] == "auto":
+            ours["train.batch_size"] = theirs.get("train.batch_size")
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
+                setting = name.removeprefix("train.")
                 raise UsageError(
-                    f"the run in '{self.out}' began with {name} {theirs.get(name)!r}, now it is {ours.get(name)!r}; "
+                    f"the run in '{self.out}' began with {setting} {theirs.get(name)!r}, now it is {ours.get(name)!r}; "
                     f"give the same (hlnet train --resume --out {self.out} needs nothing else), or --overwrite"
                 )
         return state
@@ -201,11 +203,9 @@ def _told(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names: ``{"train": {"lr": 1}}`` as ``{"train.lr": 1}``."""
     found: dict[str, Any] = {}
-    for part, values in settings.items():
-        if isinstance(values, dict):
-            found |= {(name if part == "train" else f"{part}.{name}"): value for name, value in values.items()}
-        else:
-            found[part] = values
+    for name, value in settings.items():
+        found |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return found

@@ -8,7 +8,6 @@ from its weights and counters alone. A network with a frozen trunk may train on 
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from pydantic import BaseModel
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -35,7 +34,7 @@ from hlnet.network import HierarchicalNet
 from hlnet.optimizing import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.plain import PlainNet
 from hlnet.provenance import Provenance
-from hlnet.run_folder import RunFolder
+from hlnet.run_folder import RunFolder, flattened
 from hlnet.run_state import RunState
 from hlnet.sampling import EpochSampler, Seeded, mixed
 from hlnet.stopping import Stopped, interrupts, shortages
@@ -130,7 +129,7 @@ def train(
         raise UsageError("training and validation data must both be images or both be cached features")
     if resume and out is None:
         raise UsageError("resume goes on in a run folder; name it (out)")
-    _seed(config.seed)
+    set_seed(mixed(config.seed) % 2**32)
     folder = RunFolder(out, config, described, data=[_digest(data) for data in (train_data, val_data)])
     accelerator = make_accelerator(config.mixed_precision, device, log_with=log_with, project_dir=out)
     main = accelerator.is_main_process
@@ -142,26 +141,10 @@ def train(
         net.freeze_trunk(config.frozen_trunk and not config.unfreeze_epochs)  # the optimizer must see what will thaw
     if cached:
         net.to(accelerator.device)
-        with shortages():
-            val_data, train_data = (  # first the smaller one, which leaves less room for the other
-                data
-                if isinstance(data, CachedFeatures)
-                else cached_features(
-                    net,
-                    data,
-                    views,
-                    config.batch_size if isinstance(config.batch_size, int) else 64,
-                    config.workers,
-                    config.seed,
-                    Path(cache_dir) if cache_dir else None,
-                    cache_size,
-                    on_batch=partial(tell, phase),
-                    skip_unreadable=config.skip_unreadable,
-                )
-                for data, views, phase in (
-                    (val_data, 1, "features (val)"),
-                    (train_data, config.cache_views, "features"),
-                )
+        with shortages():  # first the smaller one, which leaves less room for the other
+            val_data = _cached(net, val_data, 1, config, cache_dir, cache_size, partial(tell, "features (val)"))
+            train_data = _cached(
+                net, train_data, config.cache_views, config, cache_dir, cache_size, partial(tell, "features")
             )
     if config.loss == "bce" and state is None and net.provenance == Provenance():  # neither trained nor cut
         _start_as_detectors(net)
@@ -184,7 +167,11 @@ def train(
             if main:
                 folder.write_best(net, best)
     if log_with:
-        accelerator.init_trackers("hlnet", config=_flat(folder.recipe))
+        settings = flattened(folder.recipe)
+        plain = {
+            name: value if isinstance(value, str | int | float) else str(value) for name, value in settings.items()
+        }
+        accelerator.init_trackers("hlnet", config=plain)
     with interrupts() as interrupted, shortages(interrupted):
         for number in range(run.number, config.epochs + 1):
             epoch = run.epoch(number, interrupted, folder if main else None, save_minutes)
@@ -360,7 +347,7 @@ class _Run:
         saved = time.perf_counter()
         last = self.steps
         for step, (inputs, labels) in enumerate(self.batches, start=self.start + 1):
-            _seed(self.config.seed, number, step, self.accelerator.process_index)
+            set_seed(mixed(self.config.seed, number, step, self.accelerator.process_index) % 2**32)
             self._step(number, step, inputs, labels)
             self.tell(f"epoch {number}", step, last)
             due = time.perf_counter() - saved > 60 * save_minutes
@@ -438,6 +425,32 @@ class _Run:
 # ---------------------------------------------------------------------- helpers
 
 
+def _cached(
+    net: HierarchicalNet | PlainNet,
+    data: TreeData | CachedFeatures,
+    views: int,
+    config: TrainConfig,
+    folder: str | Path | None,
+    limit: int | None,
+    on_batch: Callable[[int, int], None],
+) -> CachedFeatures:
+    """The trunk's features of the data, unless they are that already."""
+    if isinstance(data, CachedFeatures):
+        return data
+    return cached_features(
+        net,
+        data,
+        views,
+        batch_size=config.batch_size if isinstance(config.batch_size, int) else 64,
+        workers=config.workers,
+        seed=config.seed,
+        folder=folder or None,
+        limit=limit,
+        on_batch=on_batch,
+        skip_unreadable=config.skip_unreadable,
+    )
+
+
 def _digest(data: Any) -> str:
     """Which data these are, as far as they can tell."""
     return str(data.digest()) if hasattr(data, "digest") else f"{len(data)} images"
@@ -459,22 +472,3 @@ def _start_as_detectors(net: HierarchicalNet | PlainNet) -> None:
         bias = getattr(part, "bias", None)
         if isinstance(bias, Tensor) and len(bias) == len(net.tree.classes):
             bias.fill_(prior_logit(len(bias)))
-
-
-def _seed(*numbers: int) -> None:
-    """Seed Python's, NumPy's and torch's generators."""
-    seed = mixed(*numbers)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as trackers take them: dotted names, plain values."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
-    return found

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, did_you_mean, one_line
+
+#: What timm can do with images, RandAugment among it; it would take a wrong name for another, or fail far from here.
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+CROP_MODES = ("center", "squash", "border")
 
 
 class InputTransform(BaseModel):
@@ -59,25 +63,55 @@ class InputTransform(BaseModel):
         found["input_size"] = (channels, height, width)
         return cls(**{name: found[name] for name in cls.model_fields})
 
-    def adjusted(
-        self,
-        img_size: int | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-    ) -> InputTransform:
-        """The same with another side in pixels, mean or deviation, where given.
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        channels = self.input_size[0]
+        for name in ("mean", "std"):
+            if len(value := getattr(self, name)) != channels:
+                raise ValueError(f"{name} {value}: expected {channels} numbers, or one")
+        for name, least in (("std", min(self.std)), ("crop_pct", self.crop_pct), ("input_size", min(self.input_size))):
+            if least <= 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+        for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} '{value}': expected {', '.join(known)}")
+        return self
+
+    def adjusted(self, img_size: int | None = None, **given: Any) -> InputTransform:
+        """The same with other settings.
+
+        Args:
+            img_size: side of the image in pixels.
+            given: other fields by name, ``None`` for those that stay. For ``mean`` and ``std``, one number stands for
+                all channels; for ``input_size``, for both sides.
 
         Raises:
-            UsageError: if a deviation is not above 0.
+            UsageError: if there is no such field, or a value does not make sense.
 
         Example:
-            >>> InputTransform().adjusted(img_size=160).input_size
-            (3, 160, 160)
+            >>> InputTransform().adjusted(img_size=160, std=0.5)
+            ... # doctest: +NORMALIZE_WHITESPACE
+            InputTransform(input_size=(3, 160, 160), mean=(0.485, 0.456, 0.406), std=(0.5, 0.5, 0.5),
+                           interpolation='bicubic', crop_pct=0.875, crop_mode='center')
         """
-        if std is not None and min(std) <= 0:
-            raise UsageError(f"std {std} must be above 0")
-        size = (self.input_size[0], img_size, img_size) if img_size else self.input_size
-        return self.model_copy(update={"input_size": size, "mean": mean or self.mean, "std": std or self.std})
+        if unknown := given.keys() - InputTransform.model_fields.keys():
+            name = min(unknown)
+            raise UsageError(f"transform has no setting '{name}'.{did_you_mean(name, InputTransform.model_fields)}")
+        fields = {name: value for name, value in given.items() if value is not None}
+        fields.setdefault("input_size", img_size or self.input_size)
+        channels = self.input_size[0]
+        if isinstance(side := fields.get("input_size"), int):
+            fields["input_size"] = (channels, side, side)
+        for name in fields.keys() & {"mean", "std"}:
+            value = fields[name] if isinstance(fields[name], list | tuple) else [fields[name]]
+            fields[name] = tuple(value) * channels if len(value) == 1 else tuple(value)
+        try:
+            return InputTransform.model_validate(self.model_dump() | fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = first["msg"].removeprefix("Value error, ")
+            name = str(first["loc"][0]) if first["loc"] else ""
+            raise UsageError(f"{name} {fields.get(name)!r}: {message}" if name else message) from None
 
 
 class Trunk(nn.Module):

@@ -1,21 +1,22 @@
 """Cached features: the trunk's own output in evaluation mode, view by view, renumbered without mixing up labels."""
 
-import itertools
-
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from hlnet.errors import UsageError
+from hlnet.feature_cache import cached_features
 from hlnet.features import CachedFeatures
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
+from hlnet.sampling import Seeded
 from hlnet.training import TrainConfig, train
 from hlnet.tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": None})
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2])
+DATA = TensorDataset(IMAGES, LABELS)
 
 
 def build(kind):
@@ -29,13 +30,12 @@ def build(kind):
 def test_features_are_the_trunks_in_evaluation_mode(kind):
     net, seen = build(kind).train(), []
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    batches = [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]
-    found = CachedFeatures.of(net, batches, on_batch=seen.append)
+    found = cached_features(net, DATA, batch_size=4, on_batch=lambda *done: seen.append(done))
     with torch.no_grad():
         expected = net.eval().features(IMAGES)
     assert (found.features.dtype, found.features.shape) == (torch.float16, (1, *expected.shape))
     torch.testing.assert_close(found.features[0].float(), expected, rtol=2**-10, atol=1e-6)
-    assert torch.equal(found.labels, LABELS) and seen == [1, 2]
+    assert torch.equal(found.labels, LABELS) and seen == [(1, 2), (2, 2)]
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     item, label = found[4]
     assert torch.equal(item, found.features[0, 4].float()) and label == 0 and len(found) == 7
@@ -43,24 +43,22 @@ def test_features_are_the_trunks_in_evaluation_mode(kind):
         torch.testing.assert_close(net.head(item[None]), net(IMAGES[4:5]), rtol=0, atol=1e-2)
 
 
-class Rounds:
-    """Batches whose images differ from round to round, as augmented ones do."""
+class Dimmed(TensorDataset):
+    """Images of random brightness."""
 
-    def __init__(self):
-        self.factor = itertools.count(1)
-
-    def __iter__(self):
-        factor = next(self.factor)
-        yield from ((IMAGES[i : i + 3] * factor, LABELS[i : i + 3]) for i in range(0, 7, 3))
+    def __getitem__(self, position):
+        image, label = super().__getitem__(position)
+        return image * torch.rand(()), label
 
 
-def test_each_view_is_one_round():
-    net = build("hierarchical")
-    found = CachedFeatures.of(net, Rounds(), views=3)
+def test_views_are_those_of_seeded_data():
+    net, data = build("hierarchical"), Dimmed(IMAGES, LABELS)
+    found = cached_features(net, data, views=3, batch_size=3, seed=5)
+    seen = Seeded(data, seed=5)
     with torch.no_grad():
-        expected = torch.stack([net.features(IMAGES * factor) for factor in (1, 2, 3)])
+        expected = torch.stack([net.features(torch.stack([seen[7 * v + i][0] for i in range(7)])) for v in range(3)])
     torch.testing.assert_close(found.features.float(), expected, rtol=2**-10, atol=1e-6)
-    assert torch.equal(found.labels, LABELS)
+    assert torch.equal(found.labels, LABELS) and not torch.equal(found.features[0], found.features[1])
 
 
 def test_items_draw_every_view_and_no_other_image():
@@ -93,7 +91,7 @@ def test_training_on_features_is_training_on_images(kind):
     images, found = TensorDataset(IMAGES, LABELS), []
     for who in ("nobody", "us", "train", "both"):
         net = build(kind)
-        features = CachedFeatures.of(net, [(IMAGES, LABELS)])
+        features = cached_features(net, DATA)
         train_data, val_data = (features if who in names else images for names in (("us", "both"), ("us",)))
         config = settings(cache_views=0 if who in ("nobody", "us") else 1)
         (epoch,) = train(net, train_data, val_data, config, device="cpu")
@@ -115,4 +113,4 @@ def test_views_are_counted():
 def test_images_do_not_mix_with_cached_features_for_validation():
     net = build("hierarchical")
     with pytest.raises(UsageError, match="cached"):
-        train(net, TensorDataset(IMAGES, LABELS), CachedFeatures.of(net, [(IMAGES, LABELS)]), settings(), device="cpu")
+        train(net, DATA, cached_features(net, DATA), settings(), device="cpu")

@@ -10,19 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import (
-    SMALL,
-    assert_same_run,
-    changed,
-    ended,
-    figures,
-    finish,
-    paused,
-    start,
-    wait_for,
-    wait_for_another,
-    write_images,
-)
+import runs
 
 # Layers' own normalisation only: that of a batch would see each process's share.
 NET = "--backbone test_convnext --block convnext --widths 8,4 --workers 0 --epochs 2"
@@ -33,16 +21,16 @@ ODD = f"{NET} --batch-size 2 --mixup 0.5 --save-minutes 0"
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
     """40 images."""
-    return f"{write_images(tmp_path_factory.mktemp('images'), train=10, val=3)} {SMALL}"
+    return f"{runs.write_images(tmp_path_factory.mktemp('images'), train=10, val=3)} {runs.SMALL}"
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     """The command line of a run on 43 images, and the folder of one of two processes that nobody disturbed."""
     root = tmp_path_factory.mktemp("odd")
-    command = f"{write_images(root, train=11, val=3)} {SMALL} {ODD}"
+    command = f"{runs.write_images(root, train=11, val=3)} {runs.SMALL} {ODD}"
     (root / "data/train/red/0.png").unlink()
-    assert [ended(process) for process in two(command, root / "whole")] == [0, 0], said(root / "whole")
+    assert [runs.ended(process) for process in two(command, root / "whole")] == [0, 0], said(root / "whole")
     return command, root / "whole"
 
 
@@ -54,7 +42,9 @@ def two(line, out, prepare=(None, None)):
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared["OMP_NUM_THREADS"] = "1"
     return [
-        start(f"{line} --out {out}", f"{out}.log{rank}", prepare[rank], RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        runs.start(
+            f"{line} --out {out}", f"{out}.log{rank}", prepare[rank], RANK=str(rank), LOCAL_RANK=str(rank), **shared
+        )
         for rank in (0, 1)
     ]
 
@@ -71,10 +61,10 @@ def writes_nothing():
 def test_two_have_the_curve_of_one(line, tmp_path, trains):
     out = tmp_path / "two"
     processes = two(f"{line} {NET} {trains} --batch-size 4", out, (None, writes_nothing))
-    code, told = finish(f"{line} {NET} {trains} --batch-size 8 --out {tmp_path / 'one'}", tmp_path / "log")
+    code, told = runs.finish(f"{line} {NET} {trains} --batch-size 8 --out {tmp_path / 'one'}", tmp_path / "log")
     assert code == 0, told
-    assert [ended(process) for process in processes] == [0, 0], said(out)
-    found, expected = figures(out), figures(tmp_path / "one")
+    assert [runs.ended(process) for process in processes] == [0, 0], said(out)
+    found, expected = runs.figures(out), runs.figures(tmp_path / "one")
     assert len(found) == 2 and float(expected[0]["train_loss"]) != float(expected[1]["train_loss"])
     for one, other in zip(found, expected, strict=True):
         assert {name: float(value) for name, value in one.items()} == pytest.approx(
@@ -91,30 +81,30 @@ def test_killed_processes_go_on_exactly(odd, tmp_path):
     out = tmp_path / "run"
     state = out / "last.ckpt"
     for _ in range(2):  # in the first epoch, where images that come again are still to come; and after it
-        before, processes = changed(state), two(f"{command} --resume", out)
-        wait_for_another(state, before, *processes)
+        before, processes = runs.changed(state), two(f"{command} --resume", out)
+        runs.wait_for_another(state, before, *processes)
         for process in processes:
             process.kill()
-        codes = [ended(process) for process in processes]
+        codes = [runs.ended(process) for process in processes]
         assert codes[0] == -signal.SIGKILL and codes[1] not in (0, None), said(out)  # which may have missed the other
-    assert [ended(process) for process in two(f"{command} --resume", out)] == [0, 0], said(out)
-    assert_same_run(out, whole)
+    assert [runs.ended(process) for process in two(f"{command} --resume", out)] == [0, 0], said(out)
+    runs.assert_same_run(out, whole)
 
 
 def test_signal_to_one_stops_both(odd, tmp_path):
     command, whole = odd
     out, ready = tmp_path / "run", tmp_path / "ready"
-    processes = two(command.replace("--save-minutes 0", ""), out, (None, partial(paused, ready)))
-    wait_for(ready.exists, *processes)
+    processes = two(command.replace("--save-minutes 0", ""), out, (None, partial(runs.paused, ready)))
+    runs.wait_for(ready.exists, *processes)
     os.kill(processes[1].pid, signal.SIGTERM)
     ready.unlink()
-    assert [ended(process) for process in processes] == [130, 130], said(out)
+    assert [runs.ended(process) for process in processes] == [130, 130], said(out)
     first, second = said(out)
     assert "stopped in epoch 1, step 10; go on with" in first and second == ""
-    code, told = finish(f"train --resume --out {out}", tmp_path / "log")  # one cannot go on for two
+    code, told = runs.finish(f"train --resume --out {out}", tmp_path / "log")  # one cannot go on for two
     assert code == 2 and "43 training images and 2 process(es), now there are 43 and 1" in told.splitlines()[-1]
-    assert [ended(process) for process in two("train --resume", out)] == [0, 0], said(out)
-    assert_same_run(out, whole)
+    assert [runs.ended(process) for process in two("train --resume", out)] == [0, 0], said(out)
+    runs.assert_same_run(out, whole)
 
 
 def test_torchrun(odd, tmp_path):
@@ -125,13 +115,13 @@ def test_torchrun(odd, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("43 training and 12 validation images") == 1
-    assert_same_run(tmp_path / "run", whole)
+    runs.assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("setting", ["--ema-decay 0.9", "--frozen-trunk --unfreeze-epochs 1"])
 def test_what_needs_one_process_is_refused(line, tmp_path, setting):
     processes = two(f"{line} {NET} {setting}", tmp_path / "run")
-    codes = [ended(process) for process in processes]
+    codes = [runs.ended(process) for process in processes]
     assert codes[0] == 2 and codes[1] != 0  # the other may only see that the first has gone
     name = setting.split()[-2].removeprefix("--").replace("-", "_")
     assert f"hlnet: {name} is for one process" in said(tmp_path / "run")[0] and not (tmp_path / "run").exists()

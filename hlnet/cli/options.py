@@ -29,8 +29,8 @@ Dtype = Annotated[str, typer.Option(help="To compute in: float32, or bfloat16 wh
 Classes = Annotated[
     str | None,
     typer.Option(
-        help="Classes: names, inner nodes, ids, original indices, ranges, globs, @file, between commas: "
-        "'tabby,animal/dog,281-285,*terrier'."
+        help="Classes: names, inner nodes, ids, original indices, ranges, globs, @file, between commas; a minus takes "
+        "away: 'tabby,281-285,*terrier', 'animal -animal/dog'."
     ),
 ]
 
@@ -49,31 +49,18 @@ def integers(text: str | None, option: str) -> tuple[int, ...] | None:
         raise UsageError(f"{option} '{text}': expected whole numbers between commas, such as 64,32,16") from None
 
 
-def numbers(text: str, option: str) -> tuple[float, ...]:
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     """``"0.5,0.4"`` as ``(0.5, 0.4)``.
-
-    Raises:
-        UsageError: if it is anything else.
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} '{text}': expected numbers between commas, such as 0.35,1") from None
-
-
-def floats(text: str | None, option: str, count: int) -> tuple[float, ...] | None:
-    """``"0.5"`` or ``"0.5,0.4,0.3"`` as ``count`` numbers, a single one repeated.
 
     Raises:
         UsageError: if it is anything else.
     """
     if text is None:
         return None
-    found = numbers(text, option)
-    found = found * count if len(found) == 1 else found
-    if len(found) != count:
-        raise UsageError(f"{option} '{text}': expected {count} numbers between commas")
-    return found
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} '{text}': expected numbers between commas, such as 0.35,1") from None
 
 
 def settings(pairs: list[str], option: str) -> dict[str, Any]:

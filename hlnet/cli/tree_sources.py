@@ -190,10 +190,8 @@ def feature_trunk(
         load_trunk_weights(trunk.model, weights)
     elif not pretrained:
         output.hint("the trunk is untrained; --pretrained or --trunk-weights makes its features more telling")
-    channels = trunk.transform.input_size[0]
-    trunk.transform = trunk.transform.adjusted(
-        img_size, options.floats(mean, "--mean", channels), options.floats(std, "--std", channels)
-    )
+    given = {"mean": options.numbers(mean, "--mean"), "std": options.numbers(std, "--std")}
+    trunk.transform = trunk.transform.adjusted(img_size, **given)
     return trunk.to(options.pick_device(device))
 
 
