@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ByteSize
 
 import hlnet
 from hlnet.data import LabelledImages
-from hlnet.feature_cache import cached_features, show_size
+from hlnet.feature_cache import cached_features
 from hlnet.features import CachedFeatures
 from hlnet.files import replacing
 from hlnet.trunk import load_trunk_weights
@@ -121,7 +122,8 @@ def print_report(found: dict[str, Any]) -> None:
         f"{settings['data']}: {first['images'][0]} training and {first['images'][1]} validation images, "
         f"{settings['img_size']} pixels, {settings['epochs']} epochs, {settings['views']} views, "
         f"{settings['threads']} thread(s), {settings['workers']} workers; features {first['features']}, "
-        f"{show_size(first['bytes'])} on disk; medians of {settings['rounds']} runs (least–most)\n"
+        f"{ByteSize(first['bytes']).human_readable(decimal=True)} on disk; medians of {settings['rounds']} runs "
+        "(least–most)\n"
     )
     print("| | whole run, s | speed-up | processor, s | speed-up | cache, s | an epoch, s | speed-up | top-1, % |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -33,6 +33,7 @@ import numpy as np
 import timm
 import torch
 from filelock import FileLock, Timeout
+from pydantic import ByteSize
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -55,11 +56,6 @@ SAMPLE = 8
 NAME = re.compile(r"features-[0-9a-f]{64}\.npy")
 LENGTH, SUM = struct.Struct("<I"), struct.Struct("<I")
 CHUNK = 1 << 22
-UNITS = {"": 1, "B": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("KMGT", start=1)
-    for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
-}
 
 
 def cached_features(
@@ -126,7 +122,7 @@ def cached_features(
             found = _open(file, about, data, warn=True)  # another process may have been at it
             if found is None:
                 _build(file, about, source, limit)
-                log.info("features are kept in '%s' (%s)", file, show_size(file.stat().st_size))
+                log.info("features are kept in '%s' (%s)", file, _shown(file.stat().st_size))
                 found = CachedFeatures.mapped(file, source.labels)
     else:
         log.info("features are read from '%s'", file)
@@ -171,37 +167,6 @@ def feature_key(
         "seed": seed if random else None,
         "skip_unreadable": skip_unreadable,
     }
-
-
-def parse_size(text: str) -> int:
-    """Bytes: a number, and a unit where it is not bytes; KB, MB, GB, TB are powers of 1000, KiB and so on of 1024.
-
-    Raises:
-        UsageError: if it is anything else, or less than a byte.
-
-    Example:
-        >>> parse_size("20GB"), parse_size("1.5 gib"), parse_size("4096")
-        (20000000000, 1610612736, 4096)
-    """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)", text.strip(), re.IGNORECASE)
-    size = int(float(found[1]) * UNITS.get(found[2].upper(), 0)) if found else 0
-    if not size:
-        raise UsageError(f"size '{text}': expected a number and a unit, such as 20GB, 500MB or 1.5GiB")
-    return size
-
-
-def show_size(size: float) -> str:
-    """Bytes in words: three digits or so, in powers of 1000.
-
-    Example:
-        >>> show_size(727219200), show_size(20e9), show_size(999)
-        ('727 MB', '20 GB', '999 B')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 # ---------------------------------------------------------------------- in memory
@@ -418,7 +383,7 @@ def _make_room(folder: Path, size: int, shape: tuple[int, ...], limit: int | Non
             if total > limit and _unused(path, remove=True):
                 total -= status.st_size
     if (free := shutil.disk_usage(folder).free) < size:
-        raise OSError(errno.ENOSPC, f"{show_size(size)} are needed, {show_size(free)} free")
+        raise OSError(errno.ENOSPC, f"{_shown(size)} are needed, {_shown(free)} free")
 
 
 def _unused(file: Path, remove: bool = False) -> bool:
@@ -439,6 +404,10 @@ def _unused(file: Path, remove: bool = False) -> bool:
         return False
 
 
+def _shown(size: int) -> str:
+    return ByteSize(size).human_readable(decimal=True)
+
+
 def _bytes(shape: tuple[int, ...]) -> int:
     return 2 * math.prod(shape)
 
@@ -448,6 +417,6 @@ def _too_large(shape: tuple[int, ...], limit: int, folder: Path | None = None) -
     beside = f" beside the caches in '{folder}' that are in use" if folder and _bytes(shape) <= limit else ""
     return UsageError(
         f"the features of {images} images in {views} view(s), {'x'.join(map(str, each))} each, need "
-        f"{show_size(_bytes(shape))}{beside}, more than the limit of {show_size(limit)}: take fewer views "
+        f"{_shown(_bytes(shape))}{beside}, more than the limit of {_shown(limit)}: take fewer views "
         "(cache_views), a higher limit (cache_size), a later split_point, or smaller images (img_size)"
     )

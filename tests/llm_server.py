@@ -6,6 +6,21 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+SECRET = "sk-proj-0123456789abcdefghij"
+
+
+@pytest.fixture
+def key(monkeypatch):
+    """A key in the environment, in which nothing else says what to ask."""
+    pytest.importorskip("openai")
+    for name in ("http_proxy", "https_proxy", "all_proxy", "openai_base_url", "openai_org_id", "openai_project_id"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    return SECRET
+
 
 class Reply:
     """What the server sends; by default a chat completion with this text."""

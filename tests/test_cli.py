@@ -3,36 +3,25 @@
 import csv
 import json
 import os
-import shlex
-import sys
 from itertools import product
 
+import command_line
 import numpy as np
 import pytest
 import torch
+from command_line import as_json, invoke
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import hlnet
 from hlnet import data, profiling
-from hlnet.cli import main as cli
 from hlnet.presets import network_config
 from hlnet.trunk import create_backbone
 
+failing = command_line.failing
+
 CLASSES = ("cat", "dog", "Öl", "owl", "rook", "saw")
 SMALL = "--backbone test_resnet --img-size 32 --epochs 1 --aa none --hflip 0 --batch-size 6 --workers 0 --device cpu"
-
-
-def invoke(line, **places):
-    """Run one command line that must succeed; what it prints to stdout, and to stderr."""
-    result = CliRunner().invoke(cli.app, [part.format(**places) for part in line.split()])
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result.stdout, result.stderr
-
-
-def as_json(line, **places):
-    return json.loads(invoke(f"{line} --json", **places)[0])
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +50,6 @@ def at(tmp_path_factory):
     whole = (root / "run/best.safetensors").read_bytes()
     (root / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     return at
-
-
-@pytest.fixture
-def failing(at, capsys, monkeypatch, tmp_path):
-    """Run ``main()`` on one line that must fail, in an empty folder; its exit code, stdout and stderr."""
-
-    def run(line):
-        words = [part.format(**at, new=tmp_path / "new.json") for part in shlex.split(line)]
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["hlnet", *words])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """Convolutions and linear maps for inference: torch's public ones, whether the weights are packed or not."""
 
+import kernel_paths
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hlnet import kernels
 from hlnet.kernels import ACTIVATIONS, Conv, Linear, packs
+
+path = kernel_paths.path
 
 #: The activations by their formulas.
 FORMULAS = {
@@ -37,16 +39,6 @@ geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMET
 activations = pytest.mark.parametrize("activation", FORMULAS)
 in_place = pytest.mark.parametrize("in_place", [True, False], ids=["in place", "new"])
 biases = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-
-
-@pytest.fixture(params=["packed", "portable"])
-def path(request, monkeypatch):
-    """Both ways to run; the packed one where this machine has it."""
-    if request.param == "portable":
-        monkeypatch.setattr(kernels, "packs", lambda device, dtype: False)
-    elif not packs("cpu", torch.float32):
-        pytest.skip("torch lacks oneDNN's operators here")
-    return request.param
 
 
 def random(*shape, seed=0, dtype=torch.float64):

@@ -1,9 +1,10 @@
 """Layers of a backbone: as timm's own models number them; rates by layer and thawing, by the formulas."""
 
 import pytest
+import short_trainings
 import timm
 import torch
-from test_training import build, config, fit, optimizers, snapshot  # noqa: F401 - a fixture
+from short_trainings import build, config, fit, snapshot
 from timm.models import group_parameters
 
 import hlnet
@@ -11,6 +12,8 @@ from hlnet.errors import UsageError
 from hlnet.layers import layer_numbers, thaw
 from hlnet.optimizing import make_optimizer
 from hlnet.train_config import TrainConfig
+
+optimizers = short_trainings.optimizers
 
 BACKBONES = {"resnet18": {}, "convnext_atto": {}, "vit_tiny_patch16_224": {"img_size": 32}, "test_resnet": {}}
 
@@ -78,7 +81,7 @@ def test_rates_fall_by_layer(backbone, kind):
     assert len(set(rates.values())) == 1 + max(layers.values())
 
 
-def test_schedule_keeps_the_proportions(optimizers):  # noqa: F811
+def test_schedule_keeps_the_proportions(optimizers):
     found = []
 
     def note(phase, step, of):

@@ -13,22 +13,7 @@ import time
 from functools import partial
 
 import pytest
-from runs import (
-    SMALL,
-    WRITTEN,
-    assert_same_run,
-    changed,
-    contents,
-    drafts,
-    ended,
-    figures,
-    finish,
-    paused,
-    start,
-    wait_for,
-    wait_for_another,
-    write_images,
-)
+import runs
 from typer.testing import CliRunner
 
 from hlnet import training
@@ -50,7 +35,7 @@ SHORT = "--widths 8,4 --epochs 1 --workers 0 --batch-size 10 --save-minutes 0"
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
     """The beginning of every command line, data and tree among it."""
-    return f"{write_images(tmp_path_factory.mktemp('images'))} {SMALL}"
+    return f"{runs.write_images(tmp_path_factory.mktemp('images'))} {runs.SMALL}"
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +75,12 @@ def counted(nth, then, what="replace"):
 def test_killed_at_random_moments(line, tmp_path, name):
     whole, out, log, chance, times = tmp_path / "whole", tmp_path / "run", tmp_path / "log", random.Random(name), 0
     command, state = f"{line} {RUNS[name]} --save-minutes 0", out / "last.ckpt"
-    assert finish(f"{command} --out {whole}", tmp_path / "log of whole")[0] == 0
-    process = start(f"{command} --out {out}", log)
+    assert runs.finish(f"{command} --out {whole}", tmp_path / "log of whole")[0] == 0
+    process = runs.start(f"{command} --out {out}", log)
     for _ in range(5):
-        before = changed(state)
+        before = runs.changed(state)
         if chance.random() < 0.8:  # else while it starts
-            wait_for_another(state, before, process)
+            runs.wait_for_another(state, before, process)
         time.sleep(chance.uniform(0, 0.1))
         process.kill()
         process.join()
@@ -106,32 +91,32 @@ def test_killed_at_random_moments(line, tmp_path, name):
             shutil.rmtree(out)
         times += state.exists()
         again = f"train --save-minutes 0 --device cpu --resume --out {out}"
-        process = start(again if (out / "config.toml").exists() else f"{command} --resume --out {out}", log)
-    assert ended(process) == 0, log.read_text()
+        process = runs.start(again if (out / "config.toml").exists() else f"{command} --resume --out {out}", log)
+    assert runs.ended(process) == 0, log.read_text()
     assert times >= 1
-    assert_same_run(out, whole)
+    runs.assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("nth", range(1, len(WRITTEN) + 1))
+@pytest.mark.parametrize("nth", range(1, len(runs.WRITTEN) + 1))
 def test_killed_before_each_file_takes_its_place(short, tmp_path, nth):
     command, whole = short
     out = tmp_path / "run"
-    code, _ = finish(f"{command} --out {out}", tmp_path / "log", partial(counted, nth, partial(os._exit, 9)))
-    assert code == 9 and contents(out).keys() == {*WRITTEN[: nth - 1]} and len(drafts(out)) == 1
+    code, _ = runs.finish(f"{command} --out {out}", tmp_path / "log", partial(counted, nth, partial(os._exit, 9)))
+    assert code == 9 and runs.contents(out).keys() == {*runs.WRITTEN[: nth - 1]} and len(runs.drafts(out)) == 1
     invoke(f"{command} --resume --out {out}")
-    assert_same_run(out, whole)
+    runs.assert_same_run(out, whole)
 
 
 def test_killed_again_before_its_first_state(short, tmp_path):
     """What it may be started from, its own config.toml, is never away."""
     command, whole = short
     out, again = tmp_path / "run", f"train --save-minutes 0 --resume --out {tmp_path / 'run'}"
-    assert finish(f"{command} --out {out}", tmp_path / "log", partial(counted, 3, partial(os._exit, 9)))[0] == 9
+    assert runs.finish(f"{command} --out {out}", tmp_path / "log", partial(counted, 3, partial(os._exit, 9)))[0] == 9
     for nth in (1, 2):
-        assert finish(again, tmp_path / "log", partial(counted, nth, partial(os._exit, 9)))[0] == 9
-        assert contents(out).keys() == {"config.toml", "classes.tree.json"}
+        assert runs.finish(again, tmp_path / "log", partial(counted, nth, partial(os._exit, 9)))[0] == 9
+        assert runs.contents(out).keys() == {"config.toml", "classes.tree.json"}
     invoke(again)
-    assert_same_run(out, whole)
+    runs.assert_same_run(out, whole)
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5])
@@ -140,13 +125,13 @@ def test_killed_while_an_older_run_is_cleared(short, tmp_path, nth):
     out, other = tmp_path / "run", f"{command.replace('--lr 3e-3', '--lr 0.1')} --out {tmp_path}/run"
     invoke(other)
     again = f"{command} --overwrite --out {out}"
-    assert finish(again, tmp_path / "log", partial(counted, nth, partial(os._exit, 9), "unlink"))[0] == 9
+    assert runs.finish(again, tmp_path / "log", partial(counted, nth, partial(os._exit, 9), "unlink"))[0] == 9
     if nth == 1:  # the older run's state is still whole
         with pytest.raises(UsageError, match=r"began with lr 0\.1, now it is 0\.003"):
             invoke(f"{command} --resume --out {out}")
     else:
         invoke(f"{command} --resume --out {out}")
-        assert_same_run(out, whole)
+        runs.assert_same_run(out, whole)
 
 
 def test_resuming_what_has_not_begun_or_is_done(short, tmp_path):
@@ -154,11 +139,11 @@ def test_resuming_what_has_not_begun_or_is_done(short, tmp_path):
     out = tmp_path / "run"
     for _ in range(2):
         told = invoke(f"{command} --resume --out {out} --workers 1")  # which may change
-        assert figures(out) == figures(whole)
+        assert runs.figures(out) == runs.figures(whole)
     assert "epoch" not in told
     before = shutil.copytree(out, tmp_path / "before")
     invoke(f"train --resume --out {out}")
-    assert_same_run(out, before)
+    runs.assert_same_run(out, before)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +165,10 @@ def test_another_run_does_not_go_on_with_it(short, tmp_path, change, told):
         shutil.copytree(data, tmp_path / "data")
         shutil.copy(tmp_path / "data/train/red/0.png", tmp_path / "data/train/red/9.png")
         command, change = command.replace(data, str(tmp_path / "data")), ""
-    before = contents(out)
+    before = runs.contents(out)
     with pytest.raises(UsageError, match=f"began with {told}"):
         invoke(f"{command} {change.format(root=tmp_path)} --resume --out {out}")
-    assert contents(out) == before
+    assert runs.contents(out) == before
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.99])
@@ -202,32 +187,32 @@ def test_damaged_state_is_told(short, tmp_path, keep):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_to_the_whole_group(line, tmp_path, number):
     command, out, log, ready = f"{line} {RUNS['defaults']}", tmp_path / "a run", tmp_path / "log", tmp_path / "ready"
-    assert finish(f"{command} --out {tmp_path / 'whole'}", tmp_path / "log of whole")[0] == 0
-    process = start(f"{command} --out '{out}'", log, partial(paused, ready))
-    wait_for(ready.exists, process)
+    assert runs.finish(f"{command} --out {tmp_path / 'whole'}", tmp_path / "log of whole")[0] == 0
+    process = runs.start(f"{command} --out '{out}'", log, partial(runs.paused, ready))
+    runs.wait_for(ready.exists, process)
     os.killpg(process.pid, number)
     ready.unlink()
-    assert ended(process) == 130, log.read_text()
+    assert runs.ended(process) == 130, log.read_text()
     told = log.read_text().splitlines()[-1]
     assert told == f"stopped in epoch 1, step 2; go on with: hlnet train --resume --out '{out}'"
     assert sorted(os.listdir(out)) == ["classes.tree.json", "config.toml", "last.ckpt"]
-    assert finish(f"train --resume --out '{out}'", log)[0] == 0
-    assert_same_run(out, tmp_path / "whole")
+    assert runs.finish(f"train --resume --out '{out}'", log)[0] == 0
+    runs.assert_same_run(out, tmp_path / "whole")
 
 
 def test_second_interrupt_ends_it_at_once(short, tmp_path):
     command, whole = short
     out, ready = tmp_path / "run", tmp_path / "ready"
-    process = start(f"{command} --out {out}", tmp_path / "log", partial(paused, ready))
-    wait_for(ready.exists, process)
-    before = contents(out)
+    process = runs.start(f"{command} --out {out}", tmp_path / "log", partial(runs.paused, ready))
+    runs.wait_for(ready.exists, process)
+    before = runs.contents(out)
     os.kill(process.pid, signal.SIGINT)
     process.join(1)
     assert process.exitcode is None  # it would like to end the step
     os.kill(process.pid, signal.SIGINT)
-    assert ended(process) == 130 and contents(out) == before
+    assert runs.ended(process) == 130 and runs.contents(out) == before
     invoke(f"{command} --resume --out {out}")
-    assert_same_run(out, whole)
+    runs.assert_same_run(out, whole)
 
 
 def test_stopped_after_the_last_step_of_an_epoch(short, tmp_path, monkeypatch):
@@ -243,9 +228,9 @@ def test_stopped_after_the_last_step_of_an_epoch(short, tmp_path, monkeypatch):
     monkeypatch.setattr(training._Run, "_validate", stop)
     result = CliRunner().invoke(cli.app, shlex.split(f"{command} --batch-size 32 --epochs 2 --out {out}"))
     assert result.exit_code == 130 and "stopped after epoch 1; go on with" in result.stderr
-    assert [row["epoch"] for row in figures(out)] == ["1"]
+    assert [row["epoch"] for row in runs.figures(out)] == ["1"]
     invoke(f"train --resume --out {out}")
-    assert [row["epoch"] for row in figures(out)] == ["1", "2"]
+    assert [row["epoch"] for row in runs.figures(out)] == ["1", "2"]
 
 
 def test_lost_workers_of_a_stopped_run_are_no_error(line, tmp_path, monkeypatch):
@@ -265,23 +250,23 @@ def test_lost_workers_of_a_stopped_run_are_no_error(line, tmp_path, monkeypatch)
 # ---------------------------------------------------------------------- full disk
 
 
-@pytest.mark.parametrize("nth", range(1, len(WRITTEN) + 1))
+@pytest.mark.parametrize("nth", range(1, len(runs.WRITTEN) + 1))
 def test_full_disk_leaves_what_was_there(short, tmp_path, monkeypatch, nth):
     command, whole = short
     out, before = tmp_path / "run", {}
 
     def full():
-        before.update(contents(out))
+        before.update(runs.contents(out))
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", os.replace)  # so that it is put back
     counted(nth, full)
-    with pytest.raises(RunError, match=rf"^cannot write '{out}/{WRITTEN[nth - 1]}': No space left on device$"):
+    with pytest.raises(RunError, match=rf"^cannot write '{out}/{runs.WRITTEN[nth - 1]}': No space left on device$"):
         invoke(f"{command} --out {out}")
-    assert contents(out) == before and not drafts(out)
+    assert runs.contents(out) == before and not runs.drafts(out)
     monkeypatch.undo()
     invoke(f"{command} --resume --out {out}")
-    assert_same_run(out, whole)
+    runs.assert_same_run(out, whole)
 
 
 def limited(size):
@@ -293,10 +278,10 @@ def limited(size):
 def test_writing_that_fails_is_one_line(short, tmp_path, size, name):
     command, whole = short
     out, log = tmp_path / "run", tmp_path / "log"
-    finish(f"{command} --out {out}", log, partial(counted, 4, partial(os._exit, 9)))
-    state = contents(out, "last.ckpt")  # there is one to lose
-    code, told = finish(f"{command} --resume --out {out}", log, partial(limited, size))
+    runs.finish(f"{command} --out {out}", log, partial(counted, 4, partial(os._exit, 9)))
+    state = runs.contents(out, "last.ckpt")  # there is one to lose
+    code, told = runs.finish(f"{command} --resume --out {out}", log, partial(limited, size))
     assert code == 1 and told.splitlines()[-1].startswith(f"hlnet: cannot write '{out}/{name}': "), told
-    assert "Traceback" not in told and not drafts(out) and contents(out, "last.ckpt") == state
+    assert "Traceback" not in told and not runs.drafts(out) and runs.contents(out, "last.ckpt") == state
     invoke(f"{command} --resume --out {out}")
-    assert_same_run(out, whole)
+    runs.assert_same_run(out, whole)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import build, config, fit, squares
+from short_trainings import build, config, fit, squares
 
 import hlnet.training
 from hlnet.checkpoint import load_checkpoint

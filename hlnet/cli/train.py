@@ -166,7 +166,6 @@ def train(
     from hlnet import training
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, train_transform
-    from hlnet.feature_cache import parse_size
     from hlnet.hub import write_model_folder
     from hlnet.recipes import build_network, read_run_config, shipped_recipes
     from hlnet.run_folder import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER
@@ -194,7 +193,7 @@ def train(
         raise UsageError(f"'{out}' already holds a run; give --resume, --overwrite or another --out")
     if Path(run.data).is_dir() and out.resolve() == Path(run.data).resolve():
         raise UsageError(f"--out '{out}' is the data folder; choose another one for the run")
-    limit = None if cache_size is None else parse_size(cache_size)
+    limit = options.byte_size(cache_size, "--cache-size")
     place = options.pick_device(device)
     net = build_network(run, read_tree(run.tree))
     settings = run.train
