@@ -1,17 +1,27 @@
-"""Selections: what a user writes to name classes of a tree."""
+"""Selections: what a user writes to name classes of a tree.
+
+Notable here: a selection is a set, what its terms name less what its minus terms name, so their order does not matter;
+and a known name goes before any sign, so that commas, blanks and hyphens within names need no quoting.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import translate
 from pathlib import Path
 
-from hlnet.errors import SelectionError, UsageError, did_you_mean, one_line
+from hlnet.errors import SelectionError, UsageError, did_you_mean, one_line, some
 from hlnet.tree import ClassTree
 
-_INDEX_OR_RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
+log = logging.getLogger("hlnet")
+
+# "281 -285" is no range: there the minus stands before a term.
+_INDEX_OR_RANGE = re.compile(r"(\d{1,9})(?:(?:-\s*|\s+-\s+)(\d{1,9}))?")
+_BETWEEN_TERMS = re.compile(r"\s*,\s*|\s+(?=-)")
 
 
 def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) -> tuple[int, ...]:
@@ -23,26 +33,33 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
     - a class by name (``tabby``) or id (``n02123045``);
     - any node by path or id, meaning all classes under it (``animal/cat``), or an inner node by name alone (``cat``),
       where only one has it;
+    - ``@file``: a text file with one selection a line; blank lines and lines that start with ``#`` do not count;
     - an original index (``281``) or an inclusive range of them (``281-285``), of which at least one must be present;
-    - a glob over names, ids and paths (``*terrier``, ``animal/*``);
-    - ``@file``: a text file with one selection a line; blank lines and lines that start with ``#`` do not count.
+      how many are not is told in the log ``hlnet``;
+    - a glob over names, ids and paths (``*terrier``, ``animal/*``).
+
+    A minus before a term takes its classes away, wherever it stands (``animal -animal/dog``, ``animal,-@dull.txt``);
+    before it, a blank separates as a comma does. Where all terms have one, they are taken from all classes.
 
     Args:
         tree: the tree to select from.
-        selection: the term or terms.
+        selection: the term or terms. A number in a list is an original index, even where a class has that name.
 
     Raises:
-        SelectionError: for a term that matches nothing, with the nearest names; or an unreadable ``@file``.
+        SelectionError: for a term that matches nothing, with the nearest names; for a minus that takes nothing away or
+            leaves nothing; or for an unreadable ``@file``.
 
     Example:
         >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"]})
         >>> select_classes(tree, "boxer,cat"), select_classes(tree, "1-2"), select_classes(tree, ["b*", 0])
         ((0, 1, 3), (1, 2), (0, 2, 3))
+        >>> select_classes(tree, "cat,2-3 -b*er"), select_classes(tree, "-dog")
+        ((0, 1, 2), (0, 1))
     """
-    # Kept on the tree, as its own cached properties are: a thousand classes take milliseconds to turn round.
-    selector = tree.__dict__.setdefault("_selector", None) or _Selector(tree)
-    tree.__dict__["_selector"] = selector
-    return selector.all(selection)
+    terms = [selection] if isinstance(selection, str | int) else list(selection)
+    if negative := [term for term in terms if isinstance(term, int) and term < 0]:
+        raise SelectionError(f"index {negative[0]} is negative; to leave a class out, write '{negative[0]}' as text")
+    return _selector(tree).all(terms)
 
 
 def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, ...]]:
@@ -53,7 +70,7 @@ def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, .
 
     Raises:
         UsageError: if the file cannot be read or is no such mapping.
-        SelectionError: for a term that matches nothing; the message names the selection.
+        SelectionError: as :func:`select_classes`; the message names the selection.
 
     Example:
         >>> import tempfile
@@ -79,10 +96,17 @@ def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, .
         if not all(isinstance(term, str | int) and not isinstance(term, bool) for term in terms):
             raise UsageError(f"'{path}', '{name}': expected a selection or a list of them, got {selection!r}")
         try:
-            selected[str(name)] = select_classes(tree, terms)
+            selected[str(name)] = _selector(tree).all(terms)  # to YAML, -281 is a number: index 281 after a minus
         except SelectionError as error:
             raise SelectionError(f"'{path}', '{name}': {error}") from error
     return selected
+
+
+def _selector(tree: ClassTree) -> _Selector:
+    """Kept on the tree, as its own cached properties are: a thousand classes take milliseconds to turn round."""
+    selector: _Selector = tree.__dict__.setdefault("_selector", None) or _Selector(tree)
+    tree.__dict__["_selector"] = selector
+    return selector
 
 
 class _Selector:
@@ -103,36 +127,98 @@ class _Selector:
                 for word in (node.name, node.id):
                     if word is not None and word not in self.below:
                         self.paths.setdefault(word, set()).add(node.path)
+        # Into how many pieces a name may fall where terms are told apart; a file's name or a range may, too.
+        self.pieces = max(8, *(1 + word.count(",") + word.count(" -") for word in self.paths))
 
-    def all(self, selection: str | int | Iterable[str | int]) -> tuple[int, ...]:
-        terms = [selection] if isinstance(selection, str | int) else list(selection)
-        found: set[int] = set()
-        for term in terms:
-            found.update(self.between(term, term, str(term)) if isinstance(term, int) else self.one(term.strip()))
-        if not found:
+    def all(self, selection: Iterable[str | int]) -> tuple[int, ...]:
+        return tuple(sorted(self.combined(self.terms(selection))))
+
+    def combined(self, terms: Iterable[tuple[str, Collection[int]]]) -> set[int]:
+        """What is left when all that have a minus have taken theirs from the others."""
+        kept: set[int] = set()
+        taken: list[tuple[str, Collection[int]]] = []
+        all_but = True
+        for minus, found in terms:
+            if minus:
+                taken.append((minus, found))
+            else:
+                kept.update(found)
+                all_but = False
+        if all_but and not taken:
             raise SelectionError("the selection is empty; name at least one class, as in 'tabby,animal/dog,281-285'")
-        return tuple(sorted(found))
+        if all_but:
+            kept.update(position for _, position in self.by_index)
+        for minus, found in taken:
+            if kept.isdisjoint(found):
+                raise SelectionError(
+                    f"'{minus}' takes nothing away: the selection has none of its classes; leave it out"
+                )
+        left = kept.difference(*(found for _, found in taken))
+        if not left:
+            names = some(f"'{minus}'" for minus, _ in taken)
+            raise SelectionError(f"the selection is empty: nothing is left after {names}; take away less")
+        return left
 
-    def one(self, term: str, file: str | None = None) -> Iterator[int]:
-        """Positions for one term, which may come from a file."""
-        if term in self.by_class:
-            yield self.by_class[term]
-        elif term in self.paths:
-            yield from self.under(term)
-        elif "," in term:  # after the names: a class may be called "tench, Tinca tinca"
-            for part in term.split(","):
-                yield from self.one(part.strip(), file)
-        elif term.startswith("@"):
-            if file:
-                raise SelectionError(f"'{file}': a selection file cannot name another one ('{term}')")
-            yield from self.from_file(term[1:])
-        elif match := _INDEX_OR_RANGE.fullmatch(term):
-            yield from self.between(int(match[1]), int(match[2] or match[1]), term)
-        elif any(sign in term for sign in "*?["):
-            yield from self.matching(term)
-        elif term:
-            near = did_you_mean(term, self.paths) or f" It has {', '.join(list(self.by_class)[:4])} …"
-            raise SelectionError(f"the tree has no class or node '{term}'.{near}")
+    def terms(self, selection: Iterable[str | int], file: str | None = None) -> Iterator[tuple[str, Collection[int]]]:
+        """Every term's positions; with the term itself if it has a minus, else with an empty text."""
+        for text in selection:
+            if isinstance(text, int):
+                yield str(text) if text < 0 else "", self.between(abs(text), abs(text), str(text))
+                continue
+            for term in self.split(text.strip()):
+                minus = term if term.startswith("-") and term not in self.paths else ""
+                name = term[1:].lstrip() if minus else term
+                if name.startswith("@") and name not in self.paths:
+                    if file:
+                        raise SelectionError(f"'{file}': a selection file cannot name another one ('{name}')")
+                    lines = self.terms(self.lines(name[1:]), name[1:])
+                    if minus:
+                        yield minus, self.combined(lines)
+                    else:  # as if its lines stood here
+                        yield from lines
+                else:
+                    yield minus, self.one(name)
+
+    def split(self, text: str) -> Iterator[str]:
+        """The terms that a text holds. What is known, as a whole, is one, whatever its signs: the longest first."""
+        if text in self.paths:  # nearly always
+            yield text
+            return
+        gaps = list(_BETWEEN_TERMS.finditer(text))
+        starts, ends = [0, *(gap.end() for gap in gaps)], [*(gap.start() for gap in gaps), len(text)]
+        first = 0
+        while first < len(starts):
+            for last in range(min(first + self.pieces, len(ends)) - 1, first - 1, -1):
+                term = text[starts[first] : ends[last]]
+                if last == first or self.known(term):
+                    break
+            if term:
+                yield term
+            first = last + 1
+
+    def known(self, term: str) -> bool:
+        name = term.removeprefix("-").lstrip()
+        return (
+            term in self.paths
+            or name in self.paths
+            or (name.startswith("@") and os.path.isfile(name[1:]))
+            or _INDEX_OR_RANGE.fullmatch(name) is not None
+        )
+
+    def one(self, name: str) -> Collection[int]:
+        """Positions for one term, without a minus."""
+        if name in self.by_class:
+            return (self.by_class[name],)
+        if name in self.paths:
+            return self.under(name)
+        if match := _INDEX_OR_RANGE.fullmatch(name):
+            return self.between(int(match[1]), int(match[2] or match[1]), name)
+        if any(sign in name for sign in "*?["):
+            return self.matching(name)
+        if not name:
+            raise SelectionError("a minus stands alone; it goes before a term, as in 'animal -animal/dog'")
+        near = did_you_mean(name, self.paths) or f" It has {', '.join(list(self.by_class)[:4])} …"
+        raise SelectionError(f"the tree has no class or node '{name}'.{near}")
 
     def under(self, word: str) -> list[int]:
         paths = self.paths[word]
@@ -147,6 +233,8 @@ class _Selector:
         if start == end:
             known = f"{self.by_index[0][0]}-{self.by_index[-1][0]}"
             raise SelectionError(f"no class has an original index in '{term}'; this tree's lie in {known}")
+        if absent := last + 1 - first - (end - start):
+            log.info("range '%s': the tree lacks %d of these %d indices", term, absent, last + 1 - first)
         return [position for _, position in self.by_index[start:end]]
 
     def matching(self, pattern: str) -> set[int]:
@@ -156,14 +244,14 @@ class _Selector:
             raise SelectionError(f"no class or node matches '{pattern}'")
         return {position for path in paths for position in self.below[path]}
 
-    def from_file(self, name: str) -> Iterator[int]:
+    def lines(self, name: str) -> list[str]:
+        """The selections that a file holds."""
         try:
             lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise SelectionError(f"cannot read the selection file '{name}': {reason}") from error
-        terms = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not terms:
+        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
             raise SelectionError(f"the selection file '{name}' names no class")
-        for term in terms:
-            yield from self.one(term, name)
+        return found

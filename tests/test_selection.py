@@ -71,6 +71,43 @@ def test_union_of_terms(case):
     assert select_classes(tree, ", ".join(map(str, terms))) == union
 
 
+@settings(max_examples=80, deadline=None)
+@given(trees_and_terms(), st.data())
+def test_minus_is_the_difference_of_sets(case, data):
+    tree, terms, known = case
+    taken = data.draw(st.lists(st.sampled_from(list(known)), min_size=1, max_size=3))
+    terms = data.draw(st.sampled_from([terms, []]))
+    everything = set(range(len(tree.leaves)))
+    union = set().union(*(known[term] for term in terms)) if terms else everything
+    written = data.draw(st.permutations([*map(str, terms), *(f"-{term}" for term in taken)]))
+    forms = (written, ", ".join(written), " , ".join(written))
+    if all(term.startswith("-") for term in written[1:]):
+        forms += (" ".join(written),)
+    barren = [term for term in taken if not union & known[term]]
+    left = union.difference(*(known[term] for term in taken))
+    for form in forms:
+        if left and not barren:
+            assert select_classes(tree, form) == tuple(sorted(left))
+        else:
+            with pytest.raises(SelectionError, match="nothing"):
+                select_classes(tree, form)
+
+
+NAMES = st.text("ab-, *@1", min_size=1, max_size=7).filter(lambda name: name == name.strip())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(NAMES, min_size=2, max_size=6, unique=True))
+def test_names_go_before_signs(names):
+    """Whatever commas, blanks, hyphens and signs a class's name has, it is found, taken away, and listed in a file."""
+    tree = ClassTree.parallel(names, levels=1)
+    for position, name in enumerate(names):
+        others = tuple(i for i in range(len(names)) if i != position)
+        assert select_classes(tree, name) == select_classes(tree, [f" {name} "]) == (position,)
+        for minus in {f"-{name}", f"- {name}"}.difference(names):
+            assert select_classes(tree, minus) == select_classes(tree, [minus, *names]) == others
+
+
 PICKS = {
     "class": ("tabby", {0}),
     "class id": ("n123", {0}),
@@ -106,6 +143,29 @@ PICKS = {
     "glob on a set": ("t[ai]*r", {1}),
     "glob on a negated set": ("D[!0-8]", {6}),
     "glob on all": ("*", set(range(11))),
+    "minus a node": ("animal -animal/dog", {0, 1, 2, 5}),
+    "minus after a comma": ("animal,-animal/dog", {0, 1, 2, 5}),
+    "minus after a comma and a blank": ("animal, -animal/dog", {0, 1, 2, 5}),
+    "minus and a blank": ("animal - animal/dog", {0, 1, 2, 5}),
+    "minus in a list": (["animal", "-dog"], {0, 1, 2, 5}),
+    "all but": ("-animal", {6, 7, 8, 9, 10}),
+    "all but several": ("-animal -tool", {9, 10}),
+    "minus before what it is taken from": ("-dog,animal", {0, 1, 2, 5}),
+    "a minus outlasts other terms": ("animal -dog,bull terrier", {0, 1, 2, 5}),
+    "minus a class": ("animal/cat -tabby", {1, 2}),
+    "minus an id": ("animal/cat -n123", {1, 2}),
+    "minus an index": ("animal/cat -281", {1, 2}),
+    "range minus an index": ("281-284 -282", {0, 2}),
+    "range minus a range": ("0-300 -181-282", {2, 5, 6, 7, 8, 9, 10}),
+    "index minus an index": ("*,281 -282", set(range(11)) - {1}),
+    "range with blanks": ("281 - 284", {0, 1, 2}),
+    "range with blanks among others": ("saw, 281 - 284 ,D9", {0, 1, 2, 6, 8}),
+    "minus a range with blanks": ("* -281 - 284", set(range(3, 11))),
+    "minus a glob": ("animal -*terrier", {0, 1, 2, 5}),
+    "minus a name with a blank": ("animal -bull terrier", {0, 1, 2, 3, 5}),
+    "minus a name with a comma": ("animal -tench, Tinca tinca", {0, 1, 2, 3, 4}),
+    "a name with a comma among others": ("D9,tench, Tinca tinca,saw", {5, 6, 8}),
+    "minus all of a node but one": ("-animal,-wels,-cat fish,-3,-saw", {6}),
 }
 
 
@@ -135,6 +195,20 @@ REFUSED = {
     "blank": ("  ", "empty"),
     "commas": (" , ,", "empty"),
     "blank terms": (["", ","], "empty"),
+    "minus what is unknown": ("animal -animal/dgo", "'animal/dgo'.*Did you mean 'animal/dog'"),
+    "minus what is ambiguous": ("-cat", "animal/cat.*tool/cat.*path"),
+    "minus an absent index": ("animal -4", "'4'.*0-284"),
+    "minus what is not there": ("tool -animal/dog", "'-animal/dog' takes nothing away.*leave it out"),
+    "minus what is not there, among others": ("animal -dog -saw", "'-saw' takes nothing away"),
+    "minus a glob that is not there": ("tool -*terrier", "'-\\*terrier' takes nothing away"),
+    "two indices and no range": ("281 -282", "'-282' takes nothing away"),
+    "minus everything": ("animal -animal", "empty.*'-animal'.*take away less"),
+    "minus everything by parts": ("dog -bull terrier -187", "empty: nothing is left after '-bull terrier', '-187'"),
+    "all but all": ("-*", "empty.*nothing is left"),
+    "minus alone": ("-", "minus stands alone"),
+    "minus at the end": ("animal -", "minus stands alone"),
+    "minus twice": ("animal --dog", "no class or node '-dog'"),
+    "negative number": (["animal", -281], "-281.*'-281' as text"),
 }
 
 
@@ -153,6 +227,8 @@ def test_refuses(selection, words):
         ("tench, Tinca tinca\r\n*terrier\r\n", (3, 4, 5)),
         ("tabby,D9\n281-284", (0, 1, 2, 6)),
         ("\ufefftabby\n", (0,)),
+        ("animal\n-dog\n", (0, 1, 2, 5)),
+        ("-bull terrier\nanimal -animal/cat\n# -187", (3, 5)),
     ],
 )
 def test_file(tmp_path, text, positions):
@@ -166,6 +242,51 @@ def test_file_among_commas(tmp_path, selection):
     (tmp_path / "mine.txt").write_text("tabby\n")
     extra = {7} if selection.endswith("3") else set()
     assert select_classes(TREE, selection.format(tmp_path / "mine.txt")) == tuple(sorted({0, 8} | extra))
+
+
+def test_minus_and_files(tmp_path):
+    """A file's lines stand as if they were written in its place; after a minus, what they select as a whole goes."""
+    (tmp_path / "no dogs.txt").write_text("animal\n-dog\n")
+    (tmp_path / "less -dogs, cats.txt").write_text("-dog\n-animal/cat\n")
+    some, less = f"@{tmp_path / 'no dogs.txt'}", f"@{tmp_path / 'less -dogs, cats.txt'}"
+    for selection, found in {
+        f"{some},bull terrier": (0, 1, 2, 5),
+        f"-{some}": (3, 4, 6, 7, 8, 9, 10),
+        f"animal -{some}": (3, 4),
+        f"- {some}, tool/cat": None,
+        less: (5, 6, 7, 8, 9, 10),
+        f"animal,{less}": (5,),
+        f"saw,-@{tmp_path / 'none.txt'}": None,
+        f"animal -{less}": (0, 1, 2, 3, 4),
+    }.items():
+        if found is None:
+            with pytest.raises(SelectionError, match=r"none\.txt|takes nothing away"):
+                select_classes(TREE, selection)
+        else:
+            assert select_classes(TREE, selection) == found
+
+
+def test_a_minus_in_a_name():
+    tree = ClassTree.from_nested({"-a": ["x", "-x", "b -c"], "b": ["y", "z-1", "-", "-p, q"]})  # 0 x … 6 -p, q
+    picks = {"-x": (1,), "-a": (0, 1, 2), "--a": (3, 4, 5, 6), "-a --x": (0, 2), "-a,--x,b -c": (0, 2), "b -c": (2,)}
+    picks |= {"b -y": (4, 5, 6), "-a -b -c": (0, 1), "z-1": (4,), "b -z-1": (3, 5, 6), "-": (5,), "b --": (3, 4, 6)}
+    picks |= {"y,-p, q": (3, 6), "b --p, q": (3, 4, 5)}
+    assert {term: select_classes(tree, term) for term in picks} == picks
+
+
+@pytest.mark.parametrize(
+    "selection, told",
+    [
+        ("281-285", ["range '281-285': the tree lacks 2 of these 5 indices"]),
+        ("0-10,saw", ["range '0-10': the tree lacks 7 of these 11 indices"]),
+        ("animal -282-285", ["range '282-285': the tree lacks 2 of these 4 indices"]),
+        ("281-282,animal,281", []),
+    ],
+)
+def test_range_in_part_is_told(caplog, selection, told):
+    with caplog.at_level("INFO", "hlnet"):
+        select_classes(TREE, selection)
+    assert caplog.messages == told
 
 
 @pytest.mark.parametrize("line", ["@{}", "tabby,@{}", "@other.txt", "tabby\n  @{}"])
@@ -266,6 +387,14 @@ def test_several_name_files_and_ranges(tmp_path):
     (tmp_path / "groups.yaml").write_text(f"file: '@{tmp_path / 'mine.txt'}'\nrange: 281-282\nall: '*'\n7: [saw]\n")
     found = read_selections(tmp_path / "groups.yaml", TREE)
     assert found == {"file": (0, 6), "range": (0, 1), "all": tuple(range(11)), "7": (8,)}
+
+
+def test_several_with_minus(tmp_path):
+    """A number is an original index, with a minus too; as text it may be a class's name."""
+    text = "a: animal -dog\nb: -animal\nc: -281\nd: [animal/cat, -281]\ne:\n- tool\n- -3\nf: [tool, '-3']\n"
+    (tmp_path / "groups.yaml").write_text(text)
+    first = {"a": (0, 1, 2, 5), "b": (6, 7, 8, 9, 10), "c": tuple(range(1, 11)), "d": (1, 2)}
+    assert read_selections(tmp_path / "groups.yaml", TREE) == first | {"e": (6, 7), "f": (6, 8)}
 
 
 @pytest.mark.parametrize("name", ["no", "on", "010", "1.0", "12:30", "2024-01-01"])

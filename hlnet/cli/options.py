@@ -63,6 +63,25 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise UsageError(f"{option} '{text}': expected numbers between commas, such as 0.35,1") from None
 
 
+def byte_size(text: str | None, option: str) -> int | None:
+    """``"20GB"`` as 20000000000; KiB, MiB and so on are powers of 1024.
+
+    Raises:
+        UsageError: if it is anything else, or less than a byte.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    if text is None:
+        return None
+    try:
+        size = 0 if text.count(".") > 1 else int(TypeAdapter(ByteSize).validate_python(text.strip()))
+    except ValidationError:
+        size = 0
+    if size < 1:
+        raise UsageError(f"{option} '{text}': expected a number and a unit, such as 20GB, 500MB or 1.5GiB")
+    return size
+
+
 def settings(pairs: list[str], option: str) -> dict[str, Any]:
     """``["pad_type=same", "depth=3"]`` as a mapping; whole numbers, decimals, true and false are understood.
 

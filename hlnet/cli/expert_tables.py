@@ -1,0 +1,96 @@
+"""What ``make-expert`` tells of several experts, and of budgets: as tables, and for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hlnet.candidates import Candidate, Limit, candidates, fitting, floor, inner_nodes, one_class
+from hlnet.cli import output
+
+if TYPE_CHECKING:
+    from hlnet.profiling import Part
+    from hlnet.tree import ClassTree
+
+COLUMNS = ["classes", "parameters, M", "GMACs", "MB"]
+ROWS = 40
+
+
+def show_experts(
+    experts: Sequence[Candidate], told: Sequence[dict[str, Any]], limit: Limit | None, units: Sequence[Part]
+) -> None:
+    """Several experts: what they cost, whether they keep to a limit, and which files they were written to."""
+    columns, rows = ["expert", *COLUMNS], [[expert.name, *_cells(expert)] for expert in experts]
+    if limit:
+        columns.append(f"within {limit.figure(limit.most)}")
+        rows = [[*row, "yes" if limit.fits(expert) else "no"] for row, expert in zip(rows, experts, strict=True)]
+    if "out" in told[0]:
+        columns.append("file (.safetensors)")
+        rows = [[*row, Path(one["out"]).stem] for row, one in zip(rows, told, strict=True)]
+    output.show_table("Experts", columns, rows)
+    if limit and (advice := floor(limit, units)):
+        output.show(advice)
+
+
+def show_budget(asked: Candidate, limit: Limit, tree: ClassTree, units: Sequence[Part], nodes: bool) -> None:
+    """Whether an expert keeps to a limit; with ``nodes``, which inner nodes of its classes do."""
+    output.show(limit.compared(asked))
+    if advice := floor(limit, units):
+        output.show(advice)
+    if not nodes or advice:
+        return
+    inside = inner_nodes(tree, asked.classes)
+    found = fitting(candidates(tree, units, inside), limit)
+    rows = [[node.name, *_cells(node)] for node in found[:ROWS]]
+    if rows:
+        output.show_table(f"Inner nodes within {limit.text(limit.most)}", ["node", *COLUMNS], rows)
+    if len(found) > ROWS:
+        output.hint(f"… and {len(found) - ROWS} more nodes: --json has them all")
+    none = "" if rows else "there is no inner node of these classes; " if not inside else "no inner node fits; "
+    output.show(f"{none}one class alone takes {limit.text(one_class(limit, units))}")
+
+
+def show_written(told: Sequence[dict[str, Any]], what: str, out: Path | None) -> None:
+    """Where the experts' files are, and what was proved of them."""
+    if "max_logit_difference" in told[0]:
+        largest = max(one["max_logit_difference"] for one in told)
+        on = f" on {told[0]['images']} images" if "images" in told[0] else ""
+        output.show(f"verified: kept logits equal the full network's{on} (largest difference {largest:.1g}, float64)")
+    size = sum(Path(one["out"]).stat().st_size for one in told)
+    output.show(f"{what}, {size / 1e6:.1f} MB, written to {out}")
+
+
+def described(expert: Candidate, tree: ClassTree, limit: Limit | None) -> dict[str, Any]:
+    """One of several experts, for JSON."""
+    found = {"name": expert.name, "classes": [tree.classes[i] for i in expert.classes], **_figures(expert)}
+    return found | {"fits": limit.fits(expert)} if limit else found
+
+
+def budget_described(
+    asked: Sequence[Candidate], limit: Limit, tree: ClassTree, units: Sequence[Part], nodes: bool
+) -> dict[str, Any]:
+    """A limit, its floor, what the dearest expert leaves of it, and with ``nodes`` the inner nodes, for JSON."""
+    spare = limit.most - max(limit.of(one.cost) for one in asked)
+    found: dict[str, Any] = {
+        "measure": limit.measure,
+        "limit": limit.most,
+        "trunk": getattr(units[0], limit.measure),
+        "one_class": one_class(limit, units),
+        "fits": spare >= 0,
+        "spare": spare,
+    }
+    if nodes:
+        fit = fitting(candidates(tree, units, inner_nodes(tree, asked[0].classes)), limit)
+        found["nodes"] = [{"node": node.name, "classes": len(node.classes), **_figures(node)} for node in fit]
+    return found
+
+
+def _cells(expert: Candidate) -> list[str]:
+    cost = expert.cost
+    gmacs = f"{cost.gmacs:.3f}" if cost.gmacs >= 1 else f"{cost.gmacs:.3g}"
+    return [str(len(expert.classes)), f"{cost.params / 1e6:.3f}", gmacs, f"{cost.bytes / 1e6:.1f}"]
+
+
+def _figures(expert: Candidate) -> dict[str, Any]:
+    return expert.cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
