@@ -13,6 +13,7 @@ from hlnet.files import replacing
 
 if TYPE_CHECKING:
     from hlnet.profiling import Profile
+    from hlnet.sweep import Split
     from hlnet.training import Epoch
 
 BLUE, RED, GREY, LIGHT = "#3465a4", "#c4443c", "#8a8a8a", "#d5d9de"
@@ -78,6 +79,27 @@ def plot_costs(found: Profile, path: str | Path) -> None:
         axes.set_title(label, fontsize=11)
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)
+    save(figure, path)
+
+
+def plot_splits(splits: Sequence[Split], path: str | Path) -> None:
+    """GMACs and parameters of full network and expert, by the stage that the trunk ends at."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    stages = [f"{split.stage}\n{split.reduction}x" for split in splits]
+    for axes, (field, label, unit) in zip(
+        figure.subplots(1, 2), (("gmacs", "GMACs", 1.0), ("params", "parameters, M", 1e6)), strict=True
+    ):
+        for name, colour in (("full", BLUE), ("expert", RED)):
+            costs = [getattr(split.costs, name) for split in splits]
+            if all(costs):
+                axes.plot(stages, [getattr(cost, field) / unit for cost in costs], "o-", color=colour, label=name)
+        axes.axhline(getattr(splits[0].costs.plain, field) / unit, color=GREY, ls="--", lw=1, label="plain network")
+        for place, split in enumerate(splits):
+            if split.chosen:
+                axes.axvline(place, color=GREY, ls=":", lw=1)
+        axes.set_ylim(bottom=0)
+        _tidy(axes, xlabel="trunk ends after", ylabel=label)
+    axes.legend(frameon=False)
     save(figure, path)
 
 

@@ -151,12 +151,13 @@ class Trunk(nn.Module):
                 f"backbone '{backbone}' cannot be split: timm gives no intermediate feature maps for it "
                 "(no forward_intermediates); choose one that has them, such as resnet50 or convnextv2_tiny"
             )
-        stages = [dict(info) for info in model.feature_info]  # type: ignore[union-attr]
-        self.split_point = _resolve(backbone, split_point, stages)
+        #: All stages of the backbone, as timm describes them: ``module``, ``num_chs``, ``reduction``.
+        self.stages = [dict(info) for info in model.feature_info]  # type: ignore[union-attr]
+        self.split_point = _resolve(backbone, split_point, self.stages)
         self.backbone = backbone
-        self.stage: str = stages[self.split_point]["module"]
-        self.channels: int = stages[self.split_point]["num_chs"]
-        self.reduction: int = stages[self.split_point]["reduction"]
+        self.stage: str = self.stages[self.split_point]["module"]
+        self.channels: int = self.stages[self.split_point]["num_chs"]
+        self.reduction: int = self.stages[self.split_point]["reduction"]
         self.transform = InputTransform.of(model, backbone_args)
         model.prune_intermediate_layers(  # type: ignore[operator]
             [self.split_point], prune_norm=True, prune_head=True

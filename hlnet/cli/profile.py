@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,15 @@ from hlnet.cli import options
 from hlnet.errors import TreeError, UsageError
 
 if TYPE_CHECKING:
-    from hlnet.network import HierarchicalNet
+    from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.tree import ClassTree
+    from hlnet.trunk import InputTransform
+
+
+class Sweep(StrEnum):
+    """What a sweep goes through."""
+
+    split_point = "split-point"
 
 
 def profile(
@@ -30,6 +38,13 @@ def profile(
     batch_size: Annotated[str, typer.Option(help="Batch sizes to time, such as 1,8.")] = "1",
     threads: Annotated[str, typer.Option(help="Thread counts to time, such as 1,2.")] = "1",
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    split_point: Annotated[
+        int | None, typer.Option(help="For a preset or a timm model: the trunk's last stage, negative from the end.")
+    ] = None,
+    sweep: Annotated[
+        Sweep | None, typer.Option(help="Instead: count the costs for each stage that the trunk may end at.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --sweep: draw it, as .png, .svg or .pdf.")] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what the inference form does to the network.")
     ] = False,
@@ -46,6 +61,8 @@ def profile(
         hlnet profile n3hl_resnet50 --nodes 6,26,100 --classes 0-19
 
         hlnet profile runs/digits/best.safetensors --classes 0-4 --batch-size 1,8 --threads 1,2 --json
+
+        hlnet profile n3hl_resnet50 --nodes 6,26,100 --classes 0-4 --sweep split-point --plot splits.png
     """
     from hlnet import profiling
     from hlnet.cli import output
@@ -58,15 +75,17 @@ def profile(
         options.integers(batch_size, "--batch-size") or (1,),
         options.integers(threads, "--threads") or (1,),
     )
+    if plot and not sweep:
+        raise UsageError("--plot draws what --sweep counts; give --sweep split-point too")
     if min(batches) < 1 or min(counts) < 1:
         raise UsageError("--batch-size and --threads must be at least 1")
     net: HierarchicalNet | None = None
     transform: InputTransform | None
     parent_counts = None
     if is_model_name(model) or Path(model).exists():
-        if tree or nodes or img_size:
+        if tree or nodes or img_size or split_point is not None:
             raise UsageError(
-                "--tree, --nodes and --img-size are for presets; a checkpoint brings its own tree and size"
+                "--tree, --nodes, --img-size and --split-point are for presets; a checkpoint brings its own"
             )
         loaded = options.load_model(model, device)
         if not isinstance(loaded, HierarchicalNet):
@@ -82,8 +101,13 @@ def profile(
             check_backbone(model)
         class_tree = _tree(model, tree, nodes)
         arguments = size_arguments(PRESETS.get(model, {}).get("backbone", model), img_size)
-        config, class_tree = configure(model, class_tree, backbone_args=arguments)
+        config, class_tree = configure(model, class_tree, backbone_args=arguments, split_point=split_point)
         transform = InputTransform().adjusted(img_size) if img_size else None  # of which only the size counts here
+    if sweep:
+        if parent_counts:
+            raise UsageError(f"'{model}' is an expert, whose costs elsewhere depend on the whole tree: sweep that")
+        _sweep(config, class_tree, transform, classes, plot, as_json)
+        return
     found = profiling.profile(config, class_tree, transform, classes, parent_counts)
     if net is None and (latency or explain):
         net = profiling.random_network(config, class_tree).to(options.pick_device(device))
@@ -102,6 +126,46 @@ def profile(
             output.show(line)
         if latency and found.expert and not found.full.latency:
             output.hint("full: counted from its number of nodes, not timed; its weights are not in this file")
+
+
+def _sweep(
+    config: NetworkConfig,
+    tree: ClassTree,
+    transform: InputTransform | None,
+    classes: str | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Costs by split point: printed, and drawn if asked for."""
+    from hlnet.cli import output
+    from hlnet.sweep import sweep_split_points
+
+    with output.progress() as bar:
+        task = bar.add_task("counting", total=None)
+        done = lambda number, total: bar.update(task, completed=number, total=total)  # noqa: E731
+        splits = sweep_split_points(config, tree, transform, classes, done)
+    if plot:
+        from hlnet.plots import plot_splits
+
+        plot_splits(splits, plot)
+    if as_json:
+        output.show_json([split.model_dump(mode="json") for split in splits])
+        return
+    columns = ["stage", "channels", "1/side", "strides", "full M", "GMACs"]
+    columns += ["expert M", "GMACs"] if classes else []
+    rows = []
+    for split in splits:
+        stage = f"{'*' if split.chosen else ' '}{split.split_point} {split.stage}"
+        row = [stage, str(split.channels), str(split.reduction), ",".join(map(str, split.strides))]
+        for cost in (split.costs.full, split.costs.expert):
+            row += [f"{cost.params / 1e6:.3f}", f"{cost.gmacs:.3f}"] if cost else []
+        rows.append(row)
+    plain = splits[0].costs.plain
+    output.show_table("Costs by the stage after which the trunk ends (--split-point)", columns, rows)
+    output.show("* as it is now. M: million parameters. 1/side: the image's side over the map's.")
+    output.show(f"The plain network: {plain.params / 1e6:.3f} M parameters, {plain.gmacs:.3f} GMACs.")
+    if plot:
+        output.hint(f"drawn in {plot}")
 
 
 def _explained(net: HierarchicalNet, batches: tuple[int, ...], dtype: str) -> list[str]:
