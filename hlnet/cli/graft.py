@@ -1,0 +1,176 @@
+"""``hlnet graft``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.graft_training import GraftEpoch
+    from hlnet.grafting import GraftReport
+    from hlnet.profiling import Cost
+
+
+def graft(
+    model: options.Model,
+    classes: Annotated[
+        str,
+        typer.Option(
+            metavar="NEW",
+            help="The new classes, as the data call them, between commas; FOLDER=NAME gives one another name.",
+        ),
+    ],
+    data: Annotated[
+        str, typer.Option(help="Folder with train/ and val/, 'digits', or one of timm's sources; with old classes too.")
+    ],
+    out: Annotated[Path, typer.Option(help="The grown network's .safetensors file to write.")],
+    under: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE",
+            help="The inner node they hang under (animal/dog; / is the trunk), or NAME=NODE for one of them; may come "
+            "again. Default: where each fits best.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
+    lr: Annotated[float, typer.Option(help="Learning rate at the top of the schedule.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
+    views: Annotated[int, typer.Option(min=1, help="How often, augmented anew, the network sees each image.")] = 4,
+    seed: options.Seed = 0,
+    workers: options.Workers = 2,
+    data_root: options.DataRoot = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Add classes to a trained network: train their branches alone; nothing old changes.
+
+    Takes a full network or an expert, and labelled images. Those of the network's own classes teach the new ones what
+    they are not, and show what becomes of the old ones' accuracy. Writes a checkpoint whose old logits are proven to be
+    the old network's.
+
+    **Examples**
+
+        hlnet graft pets.safetensors --classes lynx --data photos --out more.safetensors
+
+        hlnet graft pets.safetensors --classes n02127052=lynx --data photos --under animal/cat --out more.safetensors
+    """
+    from hlnet import grafting
+    from hlnet.checkpoint import read_header, save_checkpoint
+    from hlnet.cli import output
+    from hlnet.data import load_data
+    from hlnet.files import replacing
+    from hlnet.hub import locate_model
+    from hlnet.network import HierarchicalNet
+    from hlnet.profiling import total_cost, unit_costs
+
+    source = locate_model(model)  # once: what a name on the Hub stands for may change
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise UsageError(f"--out '{out}': a checkpoint's name ends in .safetensors")
+    if out.resolve() == source.resolve():
+        raise UsageError(f"--out '{out}' is the model itself; choose another name")
+    output.show_log()
+    net = options.load_model(source, device)
+    if not isinstance(net, HierarchicalNet):
+        raise UsageError(f"'{model}' is a plain network: it has no branches to add to")
+    train_images, val_images = (load_data(data, split, data_root) for split in ("train", "val"))
+    new = _names(classes, train_images.classes)
+    config = grafting.graft_config(
+        net, epochs=epochs, lr=lr, batch_size=batch_size, cache_views=views, seed=seed, workers=workers
+    )
+    with output.progress() as bar:
+        watch = output.TrainingProgress(bar, epochs, len(train_images))
+
+        def on_epoch(epoch: GraftEpoch) -> None:
+            watch.epoch_done()
+            output.hint(
+                f"epoch {epoch.epoch:>3}/{epochs}  loss {epoch.loss:.4f}  train top-1 {100 * epoch.top1:.2f} %  "
+                f"{epoch.seconds:.1f} s"
+            )
+
+        with replacing(out) as draft:  # a file that cannot be written is found out before the training
+            grown, report = grafting.graft(
+                net,
+                new,
+                train_images,
+                val_images,
+                _parents(under or [], list(new.values())),
+                config,
+                on_epoch,
+                watch.batch_done,
+                described={"model": str(model), "fingerprint": read_header(source).fingerprint, "data": data},
+            )
+            save_checkpoint(grown, draft)
+    units, _ = unit_costs(grown.config, grown.transform)
+    before, after = total_cost(units, net.tree.counts), total_cost(units, grown.tree.counts)
+    if as_json:
+        costs = {"before": before.model_dump(mode="json"), "after": after.model_dump(mode="json")}
+        output.show_json({"out": str(out), **report.model_dump(mode="json"), "cost": costs})
+        return
+    given = f"{report.old_train_images} old and {report.new_train_images} new training images"
+    output.show_table(
+        f"New classes, from {given}",
+        ["class", "under", "fit", "top-1"],
+        [
+            [name, place.under, output.percent(place.fit, 1), output.percent(report.per_class.get(name), 1)]
+            for name, place in report.places.items()
+        ],
+    )
+    output.hint("fit: of the old network's probability, what classes under that node have on images of the new one")
+    _show_change(report, before, after)
+    output.show(
+        f"verified: old logits equal the old network's (largest difference {report.max_logit_difference:.1g}, float64)"
+    )
+    output.show(f"{len(grown.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+
+
+def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
+    from hlnet.cli import output
+
+    rows = [
+        [
+            f"top-1, {report.old_images} images of old classes",
+            *map(output.percent, (report.old_before, report.old_after)),
+        ],
+        [f"top-1, {report.new_images} images of new classes", "–", output.percent(report.new)],
+        ["top-1, all", "–", output.percent(report.all)],
+        ["classes", str(before.classes), str(after.classes)],
+        ["nodes a level", *(", ".join(map(str, cost.nodes)) for cost in (before, after))],
+        ["parameters, M", *(f"{cost.params / 1e6:.3f}" for cost in (before, after))],
+        ["GMACs", *(f"{cost.gmacs:.3g}" for cost in (before, after))],
+    ]
+    output.show_table("Old and new", ["", "before", "after"], rows)
+
+
+def _names(text: str, known: Sequence[str]) -> dict[str, str]:
+    """What the data call the new classes, and what they are to be called."""
+    if text in known:  # it may hold a comma
+        return {text: text}
+    found: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        word, sign, name = part.partition("=") if part not in known else (part, "", "")
+        if word in found or (sign and not name):
+            raise UsageError(f"--classes '{text}': expected FOLDER or FOLDER=NAME, each once")
+        found[word] = name if sign else word
+    return found
+
+
+def _parents(given: list[str], names: list[str]) -> Any:
+    """One node for all new classes, or by name; ``None`` where nothing is given."""
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    for text in given:
+        name, sign, node = text.partition("=")
+        if sign and name in names:
+            found[name] = node
+        else:
+            rest.append(text)
+    if len(rest) > 1:
+        raise UsageError(f"--under '{rest[0]}' and '{rest[1]}': give one node for all, and NAME=NODE for others")
+    return {**(dict.fromkeys(names, rest[0]) if rest else {}), **found} or None
