@@ -14,6 +14,7 @@ from hlnet.presets import register_with_timm
 if TYPE_CHECKING:
     from hlnet.attention import gains_for, other_classes
     from hlnet.budget import Budget, expert_costs, fit_counts, tree_for_budget
+    from hlnet.calibration import calibrate
     from hlnet.checkpoint import load_checkpoint, save_checkpoint
     from hlnet.clustering import (
         class_means,
@@ -36,15 +37,18 @@ if TYPE_CHECKING:
         TreeError,
         UsageError,
     )
-    from hlnet.evaluation import confusion_matrix, evaluate
+    from hlnet.evaluation import confusion_matrix, evaluate, evaluate_beside
     from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
+    from hlnet.export import export_model
     from hlnet.feature_cache import cached_features
     from hlnet.features import CachedFeatures
+    from hlnet.grafting import graft, graft_config
     from hlnet.hub import locate_model, write_model_folder
     from hlnet.inference import InferenceNet, optimize
     from hlnet.llm.nesting import nest_with_llm, tree_prompt
     from hlnet.llm.server import ask_server
     from hlnet.losses import make_loss
+    from hlnet.merging import merge_experts
     from hlnet.model_card import make_model_card
     from hlnet.network import HierarchicalNet, NetworkConfig
     from hlnet.outline import Outline
@@ -52,7 +56,9 @@ if TYPE_CHECKING:
     from hlnet.prediction import predict
     from hlnet.presets import PRESETS, create_model, network_config
     from hlnet.profiling import profile, unit_costs
+    from hlnet.quantization import quantize_onnx
     from hlnet.recipes import RunConfig, build_network, read_run_config, shipped_recipes
+    from hlnet.runtimes import open_exported
     from hlnet.selection import read_selections, select_classes
     from hlnet.train_config import TrainConfig
     from hlnet.training import train
@@ -68,6 +74,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "attention": ("gains_for", "other_classes"),
     "budget": ("Budget", "expert_costs", "fit_counts", "tree_for_budget"),
+    "calibration": ("calibrate",),
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
     "clustering": (
         "class_means",
@@ -90,15 +97,18 @@ _MODULES = {
         "TreeError",
         "UsageError",
     ),
-    "evaluation": ("confusion_matrix", "evaluate"),
+    "evaluation": ("confusion_matrix", "evaluate", "evaluate_beside"),
     "expert": ("cut_checkpoint", "cut_expert", "verify_expert"),
+    "export": ("export_model",),
     "feature_cache": ("cached_features",),
     "features": ("CachedFeatures",),
+    "grafting": ("graft", "graft_config"),
     "hub": ("locate_model", "write_model_folder"),
     "inference": ("InferenceNet", "optimize"),
     "llm.nesting": ("nest_with_llm", "tree_prompt"),
     "llm.server": ("ask_server",),
     "losses": ("make_loss",),
+    "merging": ("merge_experts",),
     "model_card": ("make_model_card",),
     "network": ("HierarchicalNet", "NetworkConfig"),
     "outline": ("Outline",),
@@ -109,7 +119,9 @@ _MODULES = {
         "profile",
         "unit_costs",
     ),
+    "quantization": ("quantize_onnx",),
     "recipes": ("RunConfig", "build_network", "read_run_config", "shipped_recipes"),
+    "runtimes": ("open_exported",),
     "selection": ("read_selections", "select_classes"),
     "train_config": ("TrainConfig",),
     "training": ("train",),

@@ -333,11 +333,24 @@ for found in hlnet.predict(hlnet.optimize(net), ["photo.jpg"]):
 
 ## Limits
 
-- Probabilities are shares among this network's own {{ count }} class{{ "es" if count > 1 }}: they add up to 100 %
-  whatever the image shows, also if it shows none of them.
+{% if provenance.one_vs_all %}
+- Each class's probability is its own (it was trained one against all): they need not add up to 100 %.
+{% elif count == 1 %}
+- With one class there is no probability, only a score.
+{% else %}
+- Probabilities are shares among this network's own {{ count }} classes: they add up to 100 % whatever the image shows,
+  also if it shows none of them.
+{% endif %}
+{% if provenance.rejection %}
+- It says "none of these" where its {{ provenance.rejection.score }} is below
+  {{ "%.4g" | format(provenance.rejection.threshold) }}: fitted so that at most
+  {{ "%g" | format(100 * provenance.rejection.max_false_positive) }} % of images of other classes are taken for its own, if
+  they are like those it was fitted on.
+{% else %}
+- It cannot say "none of these": `make-expert --calibrate` teaches an expert that.
+{% endif %}
 {% if kind != "plain" %}
-- An expert knows nothing of the classes that were left out{{ "" if count > 1 else "; with one class, its answer is
-  always 100 %" }}.
+- An expert knows nothing of the classes that were left out.
 - A cue helps only when it is right; a wrong one costs accuracy.
 - The tree says which classes share features, and nothing about the world.
 {% endif %}

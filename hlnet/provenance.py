@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 #: A row of numbers for each level, level 1 first: which nodes of another network's level these are.
 Rows = tuple[tuple[int, ...], ...]
+#: What tells a network's own classes from others; :func:`hlnet.rejection.rejection_scores` has the formulas.
+Score = Literal["energy", "max-logit", "probability"]
 
 
 class Rejection(BaseModel):
@@ -18,14 +20,16 @@ class Rejection(BaseModel):
             highest of the classes' sigmoids). Of logits as they are, before any temperature.
         threshold: images that score lower are rejected.
         max_false_positive: the share of images of other classes that may be accepted, as asked for.
-        metrics: what was measured when the threshold was fitted.
+        data: the images that it was fitted on.
+        metrics: what was measured on these images, see :func:`hlnet.calibrate`.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    score: Literal["energy", "max-logit", "probability"]
+    score: Score
     threshold: float
     max_false_positive: float
+    data: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
@@ -53,6 +57,12 @@ class Provenance(BaseModel):
     attention_signal: float | None = None
     temperature: float | None = None
     rejection: Rejection | None = None
+
+    @property
+    def one_vs_all(self) -> bool:
+        """Whether each class was trained as a detector of its own (``bce``), whose sigmoid is its probability."""
+        train = self.recipe.get("train")
+        return isinstance(train, dict) and train.get("loss") == "bce"
 
     def after_training(self, recipe: dict[str, Any]) -> Provenance:
         """What still holds of weights that train on: their ancestry, but no longer row by row, and no fitted figure."""

@@ -1,55 +1,20 @@
-"""Evaluation: accuracies are scikit-learn's, restriction is a choice of columns, cues are gains set by hand."""
+"""Evaluation: accuracies are scikit-learn's, restriction is a choice of columns, cues are gains set by hand, and images
+of other classes are counted apart."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from naive import randomise
-from PIL import Image
-from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
+from evaluated_nets import BCE, TREE, build, by_hand, expert_of, noise
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
-from hlnet.data import LabelledImages, TreeData, eval_transform, loader
+from hlnet.calibration import calibration_error, class_probabilities
+from hlnet.data import loader
 from hlnet.errors import SelectionError, UsageError
 from hlnet.evaluation import accuracy, confusion_matrix, evaluate, logits_of
 from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
-
-TREE = ClassTree.from_nested({"cat": {"tabby": 9, "siamese": 4}, "dog": {"beagle": 1, "boxer": 7}, "saw": 3, "axe": 5})
-TRANSFORM = InputTransform(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
-
-
-def build(kind="hierarchical", tree=TREE):
-    torch.manual_seed(0)
-    if kind == "plain":
-        net = PlainNet(PlainConfig(backbone="test_resnet"), tree)
-    else:
-        net = HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(4, 4), strides=(1, 1)), tree)
-        randomise(net.head)
-    net.transform = TRANSFORM
-    return net.eval()
-
-
-def noise(tree=TREE, count=40, subset=False):
-    """Random images of TREE's classes, axe apart, numbered otherwise than in the tree."""
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
-    classes = ("saw", "boxer", "beagle", "axe", "siamese", "tabby")
-    labels = tuple((0, 1, 2, 4, 5)[i % 5] for i in range(count))
-    images = LabelledImages("noise", classes, labels, lambda i: Image.fromarray(pixels[i]))
-    return TreeData(images, tree, eval_transform(TRANSFORM), subset)
-
-
-def by_hand(net, data, gains=None):
-    """Logits and labels, one image at a time."""
-    with torch.no_grad():
-        rows = [
-            net(data[i][0][None], *(() if gains is None else (gains(data.labels[i]),)))[0] for i in range(len(data))
-        ]
-    return torch.stack(rows), torch.tensor(data.labels)
+from hlnet.rejection import SCORES, rejection_scores
 
 
 def assert_scores(found, logits, labels, names):
@@ -170,3 +135,82 @@ def test_selection_without_images_is_refused():
         evaluate(build(), data, loader(data, 7), "axe")
     with pytest.raises(SelectionError):
         evaluate(build(), data, loader(data, 7), "newt")
+
+
+# ---------------------------------------------------------------------- calibration, and images of other classes
+
+
+@pytest.mark.parametrize("selection", ["cat,beagle", "dog", "saw"])
+@pytest.mark.parametrize("score", SCORES)
+def test_stored_threshold_is_tried_on_own_and_outside_images(selection, score):
+    expert, data = expert_of(selection, score)
+    found = evaluate(expert, data, loader(data, 7)).detection
+    logits, labels = by_hand(expert, data)
+    scores, own = rejection_scores(logits, score), labels >= 0
+    assert (found.own, found.outside, found.score) == (int(own.sum()), int((~own).sum()), score)
+    assert (found.threshold, found.max_false_positive) == (expert.provenance.rejection.threshold, 0.2)
+    kept = scores >= found.threshold
+    assert found.own_accepted == pytest.approx(float(kept[own].double().mean()))
+    assert found.outside_accepted == pytest.approx(float(kept[~own].double().mean()))
+    right = (logits.argmax(1) == labels)[own & kept].double()
+    assert found.accuracy_accepted == (pytest.approx(float(right.mean())) if len(right) else None)
+    assert found.auroc == pytest.approx(roc_auc_score(own, scores))
+    assert 0 < found.own_accepted < 1 or selection == "saw"
+
+
+def test_outside_images_change_no_accuracy():
+    expert, data = expert_of("cat,beagle")
+    only = noise(expert.tree, subset=True)
+    found, own = (evaluate(expert, given, loader(given, 7), attention_signal=1.8) for given in (data, only))
+    changed = {"detection"}
+    assert found.model_dump(exclude=changed) == own.model_dump(exclude=changed) and found.left_out == 16
+    assert (own.detection.outside, own.detection.auroc, own.detection.outside_accepted) == (0, None, None)
+    assert own.detection.own_accepted == found.detection.own_accepted
+
+
+def test_detection_is_measured_where_it_is_asked_for():
+    plain_expert, (fitted, _) = cut_expert(build(), "cat,beagle"), expert_of("cat,beagle")
+    full, whole = build(), noise()
+
+    def detected(net, data, *arguments, **options):
+        return evaluate(net, data, loader(data, 7), *arguments, **options).detection
+
+    assert detected(plain_expert, noise(plain_expert.tree, outside=True)) is None
+    assert detected(full, whole) is None and detected(full, whole, "cat") is None
+    single = detected(full, whole, "beagle")  # the control of a single-class expert
+    expert = cut_expert(full, "beagle")
+    assert single == detected(expert, noise(expert.tree, outside=True)) and single.threshold is None
+    assert detected(expert, noise(expert.tree, subset=True)) is None  # nothing to ask
+    asked = detected(plain_expert, noise(plain_expert.tree, outside=True), score="max-logit")
+    assert asked == detected(full, whole, "cat,beagle", score="max-logit") and asked.score == "max-logit"
+    outside = noise(fitted.tree, outside=True)
+    assert detected(fitted, outside, score="max-logit").threshold is None  # the stored one is of another score
+    assert detected(fitted, outside, "tabby").threshold is None  # and of all its classes
+    assert detected(fitted, outside, score="energy") == detected(fitted, outside)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_calibration_error_is_that_of_the_stored_temperature(outside):
+    expert, _ = expert_of("cat,beagle")
+    data = noise(expert.tree, subset=True, outside=outside)
+    logits, labels = by_hand(expert, data)
+    own = labels >= 0
+    expected = calibration_error(class_probabilities(logits, temperature=2.5)[own], labels[own])
+    found = evaluate(expert, data, loader(data, 7))
+    assert found.temperature == 2.5 and found.ece == pytest.approx(expected, abs=1e-4)
+    expert.provenance.temperature = None
+    plain = calibration_error(logits.softmax(1)[own], labels[own])
+    assert (
+        evaluate(expert, data, loader(data, 7)).ece == pytest.approx(plain, abs=1e-4) and abs(plain - expected) > 0.01
+    )
+
+
+def test_calibration_of_detectors_counts_images_of_other_classes():
+    expert, data = expert_of("dog", "probability", recipe=BCE)
+    logits, labels = by_hand(expert, data)
+    expected = calibration_error((logits / 2.5).sigmoid(), labels)
+    assert evaluate(expert, data, loader(data, 7)).ece == pytest.approx(expected, abs=1e-4)
+    only = noise(expert.tree, subset=True)
+    assert evaluate(expert, only, loader(only, 7)).ece is None  # not known without them
+    single, data = expert_of("saw", "probability", recipe=BCE)
+    assert evaluate(single, data, loader(data, 7)).ece is not None

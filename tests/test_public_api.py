@@ -16,7 +16,7 @@ import hlnet
 from hlnet.cli import main as cli
 from hlnet.cli import output
 
-COMMANDS = ("demo", "build-tree", "train", "eval", "make-expert", "profile", "predict")
+COMMANDS = ("demo", "build-tree", "train", "eval", "make-expert", "merge", "graft", "export", "profile", "predict")
 TREE_COMMANDS = ("tree show", "tree check", "tree compare", "tree convert")
 TREE = '{"animal": {"pet": {"cat": None, "dog": None}}}'
 

@@ -15,7 +15,10 @@ from hlnet.cli import tree
 from hlnet.cli.build_tree import build_tree
 from hlnet.cli.demo import demo
 from hlnet.cli.eval import evaluate
+from hlnet.cli.export import export
+from hlnet.cli.graft import graft
 from hlnet.cli.make_expert import make_expert
+from hlnet.cli.merge import merge
 from hlnet.cli.predict import predict
 from hlnet.cli.profile import profile
 from hlnet.cli.train import train
@@ -35,6 +38,9 @@ app.add_typer(tree.app, name="tree")
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("make-expert")(make_expert)
+app.command("merge")(merge)
+app.command("graft")(graft)
+app.command("export")(export)
 app.command("profile")(profile)
 app.command("predict")(predict)
 

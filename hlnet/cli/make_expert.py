@@ -10,6 +10,8 @@ import typer
 from hlnet.cli import options
 from hlnet.errors import UsageError
 
+CALIBRATION = '"None of mine"'
+
 
 def make_expert(
     model: options.Model,
@@ -40,6 +42,34 @@ def make_expert(
         list[Path] | None,
         typer.Option(help="Image to --verify on instead, or folder of them; may be given several times."),
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images of its own and of other classes: fit when it says 'none of mine', and its temperature.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    split: Annotated[
+        options.Split, typer.Option(help="Which part of DATA.", rich_help_panel=CALIBRATION)
+    ] = options.Split.val,
+    max_false_positive: Annotated[
+        float,
+        typer.Option(help="Share of images of other classes that may be accepted.", rich_help_panel=CALIBRATION),
+    ] = 0.01,
+    score: Annotated[
+        options.Score | None,
+        typer.Option(
+            help="What tells own images from others; default: probability after --loss bce, else energy.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that run together.", rich_help_panel=CALIBRATION)] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.", rich_help_panel=CALIBRATION)] = 2,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where timm's data sources keep their files.", rich_help_panel=CALIBRATION)
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the expert runs.", rich_help_panel=CALIBRATION)] = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Cut an expert: keep only the wanted classes' paths.
@@ -54,8 +84,12 @@ def make_expert(
         hlnet make-expert imagenet.safetensors --classes 'animal -animal/cat,@wanted.txt' --dry-run
 
         hlnet make-expert imagenet.safetensors --each 2 --under 40MB --out experts
+
+        hlnet make-expert runs/photos --classes animal/cat --out cats.safetensors --calibrate photos
     """
     _check(classes, each, selections, out, under, dry_run)
+    if calibrate is not None and (out is None or dry_run):
+        raise UsageError("--calibrate fits the file that is written: give --out, and no --dry-run")
     if images and not verify:
         raise UsageError("--images are what --verify runs on; give both")
     from hlnet.candidates import Limit, candidates, nodes_of_level, require_fit
@@ -94,6 +128,22 @@ def make_expert(
             require_fit(wanted, limit, tree, units)
         steps: list[cutting.Step] = [cutting.Verification(source, images)] if verify else []
         with output.progress() as bar:
+            if calibrate is not None:
+                from hlnet.cli.calibrating import Calibration
+
+                steps.append(
+                    Calibration(
+                        calibrate,
+                        split.value,
+                        data_root,
+                        max_false_positive,
+                        score.value if score else None,
+                        device,
+                        batch_size,
+                        workers,
+                        bar,
+                    )
+                )
             cuts = bar.track(list(zip(choices.values(), files, strict=True)), description="experts")
             told = [cutting.write_expert(source, tree, kept, file, steps) for kept, file in cuts]
 
@@ -120,7 +170,13 @@ def make_expert(
     if limit and not several:
         expert_tables.show_budget(wanted[0], limit, tree, units, nodes=not writes)
     if writes:
-        expert_tables.show_written(told, f"{len(told)} experts" if several else f"{len(kept)} classes", out)
+        if calibrate is not None:
+            from hlnet.cli.calibrating import show_calibration
+
+            show_calibration(list(choices), told)
+        expert_tables.show_written(
+            told, f"{len(told)} experts" if several else f"{len(kept)} class{'es' if len(kept) > 1 else ''}", out
+        )
     if dry_run:
         output.hint("nothing was written: --dry-run")
 

@@ -1,0 +1,239 @@
+"""Fitting what a network says of itself: probabilities that come true as often as they say, and "none of mine".
+
+Notable here: the temperature is the root of a monotone function, since the loss is convex in its inverse; no optimiser
+can miss it, and its bounds hold also where every image is right and certainty would be best.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hlnet.errors import DataError, UsageError, some
+from hlnet.provenance import Provenance, Rejection, Score
+from hlnet.rejection import (
+    SCORES,
+    conformal_rank,
+    conformal_threshold,
+    default_score,
+    detection,
+    false_positive_bound,
+    rejection_scores,
+)
+
+if TYPE_CHECKING:
+    from hlnet.data import TreeData
+    from hlnet.inference import InferenceNet
+    from hlnet.network import HierarchicalNet
+    from hlnet.plain import PlainNet
+
+#: Between these a temperature is sought.
+TEMPERATURES = (0.05, 20.0)
+
+log = logging.getLogger("hlnet")
+
+
+def calibrate(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    data: TreeData,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    max_false_positive: float = 0.01,
+    score: Score | None = None,
+    on_batch: Callable[[], None] | None = None,
+) -> Provenance:
+    """Fit when a network says "none of mine", and its temperature.
+
+    The threshold comes from images of classes that the network lacks (:func:`hlnet.rejection.conformal_threshold`), the
+    temperature from images of its own (:func:`fit_temperature`; with one class there is none), or, where each class was
+    trained one against all (``bce``), from all images, for its probabilities speak of any image. Both belong to these
+    weights and classes: a cut of the network, or training, drops them.
+
+    Args:
+        net: an expert, or any network.
+        data: labelled images that it was not trained with, of its own classes and of others: ``outside=True``.
+        batches: of ``data``, in any order.
+        max_false_positive: the share of new outside images, drawn as these are, that may be accepted.
+        score: ``energy``, ``max-logit`` or ``probability``, see :func:`hlnet.rejection.rejection_scores`; default:
+            ``probability`` for a network trained with ``bce``, else ``energy``.
+        on_batch: called after each batch.
+
+    Returns:
+        the network's provenance with ``temperature`` and ``rejection`` filled in; the latter's ``metrics`` tell what
+        was measured on these images: ``own_images``, ``outside_images``, ``own_accepted``, ``outside_accepted``,
+        ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such fits, 95 stay under it) and, where there is
+        a temperature, ``ece_before`` and ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one).
+
+    Raises:
+        UsageError: if there is no such score, or the rate is not between 0 and 1.
+        DataError: if the data hold no outside images, or too few for that rate.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("resnet18", tree=["0", "1", "2"])
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> prepare = hlnet.eval_transform(net.transform)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits"), net.tree, prepare, outside=True)
+        >>> few = torch.utils.data.Subset(data, range(60))
+        >>> net.provenance = calibrate(net, data, hlnet.loader(few, 30), max_false_positive=0.1)
+        >>> net.provenance.rejection.score, net.provenance.rejection.metrics["outside_images"]
+        ('energy', 44.0)
+    """
+    from hlnet.evaluation import logits_of  # which measures calibration, too
+
+    score = score or default_score(net.provenance)
+    if score not in SCORES:
+        raise UsageError(f"there is no score '{score}'; expected {', '.join(SCORES)}")
+    _check_outside(data, max_false_positive)
+    (logits,), labels = logits_of(net, batches, on_batch=on_batch)
+    own = labels >= 0
+    if not own.any():
+        raise DataError(f"the calibration images of {data.images.name} hold none of the network's own classes")
+    scores = rejection_scores(logits, score)
+    threshold = conformal_threshold(scores[~own], max_false_positive)
+    found = detection(scores[own], scores[~own], score, threshold)
+    metrics = {
+        "own_images": found.own,
+        "outside_images": found.outside,
+        "own_accepted": found.own_accepted,
+        "outside_accepted": found.outside_accepted,
+        "auroc": found.auroc,
+        "fpr_at_95_tpr": found.fpr_at_95_tpr,
+        "false_positive_bound": false_positive_bound(found.outside, max_false_positive),
+    }
+    temperature = None
+    one_vs_all = net.provenance.one_vs_all
+    if one_vs_all or logits.shape[1] > 1:
+        used = own | one_vs_all
+        temperature = fit_temperature(logits[used], labels[used], one_vs_all)
+        for name, value in (("ece_before", 1.0), ("ece", temperature)):
+            metrics[name] = calibration_error(class_probabilities(logits[used], one_vs_all, value), labels[used])
+    rejection = Rejection(
+        score=score,
+        threshold=threshold,
+        max_false_positive=max_false_positive,
+        data=data.images.name.strip("'"),
+        metrics={name: value for name, value in metrics.items() if value is not None},
+    )
+    return net.provenance.model_copy(update={"temperature": temperature, "rejection": rejection})
+
+
+def class_probabilities(logits: Tensor, one_vs_all: bool = False, temperature: float | None = None) -> Tensor:
+    """Probabilities of the classes: the softmax of ``z / T``, or with ``one_vs_all`` each one's sigmoid of it.
+
+    Args:
+        logits: ``[N, K]``.
+        one_vs_all: whether the classes are detectors of their own (``provenance.one_vs_all``); their probabilities need
+            not add up to 1.
+        temperature: T; ``None`` is 1.
+
+    Returns:
+        ``[N, K]``, of the type of the logits.
+
+    Example:
+        >>> class_probabilities(torch.tensor([[0.0, 0.0]])), class_probabilities(torch.tensor([[0.0]]), one_vs_all=True)
+        (tensor([[0.5000, 0.5000]]), tensor([[0.5000]]))
+    """
+    scaled = logits if temperature is None else logits / temperature
+    return scaled.sigmoid() if one_vs_all else scaled.softmax(1)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False) -> float:
+    """The temperature T under which the labels are likeliest (Guo et al., "On Calibration of Modern Neural Networks",
+    ICML 2017, Sec. 4.2).
+
+    It minimises the mean over images of ``-log softmax(z / T)_y``, or with ``one_vs_all`` of the binary cross-entropies
+    of ``sigmoid(z / T)``, summed over classes. Both are convex in ``1 / T``: their derivative, ``E_p[z] - z_y`` and
+    ``sum_k sigmoid(z_k / T) z_k - z_y``, rises, and T is where it crosses zero, in double precision. It is sought
+    between 0.05 and 20, and stands at a bound where certainty (all images right), or no information, would be best.
+
+    Args:
+        logits: ``[N, K]``, of images that the network was not trained with; K at least 2 without ``one_vs_all``.
+        labels: ``[N]``, column of the right class; with ``one_vs_all`` also -1, where it is none of them (z_y is 0).
+        one_vs_all: see :func:`class_probabilities`.
+
+    Raises:
+        UsageError: if there is no image, or one class only and no ``one_vs_all``.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0]]).repeat(4, 1)  # 88 % sure, and right three times in four
+        >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 4), round(2 / math.log(3), 4)
+        (1.8205, 1.8205)
+    """
+    from scipy.optimize import brentq
+
+    if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2 - one_vs_all:
+        raise UsageError(
+            f"a temperature takes logits [N, K] of N >= 1 images and K >= 2 classes, not {list(logits.shape)}"
+        )
+    logits = logits.double()
+    right = (logits.gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels >= 0)).mean()
+
+    def slope(log_inverse: float) -> float:
+        shares = class_probabilities(logits, one_vs_all, math.exp(-log_inverse))
+        return float((shares * logits).sum(1).mean() - right)
+
+    low, high = (-math.log(bound) for bound in reversed(TEMPERATURES))
+    for bound, best in ((low, slope(low) >= 0), (high, slope(high) <= 0)):
+        if best:
+            log.warning(
+                "the temperature stands at its bound, %g: on these %d images %s; more images would tell",
+                math.exp(-bound),
+                len(logits),
+                "the logits say nothing" if bound == low else "no right class is in doubt",
+            )
+            return TEMPERATURES[0] if bound == high else TEMPERATURES[1]
+    return math.exp(-brentq(slope, low, high))
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: how far confidence and accuracy lie apart (Guo et al. 2017, Eq. 3).
+
+    Each image's confidence is its highest probability. Images fall into ``bins`` of equal width, ``((b-1)/B, b/B]``;
+    the error is ``sum_b n_b / n |accuracy_b - confidence_b|``, with the means over the n_b images of a bin.
+
+    Args:
+        probabilities: ``[N, K]``.
+        labels: ``[N]``, column of the right class; -1 where it is none of them, and no answer right.
+        bins: B.
+
+    Raises:
+        UsageError: if there is no image.
+
+    Example:
+        >>> calibration_error(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
+        0.25
+    """
+    if not len(labels):
+        raise UsageError("the calibration error of no images is not defined")
+    confidence, chosen = probabilities.double().max(1)
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (chosen == labels).double() - confidence
+    sums = torch.zeros(bins, dtype=torch.double).index_add_(0, place, gap)
+    return float(sums.abs().sum() / len(labels))
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _check_outside(data: TreeData, max_false_positive: float) -> None:
+    """Before any image is read: whether there are enough outside ones, and which classes of the network have none."""
+    outside = data.labels.count(-1)
+    if not outside and data.left_out:
+        raise UsageError("calibrate() takes data made with outside=True, whose outside images are not left out")
+    if not outside:
+        raise DataError(
+            f"{data.images.name} holds no images of classes outside the network's, from which 'none of mine' is "
+            f"learnt, only of {some(data.images.classes)}; add a folder of other images, of whatever name"
+        )
+    conformal_rank(outside, max_false_positive)
+    if data.absent:
+        log.warning(
+            "%s has no images of %s: were they there under another name, they would count as outside ones",
+            data.images.name,
+            some(data.absent),
+        )

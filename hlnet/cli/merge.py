@@ -1,0 +1,53 @@
+"""``hlnet merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+
+def merge(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL MODEL...", help=f"Experts to merge; each {options.MODEL_NAMES}.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    as_json: options.Json = False,
+) -> None:
+    """Merge experts: one network with the classes of all of them.
+
+    Experts of one network give bit for bit what cutting the union directly would have given. Networks with another
+    parent are refused, unless they stand on bitwise the same trunk and contradict each other nowhere. No image, no
+    training.
+
+    **Examples**
+
+        hlnet merge cats.safetensors dogs.safetensors --out pets.safetensors
+
+        hlnet merge cats.safetensors dogs.safetensors birds.safetensors --out animals.safetensors --json
+    """
+    from hlnet.checkpoint import save_checkpoint
+    from hlnet.cli import output
+    from hlnet.hub import locate_model
+    from hlnet.merging import merge_experts
+    from hlnet.profiling import profile
+
+    if len(models) < 2:
+        raise UsageError(f"merge takes two models at least, got only '{models[0]}'")
+    paths = [locate_model(model) for model in models]
+    if out.resolve() in [path.resolve() for path in paths]:
+        raise UsageError(f"--out '{out}' is one of the models; choose another name")
+    merged = merge_experts(paths)
+    save_checkpoint(merged, out)
+    costs = profile(merged.config, merged.tree, merged.transform, parent_counts=merged.provenance.parent_counts)
+    if as_json:
+        found = {"out": str(out), "classes": merged.tree.classes, "parent": merged.provenance.parent}
+        output.show_json(found | costs.model_dump(mode="json"))
+        return
+    output.show_tree(merged.tree)
+    output.show_profile(costs)
+    output.show(f"{len(merged.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
