@@ -24,6 +24,7 @@ from hlnet.hub import locate_model
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.provenance import Provenance
+from hlnet.remote_file import RemoteFile, in_parts
 from hlnet.tree import ClassTree
 from hlnet.tree_io import tree_from_json, tree_to_json
 from hlnet.trunk import InputTransform
@@ -127,12 +128,12 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Hie
 
 
 def read_header(path: str | Path) -> Header:
-    """What the file says of itself; reads no weights.
+    """What the file says of itself; reads no weights, and of a file on the Hub fetches no more than this.
 
     Raises:
         UsageError, CheckpointError, RunError: as :func:`load_checkpoint`.
     """
-    with opened(path) as file:
+    with opened(in_parts(path)) as file:
         return header_of(file, path)
 
 
@@ -142,12 +143,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         UsageError, CheckpointError, RunError: as :func:`load_checkpoint`.
     """
-    with opened(path) as file:
+    with opened(in_parts(path)) as file:
         described: dict[str, Any] = json.loads(_metadata(file, path))
     return described
 
 
-def header_of(file: Any, path: str | Path) -> Header:
+def header_of(file: Any, path: object) -> Header:
     """The header of a file that is open; errors name it as ``path``.
 
     Raises:
@@ -183,13 +184,18 @@ def header_of(file: Any, path: str | Path) -> Header:
         raise CheckpointError(f"'{path}' has a damaged header: {_reason(error)}") from error
 
 
-def opened(path: str | Path) -> Any:
+def opened(path: str | Path | RemoteFile) -> Any:
     """``safetensors.safe_open`` on the file that a model's name stands for, with our errors.
+
+    Args:
+        path: the name; or what :func:`hlnet.remote_file.in_parts` found for it.
 
     Raises:
         UsageError, RunError: as :func:`hlnet.locate_model`.
         CheckpointError: if it is no intact safetensors file.
     """
+    if isinstance(path, RemoteFile):
+        return path
     located = locate_model(path)
     try:
         return safe_open(located, framework="pt")
@@ -221,7 +227,10 @@ def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: st
         CheckpointError: as :func:`check_weights`.
     """
     check_weights(model, weights, path)
-    model.load_state_dict(weights, assign=True)
+    # Where a tensor lies in a file depends on the header's length, and how sums are rounded on where a tensor lies in
+    # memory: aligned as torch has it, the same weights give the same logits, whichever file they come from.
+    aligned = {name: tensor if tensor.data_ptr() % 64 == 0 else tensor.clone() for name, tensor in weights.items()}
+    model.load_state_dict(aligned, assign=True)
 
 
 def check_weights(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: str | Path) -> None:
@@ -248,7 +257,7 @@ def check_weights(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor],
 # ---------------------------------------------------------------------- helpers
 
 
-def _metadata(file: Any, path: str | Path) -> str:
+def _metadata(file: Any, path: object) -> str:
     text: str | None = (file.metadata() or {}).get(KEY)
     if text is None:
         raise CheckpointError(

@@ -1,25 +1,27 @@
 """Cutting an expert: the paths of some classes, out of a trained network (paper, Sec. 3.3).
 
-Notable here: a cut is a choice of rows in every stacked tensor. From a file only those rows are read; no image, no
-forward pass and no training is involved.
+Notable here: a cut is a choice of rows in every stacked tensor. From a file only those rows are read, and from one on
+the Hub only their bytes are fetched; no image, no forward pass and no training is involved.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hlnet.checkpoint import Header, check_weights, empty_network, fill, header_of, opened, write_checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
-from hlnet.hub import locate_model
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 from hlnet.provenance import Provenance, Rows
+from hlnet.remote_file import RemoteFile, in_parts
 from hlnet.selection import select_classes
 
 
@@ -29,7 +31,8 @@ def cut_expert(
     """The expert for the selected classes, in evaluation mode.
 
     Args:
-        source: a network, or a checkpoint, of which only the kept rows are read.
+        source: a network, or a checkpoint, of which only the kept rows are read; or fetched, if it lies on the Hub
+            (``hf-hub:OWNER/NAME``) and not yet in the cache, which then stays as it is.
         classes: a selection, as :func:`hlnet.select_classes` takes it.
 
     Returns:
@@ -39,6 +42,7 @@ def cut_expert(
         SelectionError: if the selection names something that the tree does not have.
         UsageError: if the source is a plain network, which has no branches.
         CheckpointError: if the file is not intact.
+        RunError: if the Hub cannot be reached, or the file there changes while it is read.
 
     Example:
         >>> import hlnet
@@ -56,21 +60,24 @@ def cut_expert(
         weights = source.state_dict()
         header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")
         header, rows = _pruned(header, classes)
-        kept = {name: _rows_of(tensor, rows, _level(name)) for name, tensor in weights.items()}
+        kept = {name: _rows_of(tensor, rows, level_of(name)) for name, tensor in weights.items()}
         return _network(header, kept, "the network").to(next(source.parameters()).device)
-    return _network(*_read_cut(source, classes), source)
+    return _network(*_read_cut(in_parts(source), classes), source)
 
 
-def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int], out: str | Path) -> None:
+def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int], out: str | Path) -> int:
     """Cut an expert from file to file, whose weights are in memory once: takes little longer than copying them.
 
     Args:
-        source: a checkpoint, of which only the kept rows are read.
+        source: a checkpoint, as :func:`cut_expert` takes it.
         classes: a selection, as :func:`hlnet.select_classes` takes it.
         out: the expert's ``.safetensors`` file; an existing one is replaced.
 
+    Returns:
+        How many bytes were fetched for it; 0 of a file that is here or in the cache.
+
     Raises:
-        SelectionError, UsageError, CheckpointError: as :func:`cut_expert`.
+        SelectionError, UsageError, CheckpointError, RunError: as :func:`cut_expert`.
         UsageError: if ``out`` is the source itself.
         RunError: if the file cannot be written.
 
@@ -80,16 +87,18 @@ def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int],
         >>> net = hlnet.create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]})
         >>> hlnet.save_checkpoint(net, pets)
         >>> cut_checkpoint(pets, "cat", cats)
+        0
         >>> hlnet.load_checkpoint(cats).tree.classes
         ('tabby', 'siamese')
     """
-    source = locate_model(source)
-    if source.resolve() == Path(out).resolve():
+    found = in_parts(source)
+    if isinstance(found, Path) and found.resolve() == Path(out).resolve():
         raise UsageError(f"the expert's file '{out}' is the model itself; choose another name")
-    header, weights = _read_cut(source, classes)
+    header, weights = _read_cut(found, classes)
     with torch.device("meta"):
         check_weights(empty_network(header), weights, source)
     write_checkpoint(header, weights, out)
+    return found.fetched if isinstance(found, RemoteFile) else 0
 
 
 def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor | None = None) -> float:
@@ -126,27 +135,36 @@ def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor
 # ---------------------------------------------------------------------- helpers
 
 
-def _read_cut(source: str | Path, classes: str | int | Iterable[str | int]) -> tuple[Header, dict[str, Tensor]]:
+def _read_cut(source: Path | RemoteFile, classes: str | int | Iterable[str | int]) -> tuple[Header, dict[str, Tensor]]:
     """The expert's header and weights, read from a file."""
-    weights = {}
     with opened(source) as file:
         header = header_of(file, source)
         if header.kind == "plain":
             raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
         pruned, rows = _pruned(header, classes)
+        wanted: dict[str, list[tuple[int, int]] | None] = {}  # None: the whole tensor
         for name in file.keys():  # noqa: SIM118 - not a mapping
-            level = _level(name)
-            if level is None:
-                weights[name] = file.get_tensor(name)
+            level = level_of(name)
+            if level is None or level >= header.tree.num_levels:  # the latter is unknown, which comes out later
+                wanted[name] = None
                 continue
-            stored = file.get_slice(name)
-            nodes, expected = stored.get_shape()[:1], [header.tree.counts[level]]
+            nodes, expected = file.get_slice(name).get_shape()[:1], [header.tree.counts[level]]
             if nodes != expected:
                 raise CheckpointError(
                     f"'{source}' does not fit its own header: it has '{name}' for {nodes} nodes, expected {expected}"
                 )
-            weights[name] = torch.cat([stored[start:end] for start, end in _runs(rows[level])])
-    return pruned, weights
+            wanted[name] = _runs(rows[level])
+        if isinstance(file, RemoteFile):
+            return pruned, file.read(wanted)
+        return pruned, {name: _read(file, name, runs) for name, runs in wanted.items()}
+
+
+def _read(file: Any, name: str, runs: list[tuple[int, int]] | None) -> Tensor:
+    if runs is None:
+        whole: Tensor = file.get_tensor(name)
+        return whole
+    stored = file.get_slice(name)
+    return torch.cat([stored[start:end] for start, end in runs])
 
 
 def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[Header, Sequence[Sequence[int]]]:
@@ -173,12 +191,11 @@ def _network(header: Header, weights: dict[str, Tensor], source: object) -> Hier
     return expert
 
 
-def _level(name: str) -> int | None:
+def level_of(name: str) -> int | None:
     """The level that a stacked tensor belongs to, -1 for the leaves' own; None for the trunk's."""
-    parts = name.split(".")
-    if parts[:2] == ["head", "levels"]:
-        return int(parts[2])
-    return -1 if parts[:2] == ["head", "leaves"] else None
+    if found := re.match(r"head\.levels\.(\d+)\.", name):
+        return int(found[1])
+    return -1 if name.startswith("head.leaves.") else None
 
 
 def _rows_of(tensor: Tensor, rows: Sequence[Sequence[int]], level: int | None) -> Tensor:

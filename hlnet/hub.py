@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
-from huggingface_hub import ModelCard, ModelHubMixin, errors, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, errors, hf_hub_download, hf_hub_url
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # it is documented
 
 from hlnet.errors import CheckpointError, HlnetError, RunError, UsageError, one_line
 from hlnet.files import make_folder, replacing
@@ -50,7 +52,7 @@ def locate_model(name: str | Path) -> Path:
         >>> locate_model(run).name, locate_model(f"local-dir:{run}").name
         ('best.safetensors', 'best.safetensors')
     """
-    text = name.as_posix() if isinstance(name, Path) else name
+    text = _text(name)
     if text.startswith(HUB):
         return _download(*_parsed(text))
     if text.startswith(FOLDER):
@@ -64,6 +66,51 @@ def locate_model(name: str | Path) -> Path:
     if not path.is_file():
         raise UsageError(f"there is no model file '{name}'{_perhaps_on_the_hub(text)}")
     return path
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """A model's file on the Hub, at one commit: whatever its revision comes to mean, this stays the same file.
+
+    Attributes:
+        name: as the user wrote it.
+        repo_id: ``OWNER/NAME``.
+        commit: the one that the revision stood for.
+        size: bytes; ``None`` if the Hub does not tell.
+    """
+
+    name: str
+    repo_id: str
+    commit: str
+    size: int | None
+
+    def download(self) -> Path:
+        """The whole file, in huggingface_hub's cache.
+
+        Raises:
+            RunError: if the Hub cannot be reached, or does not let us have the file.
+        """
+        return _download(self.repo_id, self.commit)
+
+    def request(self) -> tuple[str, dict[str, str]]:
+        """Where to ask for it, and with which headers; these may hold the user's token, for that host alone."""
+        return hf_hub_url(self.repo_id, MODEL_FILE, revision=self.commit), build_hf_headers(**_ourselves())
+
+
+def locate_or_pin(name: str | Path) -> Path | PinnedFile:
+    """As :func:`locate_model`, but nothing is fetched: what the cache lacks is only pinned to its commit.
+
+    Raises:
+        UsageError, RunError: as :func:`locate_model`.
+    """
+    text = _text(name)
+    if not text.startswith(HUB):
+        return locate_model(name)
+    repo_id, revision = _parsed(text)
+    with hub_errors(repo_id, revision):
+        found = hf_hub_download(repo_id, MODEL_FILE, revision=revision, dry_run=True, **_ourselves())
+    pinned = PinnedFile(text, repo_id, found.commit_hash, found.file_size)
+    return pinned.download() if found.is_cached else pinned
 
 
 def write_model_folder(model: HierarchicalNet | PlainNet, folder: str | Path, **card_facts: Unpack[CardFacts]) -> None:
@@ -191,7 +238,7 @@ class HubModel(ModelHubMixin):
             RunError: if the Hub cannot be reached, or does not take it.
         """
         options["model_card_kwargs"] = {"repo_id": repo_id} | (options.get("model_card_kwargs") or {})
-        with _our_errors(repo_id):
+        with hub_errors(repo_id):
             return super().push_to_hub(repo_id, **options)
 
     def generate_model_card(self, **card_facts: Any) -> ModelCard:
@@ -237,24 +284,23 @@ def _perhaps_on_the_hub(name: str) -> str:
     return f"; for a model on the Hub, write '{HUB}{name}'" if likely else ""
 
 
-def _download(repo_id: str, revision: str | None, **options: Any) -> Path:
+def _text(name: str | Path) -> str:
+    return name.as_posix() if isinstance(name, Path) else name
+
+
+def _ourselves() -> dict[str, Any]:
     import hlnet
 
-    with _our_errors(repo_id, revision):
-        return Path(
-            hf_hub_download(
-                repo_id,
-                MODEL_FILE,
-                revision=revision,
-                library_name="hlnet",
-                library_version=hlnet.__version__,
-                **options,
-            )
-        )
+    return {"library_name": "hlnet", "library_version": hlnet.__version__}
+
+
+def _download(repo_id: str, revision: str | None, **options: Any) -> Path:
+    with hub_errors(repo_id, revision):
+        return Path(hf_hub_download(repo_id, MODEL_FILE, revision=revision, **_ourselves(), **options))
 
 
 @contextmanager
-def _our_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     """Whatever the Hub, the way there or the disk has to say, in one line of ours."""
     try:
         yield

@@ -344,10 +344,10 @@ for found in hlnet.predict(hlnet.optimize(net), ["photo.jpg"]):
 {% if provenance.rejection %}
 - It says "none of these" where its {{ provenance.rejection.score }} is below
   {{ "%.4g" | format(provenance.rejection.threshold) }}: fitted so that at most
-  {{ "%g" | format(100 * provenance.rejection.max_false_positive) }} % of images of other classes are taken for its own, if
-  they are like those it was fitted on.
+  {{ "%g" | format(100 * provenance.rejection.max_false_positive) }} % of images of other classes are taken for its own,
+  if they are like those it was fitted on.
 {% else %}
-- It cannot say "none of these": `make-expert --calibrate` teaches an expert that.
+- It cannot say "none of these": no threshold was fitted.
 {% endif %}
 {% if kind != "plain" %}
 - An expert knows nothing of the classes that were left out.

@@ -38,7 +38,7 @@ def build(kind="bottleneck"):
     model = BUILDERS[kind]().eval()
     if isinstance(model, HierarchicalNet):
         randomise(model.head)
-    model.transform = InputTransform(input_size=(3, 64, 64), mean=(0.1, 0.2, 0.3), crop_pct=0.95, interpolation="area")
+    model.transform = InputTransform(input_size=(3, 64, 64), mean=(0.1, 0.2, 0.3), crop_pct=0.95, crop_mode="squash")
     model.provenance = Provenance(recipe={"lr": 0.1, "tags": ["a", None]}, metrics={"a": 1 / 3}, attention_signal=1.8)
     return model
 

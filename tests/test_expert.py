@@ -1,6 +1,8 @@
 """Experts: a cut is the parent's rows and gives the parent's logits; only those rows are read from a file."""
 
+import json
 from contextlib import contextmanager
+from hashlib import sha256
 
 import pytest
 import torch
@@ -133,6 +135,23 @@ def test_every_subset_of_one_tree(tree, block):
         torch.testing.assert_close(logits(expert), everything[:, chosen], rtol=0, atol=1e-9)
 
 
+def subsets(items):
+    return [[item for i, item in enumerate(items) if number >> i & 1] for number in range(1, 2 ** len(items))]
+
+
+def test_every_subset_of_every_subset_through_files(tmp_path):
+    """An expert of an expert, file to file, is to the bit the one that is cut at once, and tells the same of itself."""
+    tree = ClassTree.from_nested({"spaniel": DOGS["spaniel"], "saw": 491})
+    full, outer, inner, direct = (tmp_path / f"{name}.safetensors" for name in ("full", "outer", "inner", "direct"))
+    save_checkpoint(build(tree), full)
+    for classes in subsets(tree.classes):
+        cut_checkpoint(full, classes, outer)
+        for fewer in subsets(classes):
+            cut_checkpoint(outer, fewer, inner)
+            cut_checkpoint(full, fewer, direct)
+            assert header_and_tensors(inner) == header_and_tensors(direct), (classes, fewer)
+
+
 def test_all_classes_are_the_network_itself(tmp_path):
     full = build()
     save_checkpoint(full, tmp_path / "full.safetensors")
@@ -202,6 +221,45 @@ def test_from_file_to_file_is_the_same_file(tmp_path):
     cut_checkpoint(full, "dog,saw", ours)
     assert read_header(ours) == read_header(cut)
     assert_same(load_checkpoint(ours), load_checkpoint(cut))
+
+
+def header_and_tensors(path):
+    """What a safetensors file says of itself and holds, read by its published layout with nothing but json."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    described = json.loads(raw[8:start])
+    metadata = described.pop("__metadata__")
+    places = {name: [start + end for end in entry["data_offsets"]] for name, entry in described.items()}
+    shapes = {name: (entry["dtype"], entry["shape"]) for name, entry in described.items()}
+    return json.loads(metadata["hlnet"]), shapes, {name: raw[begin:end] for name, (begin, end) in places.items()}
+
+
+def test_file_tells_by_plain_json_what_the_expert_is(tmp_path):
+    """Its parent's hash, its own, which rows of the parent it has, original indices, names, ids, tree and transform."""
+    full, expert = tmp_path / "full.safetensors", tmp_path / "expert.safetensors"
+    save_checkpoint(build(), full)
+    cut_checkpoint(full, "tabby,dog", expert)
+    whole, shapes, contents = header_and_tensors(full)
+    told, kept_shapes, kept = header_and_tensors(expert)
+    for described, tensors in ((whole, contents), (told, kept)):
+        assert (
+            described["fingerprint"] == sha256(b"".join(n.encode() + tensors[n] for n in sorted(tensors))).hexdigest()
+        )
+    assert told["provenance"]["parent"] == whole["fingerprint"] != told["fingerprint"]
+    assert told["provenance"]["parent_counts"] == [3, 5, 6]
+    assert told["provenance"]["parent_rows"] == [[0, 1], [0, 2, 3], [0, 2, 3, 4]]
+    assert told["tree"]["tree"] == {"cat": {"tabby": 281}, "dog": DOGS} and told["tree"]["levels"] == 3
+    assert told["tree"]["ids"] == {"cat": "n1", "cat/tabby": "n02123045"}
+    assert told["transform"] == whole["transform"] and told["transform"]["mean"] == [0.1, 0.2, 0.3]
+    assert told["config"] == whole["config"] and told["kind"] == "hierarchical"
+    for name, (dtype, shape) in shapes.items():
+        level = level_of(name)
+        if level is None:
+            assert (kept_shapes[name], kept[name]) == ((dtype, shape), contents[name])
+            continue
+        rows, size = told["provenance"]["parent_rows"][int(level)], len(contents[name]) // shape[0]
+        assert kept_shapes[name] == (dtype, [len(rows), *shape[1:]])
+        assert kept[name] == b"".join(contents[name][size * row : size * (row + 1)] for row in rows), name
 
 
 def test_what_cannot_be_cut_or_saved_is_refused(tmp_path):

@@ -1,23 +1,18 @@
 """Names of models, model folders and the Hub: against a server on loopback that speaks huggingface_hub's language."""
 
-import base64
 import copy
-import hashlib
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
-import threading
 import traceback
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
 
 import huggingface_hub
 import pytest
 import torch
+from hub_server import TOKEN, hub_instead
 from huggingface_hub import constants
 from naive import randomise
 from PIL import Image
@@ -36,7 +31,6 @@ from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
 TREE = ClassTree.from_nested({"beast": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "été": ["saw"]}, levels=3)
-TOKEN = "_".join(("hf", "secret"))
 FILES = ["README.md", "config.json", "model.safetensors"]
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -78,114 +72,10 @@ def nets(tmp_path_factory):
     return nets, {kind: root / f"{kind}.safetensors" for kind in nets}
 
 
-# ---------------------------------------------------------------------- the server
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories by name, each with its files by revision; and what was asked of it."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos, self.private, self.refused, self.asked = {}, set(), {}, []
-
-    def put(self, repo_id, files, revision="main"):
-        self.repos.setdefault(repo_id, {})[revision] = files
-
-    def downloads(self):
-        return [path for method, path in self.asked if method == "GET" and "/resolve/" in path]
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        hub, path = self.server, unquote(self.path.partition("?")[0])
-        hub.asked.append((self.command, path))
-        found = re.fullmatch(r"/(\w+/\w+)/resolve/(.+)/([\w.]+)", path)
-        repo_id, revision, name = found.groups() if found else ("", "", "")
-        if repo_id in hub.refused:
-            return self.reply(*hub.refused[repo_id])
-        if repo_id not in hub.repos or (
-            repo_id in hub.private and self.headers.get("authorization") != f"Bearer {TOKEN}"
-        ):
-            return self.reply(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-        if revision not in hub.repos[repo_id]:
-            return self.reply(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev {revision}"})
-        files = hub.repos[repo_id][revision]
-        commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
-        if name not in files:
-            return self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        etag = hashlib.sha1(files[name]).hexdigest()
-        return self.reply(200, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}, files[name])
-
-    do_GET = do_HEAD  # noqa: N815 - as http.server has it
-
-    def do_POST(self):
-        hub, path = self.server, unquote(self.path.partition("?")[0])
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        hub.asked.append(("POST", path))
-        if path == "/api/validate-yaml":
-            return self.reply_json({"errors": [], "warnings": []})
-        if self.headers.get("authorization") != f"Bearer {TOKEN}":
-            return self.reply(401, {"X-Error-Message": "Invalid username or password."})
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            return self.reply_json({"url": f"{hub.url}/{asked['organization']}/{asked['name']}"})
-        _, _, _, owner, name, action, revision = path.split("/")
-        if action == "preupload":
-            modes = [{"uploadMode": "regular", "shouldIgnore": False, **file} for file in json.loads(body)["files"]]
-            return self.reply_json({"files": modes})
-        assert action == "commit"
-        entries = [json.loads(line) for line in body.splitlines()]
-        added = [entry["value"] for entry in entries if entry["key"] == "file"]
-        hub.put(f"{owner}/{name}", {file["path"]: base64.b64decode(file["content"]) for file in added}, revision)
-        oid = "c" * 40
-        return self.reply_json({"commitUrl": f"{hub.url}/{owner}/{name}/commit/{oid}", "commitOid": oid})
-
-    def reply_json(self, data):
-        self.reply(200, {"Content-Type": "application/json"}, json.dumps(data).encode())
-
-    def reply(self, status, headers, body=b""):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub of our own, which this process asks instead of the real one; the cache is empty, nobody is logged in."""
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    for name, value in {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HF_TOKEN_PATH": str(tmp_path / "no token"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_PROGRESS_BARS": True,
-    }.items():
-        assert hasattr(constants, name)
-        monkeypatch.setattr(constants, name, value)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()  # an open one keeps the proxies of before
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    huggingface_hub.close_session()
+    with hub_instead(monkeypatch, tmp_path) as server:
+        yield server
 
 
 @pytest.fixture
@@ -318,8 +208,12 @@ REFUSALS = [
 ]
 
 
+def cut_cats(name):
+    return cut_expert(name, "cat")
+
+
 @pytest.mark.parametrize(
-    "load", [load_checkpoint, read_header, HierarchicalNet.from_pretrained, PlainNet.from_pretrained]
+    "load", [load_checkpoint, read_header, cut_cats, HierarchicalNet.from_pretrained, PlainNet.from_pretrained]
 )
 @pytest.mark.parametrize("name, error, words", REFUSALS)
 def test_what_the_hub_refuses(published, monkeypatch, load, name, error, words):

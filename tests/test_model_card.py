@@ -25,6 +25,7 @@ from hlnet.model_card import make_model_card
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.profiling import Cost, plain_cost, profile
+from hlnet.provenance import Rejection
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
@@ -136,8 +137,16 @@ def test_kinds_say_what_they_are():
 def test_one_class():
     net = full(ClassTree.parallel(["cat"]))
     text = " ".join(make_model_card(net).text.split())
-    assert "# 1 class on" in text and "1 class: `cat`." in text and "own 1 class:" in text
-    assert "always 100 %" in text and "make-expert" not in text
+    assert "# 1 class on" in text and "1 class: `cat`." in text and "With one class there is no probability" in text
+    assert "add up to 100 %" not in text and "make-expert" not in text
+
+
+def test_what_was_fitted_is_told():
+    fitted = Rejection(score="energy", threshold=1.25, max_false_positive=0.05, data="photos")
+    text = " ".join(make_model_card(full(rejection=fitted)).text.split())
+    assert "energy is below 1.25" in text and "at most 5 %" in text and "no threshold" not in text
+    text = " ".join(make_model_card(full(recipe={"train": {"loss": "bce"}})).text.split())
+    assert "Each class's probability is its own" in text and "no threshold was fitted" in text
 
 
 def test_whole_tree_is_there_and_folded_where_it_is_large():

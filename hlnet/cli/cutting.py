@@ -79,9 +79,10 @@ def write_expert(
     Returns:
         what the steps tell, and under ``"out"`` where the file is.
     """
-    told = {"out": str(out)}
+    told: dict[str, Any] = {"out": str(out)}
     with replacing(out) as draft:
-        cut_checkpoint(source, [index for i in classes if (index := tree.indices[i]) is not None], draft)
+        indices = [index for i in classes if (index := tree.indices[i]) is not None]
+        told["fetched_bytes"] = cut_checkpoint(source, indices, draft)
         for step in steps:
             told |= step(draft)
     return told
