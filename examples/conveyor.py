@@ -118,5 +118,5 @@ fresh = hlnet.TreeData(hlnet.load_data(folder, "test"), expert.tree, prepare, ou
 measured = hlnet.evaluate(fast, fresh, hlnet.loader(fresh, 50)).detection
 print(
     f"of 150 fresh images of today's parts {100 * measured.own_accepted:.0f} % are accepted, "
-    f"of as many strangers {100 * measured.outside_accepted:.0f} %"
+    f"of as many strangers {100 * measured.outside_accepted:.0f} % (asked for: 5)"
 )

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from hlnet.trunk import InputTransform
 
 Split = Literal["train", "val", "test"]
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
-TIMM_SOURCES = ("hfds/", "torch/")
+TIMM_SOURCES = ("hfds/", "torch/", "wds/")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class LabelledImages:
         classes: names of the classes, in that numbering.
         labels: of each image.
         load: gives the image at a position.
-        files: the file that each image is, where it is one of its own.
+        files: the file that each image is, or lies in, where there is one.
+        members: what each image is called in its file, where that holds several.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LabelledImages:
     labels: tuple[int, ...]
     load: Callable[[int], Image.Image]
     files: tuple[Path, ...] = ()
+    members: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,19 +67,25 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         tree: the classes.
         transform: from a PIL image to ``[3, H, W]``.
         subset: leave out images of classes that the tree lacks (an expert's evaluation), instead of refusing them.
+        outside: keep them, with label -1: an expert's test of "none of mine".
 
     Attributes:
         left_out: how many images were left out.
         unknown: classes of the data that the tree lacks.
         absent: classes of the tree that the data lack.
-        labels: position in ``tree.classes`` of each kept image.
+        labels: position in ``tree.classes`` of each kept image; -1 for outside ones.
 
     Raises:
         DataError: if classes are missing on either side, or no image is left.
     """
 
     def __init__(
-        self, images: LabelledImages, tree: ClassTree, transform: Callable[[Image.Image], Tensor], subset: bool = False
+        self,
+        images: LabelledImages,
+        tree: ClassTree,
+        transform: Callable[[Image.Image], Tensor],
+        subset: bool = False,
+        outside: bool = False,
     ) -> None:
         position = {leaf.id: i for i, leaf in enumerate(tree.leaves) if leaf.id is not None}
         position |= {name: i for i, name in enumerate(tree.classes)}  # a name goes before an id
@@ -86,7 +94,7 @@ class TreeData(Dataset[tuple[Tensor, int]]):
             raise DataError(f"two classes of {images.name} are one in the tree, by name and by id: {some(doubled)}")
         unknown = [name for name, found in zip(images.classes, known, strict=True) if found is None]
         absent = [tree.classes[i] for i in sorted(set(range(len(tree.classes))) - set(known))]
-        if (unknown or absent) and not subset:
+        if (unknown or absent) and not (subset or outside):
             told = [f"Only in the data: {some(unknown)}."] if unknown else []
             told += [f"Only in the tree, without an image here: {some(absent)}."] if absent else []
             raise DataError(
@@ -95,6 +103,8 @@ class TreeData(Dataset[tuple[Tensor, int]]):
             )
         kept = [(i, known[label]) for i, label in enumerate(images.labels)]
         self.samples = [(i, label) for i, label in kept if label is not None]
+        if outside and self.samples:
+            self.samples = [(i, -1 if label is None else label) for i, label in kept]
         if not self.samples:
             raise DataError(
                 f"{images.name} holds no image of the tree's classes ({some(tree.classes)}); "
@@ -113,6 +123,7 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         found = hashlib.sha256()
         for source, label in self.samples:
             name = self.images.files[source].name if self.images.files else str(source)
+            name += f":{self.images.members[source]}" if self.images.members else ""
             found.update(f"{name}/{label}\0".encode())
         return found.hexdigest()[:12]
 
@@ -128,7 +139,8 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
         data: a folder with ``train`` and ``val`` folders (``test`` too, if it has one) that hold one folder a class,
             nested or flat; ``digits``, scikit-learn's embedded 8x8 handwriting, four fifths of it for training and the
             rest for ``val`` and ``test`` alike; or one of timm's sources that know their labels, such as
-            ``torch/cifar10`` or a Hugging Face set with a validation split, ``hfds/…``.
+            ``torch/cifar10``, a Hugging Face set with a validation split, ``hfds/…``, or WebDataset shards in ``root``,
+            ``wds/…``.
         split: ``train``, ``val`` or ``test``.
         root: where timm's sources keep their files.
 
@@ -146,6 +158,10 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
         raise UsageError(f"there is no split '{split}'; expected {', '.join(_SPLIT_FOLDERS)}")
     if data == "digits":
         return _digits(split)
+    if data.startswith("wds/"):
+        from hlnet.sharded_images import sharded_images
+
+        return sharded_images(data, _SPLIT_FOLDERS, split, root)
     if data.startswith(TIMM_SOURCES):
         return _from_timm(data, split, root)
     return _folder(Path(data), split)
@@ -213,14 +229,14 @@ def loader(
     )
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Read one image file completely.
+def open_image(path: str | Path, content: BinaryIO | None = None) -> Image.Image:
+    """Read one image file completely; of one that is open already, ``path`` is what it is called.
 
     Raises:
         DataError: if it is missing, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(content or path) as image:
             image.load()
             return image
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

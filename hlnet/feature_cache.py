@@ -211,6 +211,7 @@ def _described(images: LabelledImages, positions: list[int]) -> dict[str, Any]:
             except OSError as error:
                 raise DataError(f"cannot read image '{path}': {error.strerror}; remove or replace it") from error
             what[1:] = [path.name, str(status.st_size), str(status.st_mtime_ns)]
+            what += [str(member) for member in images.members[position : position + 1]]  # of a shard
         digest.update("\0".join([*what, ""]).encode())
     name = None if images.files else images.name
     return {"name": name, "classes": images.classes, "images": len(positions), "digest": digest.hexdigest()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,23 @@ if TYPE_CHECKING:
     from hlnet.network import HierarchicalNet
     from hlnet.plain import PlainNet
 
+
+class Split(StrEnum):
+    """Parts of a data set."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class Score(StrEnum):
+    """Scores that tell images of a network's own classes from others (``hlnet.rejection``)."""
+
+    energy = "energy"
+    max_logit = "max-logit"
+    probability = "probability"
+
+
 #: What a MODEL may be; ``hlnet.locate_model`` finds it.
 MODEL_NAMES = (
     "a .safetensors file, a run or model folder, local-dir:FOLDER, or hf-hub:OWNER/NAME (@REVISION may follow)"
@@ -24,7 +42,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto take
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is random.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that run together.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Where timm's data sources (torch/…, hfds/…) keep their files.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where timm's data sources (torch/…, hfds/…, wds/…) keep their files.")
+]
 Dtype = Annotated[str, typer.Option(help="To compute in: float32, or bfloat16 where the processor can.")]
 Classes = Annotated[
     str | None,

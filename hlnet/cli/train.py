@@ -112,7 +112,7 @@ def train(
         bool | None, _option(IMAGES, "Put another image in the place of one that cannot be read.", "no-skip-unreadable")
     ] = None,
     data_root: Annotated[
-        str | None, _option(IMAGES, "Where timm's data sources (torch/…, hfds/…) keep their files.")
+        str | None, _option(IMAGES, "Where timm's data sources (torch/…, hfds/…, wds/…) keep their files.")
     ] = None,
     epochs: Annotated[int | None, _option(TRAINING, "Passes over the training images.", "30", min=1)] = None,
     batch_size: Annotated[
