@@ -1,0 +1,37 @@
+"""An exported network at work without torch or hlnet: numpy, pillow and onnxruntime are all it takes.
+
+hlnet export cats.safetensors --out cats.onnx
+python examples/onnx_predict.py cats.onnx photo.jpg …
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+about = json.loads(session.get_modelmeta().custom_metadata_map["hlnet"])
+channels, side, _ = about["transform"]["input_size"]
+shorter = int(side / about["transform"]["crop_pct"])
+# All inputs beside the images are gains: 1 is neutral.
+inputs = {name: np.ones((1, *given["shape"][1:]), np.float32) for name, given in about["inputs"].items()}
+for path in sys.argv[2:]:
+    # The middle of the image, its shorter side resized first; the graph takes pixels in 0..1 and normalises them.
+    image = Image.open(path).convert("L" if channels == 1 else "RGB")
+    size = [shorter * length // min(image.size) for length in image.size]
+    image = image.resize(size, Image.Resampling[about["transform"]["interpolation"].upper()])
+    left, top = (round((length - side) / 2) for length in size)
+    pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
+    inputs["images"] = pixels.reshape(1, side, side, channels).transpose(0, 3, 1, 2) / 255
+    logits = session.run(None, inputs)[0][0].astype(float)
+    scaled = logits / about["temperature"]
+    detectors = about["probabilities"] == "sigmoid"  # each class for itself, or shares of 1
+    shares = 1 / (1 + np.exp(-scaled)) if detectors else np.exp(scaled - np.logaddexp.reduce(scaled))
+    scores = {"energy": np.logaddexp.reduce(logits), "max-logit": logits.max()}
+    scores["probability"] = 1 / (1 + np.exp(-logits.max()))
+    if (stored := about["rejection"]) and scores[stored["score"]] < stored["threshold"]:
+        print(f"{path}: none of these")
+    else:
+        print(f"{path}: {about['classes'][logits.argmax()]} {shares[logits.argmax()]:.4f}")

@@ -1,0 +1,192 @@
+"""``hlnet export``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.export import Export
+    from hlnet.network import HierarchicalNet
+    from hlnet.plain import PlainNet
+    from hlnet.profiling import Latency
+    from hlnet.runtimes import ExportedNet
+
+#: Images that logits are compared on, where there are data.
+COMPARED = 16
+#: Batch sizes that are timed, and the seconds that each takes.
+BATCHES, SECONDS = (1, 8), 2.0
+
+
+class ExportFormat(StrEnum):
+    """What a network is exported to."""
+
+    onnx = "onnx"
+    torch_export = "torch-export"
+    openvino = "openvino"
+    executorch = "executorch"
+
+
+def export(
+    model: options.Model,
+    format: Annotated[ExportFormat, typer.Option(help="Of the file.")] = ExportFormat.onnx,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; its name ends in .onnx, .pt2, .xml or .pte. [default: as MODEL's, here]"),
+    ] = None,
+    with_gains: Annotated[
+        bool, typer.Option("--with-gains", help="Keep the cue as a second input: a factor for each node, 1 is neutral.")
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="For ONNX: write OUT.int8.onnx too, with accuracy before and after.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to compare logits on and, with --int8, to calibrate and evaluate; as hlnet eval's."),
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(min=1, help="With --int8: how many training images.")] = 128,
+    latency: Annotated[bool, typer.Option(help="Measure latency, beside torch's.")] = True,
+    workers: options.Workers = 2,
+    data_root: options.DataRoot = None,
+    as_json: options.Json = False,
+) -> None:
+    """Export a network to ONNX, torch.export, OpenVINO or ExecuTorch.
+
+    The file holds classes, tree and transform, takes images in 0..1 and normalises them itself. Its logits are compared
+    with torch's; where they differ, nothing is written. The packages come with the extras hlnet[onnx], hlnet[openvino]
+    and hlnet[executorch].
+
+    **Examples**
+
+        hlnet export cats.safetensors --out cats.onnx
+
+        hlnet export cats.safetensors --int8 --data photos --json
+
+        hlnet export runs/digits/best.safetensors --format openvino --with-gains --out digits.xml
+    """
+    from hlnet.cli import output
+    from hlnet.export import export_model
+    from hlnet.exporters import SUFFIXES, check_packages
+    from hlnet.hub import locate_model
+    from hlnet.runtimes import open_exported
+
+    if int8 and format is not ExportFormat.onnx:
+        raise UsageError(f"--int8 is for --format onnx, not {format.value}")
+    if int8 and data is None:
+        raise UsageError("--int8 needs --data: labelled images to calibrate and evaluate with")
+    check_packages(format.value)
+    source = locate_model(model)
+    out = out or Path(source.stem + SUFFIXES[format.value])
+    net = options.load_model(source, "cpu")
+    images = None if data is None else _images(net, data, data_root)
+    with output.progress() as bar:
+        bar.add_task(f"exporting to {format.value}", total=None)
+        written = export_model(source, out, format.value, with_gains, images)
+    runs = {"float32": open_exported(out, threads=1)}
+    quantized: dict[str, Any] = {}
+    if int8:
+        assert data is not None
+        small = out.with_suffix(".int8.onnx")
+        quantized = _quantize(net, out, small, data, data_root, calibration_images, workers)
+        runs["int8"] = open_exported(small, threads=1)
+    times = _latency(net, runs) if latency else {}
+    if as_json:
+        found = {"classes": net.tree.classes, **written.model_dump(mode="json")}
+        timed = {name: [run.model_dump(mode="json") for run in row] for name, row in times.items()}
+        output.show_json(found | ({"latency": timed} if latency else {}) | ({"int8": quantized} if int8 else {}))
+        return
+    if times:
+        _show_latency(times, runs["float32"].runtime)
+    if quantized:
+        _show_int8(quantized, written)
+        output.show(f"int8: {quantized['bytes'] / 1e6:.1f} MB, written to {quantized['out']}")
+    kind = "images" if data else "images of noise"
+    output.show(
+        f"{written.runtime} gives torch's logits: on {written.images} {kind}, the largest difference is "
+        f"{written.max_difference:.1g}, the largest logit {written.largest_logit:.3g}"
+    )
+    output.show(f"{len(net.tree.classes)} classes, {written.bytes / 1e6:.1f} MB, written to {out}")
+
+
+def _images(net: HierarchicalNet | PlainNet, data: str, root: Path | None) -> Any:
+    """Some images of the validation part, from all over it."""
+    import torch
+
+    from hlnet.data import load_data
+    from hlnet.quantization import spread, unnormalised
+
+    return torch.cat(list(spread(unnormalised(load_data(data, "val", root), net.tree, net.transform), COMPARED)))
+
+
+def _quantize(
+    net: HierarchicalNet | PlainNet, out: Path, small: Path, data: str, root: Path | None, count: int, workers: int
+) -> dict[str, Any]:
+    """Write the int8 file; what it is and does."""
+    from hlnet.cli import output
+    from hlnet.data import load_data, loader
+    from hlnet.export import file_size
+    from hlnet.quantization import exported_accuracy, quantize_onnx, spread, unnormalised
+    from hlnet.runtimes import open_exported
+
+    train, val = (unnormalised(load_data(data, split, root), net.tree, net.transform) for split in ("train", "val"))
+    accuracies = {}
+    with output.progress() as bar:
+        task = bar.add_task("calibrating", total=None)
+        quantize_onnx(out, small, spread(train, count))
+        for name, path in (("float32", out), ("int8", small)):
+            batches = loader(val, 8, workers)
+            bar.update(task, description=f"evaluating {name}", total=len(batches), completed=0)
+            accuracies[name] = exported_accuracy(open_exported(path), batches, lambda: bar.advance(task))
+    return {
+        "out": str(small),
+        "bytes": file_size(small),
+        "calibration_images": min(count, len(train)),
+        "images": len(val),
+        "accuracy": {name: found.model_dump(mode="json") for name, found in accuracies.items()},
+    }
+
+
+def _latency(net: HierarchicalNet | PlainNet, runs: dict[str, ExportedNet]) -> dict[str, list[Latency]]:
+    """Of the inference form in torch, and of each file in its runtime; in turn, with one thread."""
+    from torch import nn
+
+    from hlnet.cli import output
+    from hlnet.inference import optimize
+    from hlnet.profiling import measure_latency
+    from hlnet.runtimes import AsModule
+
+    batch = runs["float32"].batch
+    modules: dict[str, nn.Module] = {"torch": optimize(net)}
+    modules |= {name: AsModule(run) for name, run in runs.items()}
+    with output.progress() as bar:
+        bar.add_task("timing", total=None)
+        return measure_latency(modules, net.transform.input_size, (batch,) if batch else BATCHES, seconds=SECONDS)
+
+
+def _show_latency(times: dict[str, list[Latency]], runtime: str) -> None:
+    from hlnet.cli import output
+
+    names = {"torch": "torch, optimised", "float32": runtime, "int8": f"{runtime}, int8"}
+    rows = [
+        [f"batch {row[0].batch_size}", *(f"{run.median_ms:.1f}" for run in row)]
+        for row in zip(*times.values(), strict=True)
+    ]
+    output.show_table("Milliseconds, one thread", ["", *(names[name] for name in times)], rows)
+
+
+def _show_int8(found: dict[str, Any], written: Export) -> None:
+    from hlnet.cli import output
+
+    accuracy = found["accuracy"]
+    rows = [["top-1", *(output.percent(run["top1"]) for run in accuracy.values())]]
+    if accuracy["int8"]["top5"] is not None:
+        rows.append(["top-5", *(output.percent(run["top5"]) for run in accuracy.values())])
+    rows.append(["file, MB", f"{written.bytes / 1e6:.1f}", f"{found['bytes'] / 1e6:.1f}"])
+    title = f"On {found['images']} images, calibrated on {found['calibration_images']} others"
+    output.show_table(title, ["", *accuracy], rows)
