@@ -6,6 +6,7 @@ Everything is made here: drawings of ten kinds of parts, a network trained on th
 today's five, a threshold for "none of mine", and a belt on which now and then something else lies.
 """
 
+import argparse
 import math
 import tempfile
 from pathlib import Path
@@ -79,6 +80,10 @@ def photograph(name, generator):
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).resize((SIZE, SIZE))
 
 
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--epochs", type=int, default=12)
+args = parser.parse_args()
+
 folder = Path(tempfile.mkdtemp())
 generator = np.random.default_rng(0)
 for split, count in (("train", 60), ("val", 40), ("test", 30)):
@@ -96,7 +101,7 @@ data = {
     "train": hlnet.TreeData(hlnet.load_data(folder, "train"), TREE, augmented),
     "val": hlnet.TreeData(hlnet.load_data(folder, "val"), TREE, hlnet.eval_transform(net.transform)),
 }
-settings = hlnet.TrainConfig(epochs=12, batch_size=32, lr=2e-3, workers=0)
+settings = hlnet.TrainConfig(epochs=args.epochs, batch_size=32, lr=2e-3, workers=0)
 history = hlnet.train(net, data["train"], data["val"], settings, device="cpu")
 print(f"ten parts: {100 * max(epoch.val_top1 for epoch in history):.1f} % of the validation images are right")
 
@@ -112,7 +117,8 @@ fast = hlnet.optimize(hlnet.load_checkpoint(folder / "today.safetensors"))
 belt = [folder / "test" / name / f"{generator.integers(30)}.png" for name in generator.choice(TREE.classes, 12)]
 for found in hlnet.predict(fast, belt, top=1):
     truth = Path(found.image).parent.name
-    said = "none of mine" if found.rejected else f"{found.labels[0].name}, {found.labels[0].probability:.2f}"
+    best = found.labels[0]
+    said = "none of mine" if found.rejected else f"{best.name}, {best.probability:.2f}"
     print(f"{truth:>12} on the belt: {said}")
 fresh = hlnet.TreeData(hlnet.load_data(folder, "test"), expert.tree, prepare, outside=True)
 measured = hlnet.evaluate(fast, fresh, hlnet.loader(fresh, 50)).detection

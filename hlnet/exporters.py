@@ -97,7 +97,7 @@ def onnx_model(net: PortableNet, about: dict[str, Any]) -> Any:
     model = made.model_proto
     graph = model.graph
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]  # which lines of code it came from
+        del part.metadata_props[:]  # which of torch's operators and names it came from
     onnx.helper.set_model_props(model, {KEY: _text(about)})
     model.producer_name, model.producer_version = KEY, about[KEY]
     return model

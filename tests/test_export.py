@@ -129,6 +129,7 @@ def test_onnx_is_sound_and_its_batch_free(case):
     shapes = {"images": [3, SIDE, SIDE], "gains": [TREE.num_nodes], "logits": [len(TREE.classes)]}
     assert found == [(name, "tensor(float)", ["batch", *shape]) for name, shape in shapes.items()]
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "If", "Loop"}
+    assert not any(part.metadata_props for part in (*model.graph.node, *model.graph.value_info, *model.graph.input))
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
     trunk = sum(isinstance(module, torch.nn.Conv2d) for module in build().trunk.modules())
     sizes = sum(len(set(counts)) for counts in TREE.sibling_counts)
