@@ -3,7 +3,7 @@
     python examples/conveyor.py
 
 Everything is made here: drawings of ten kinds of parts, a network trained on them (a minute on one core), an expert for
-today's five, a threshold for "none of mine", and a belt on which now and then something else lies.
+today's five, a threshold for "none of these", and a belt on which now and then something else lies.
 """
 
 import argparse
@@ -105,7 +105,7 @@ settings = hlnet.TrainConfig(epochs=args.epochs, batch_size=32, lr=2e-3, workers
 history = hlnet.train(net, data["train"], data["val"], settings, device="cpu")
 print(f"ten parts: {100 * max(epoch.val_top1 for epoch in history):.1f} % of the validation images are right")
 
-# Today's five: cut, and let the expert say "none of mine", wrongly accepting at most 5 % of strangers.
+# Today's five: cut, and let the expert say "none of these", wrongly accepting at most 5 % of strangers.
 expert = hlnet.cut_expert(net, TODAY)
 prepare = hlnet.eval_transform(expert.transform)
 known = hlnet.TreeData(hlnet.load_data(folder, "val"), expert.tree, prepare, outside=True)
@@ -118,7 +118,7 @@ belt = [folder / "test" / name / f"{generator.integers(30)}.png" for name in gen
 for found in hlnet.predict(fast, belt, top=1):
     truth = Path(found.image).parent.name
     best = found.labels[0]
-    said = "none of mine" if found.rejected else f"{best.name}, {best.probability:.2f}"
+    said = "none of these" if found.rejected else f"{best.name}, {best.probability:.2f}"
     print(f"{truth:>12} on the belt: {said}")
 fresh = hlnet.TreeData(hlnet.load_data(folder, "test"), expert.tree, prepare, outside=True)
 measured = hlnet.evaluate(fast, fresh, hlnet.loader(fresh, 50)).detection

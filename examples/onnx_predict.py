@@ -14,6 +14,7 @@ from PIL import Image
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["hlnet"])
 channels, side, _ = about["transform"]["input_size"]
+assert about["transform"]["crop_mode"] != "border", "images with a border are left to you"
 shorter = int(side / about["transform"]["crop_pct"])
 # All inputs beside the images are gains: 1 is neutral.
 inputs = {name: np.ones((1, *given["shape"][1:]), np.float32) for name, given in about["inputs"].items()}
@@ -21,6 +22,8 @@ for path in sys.argv[2:]:
     # The middle of the image, its shorter side resized first; the graph takes pixels in 0..1 and normalises them.
     image = Image.open(path).convert("L" if channels == 1 else "RGB")
     size = [shorter * length // min(image.size) for length in image.size]
+    if about["transform"]["crop_mode"] == "squash":
+        size = [shorter, shorter]
     image = image.resize(size, Image.Resampling[about["transform"]["interpolation"].upper()])
     left, top = (round((length - side) / 2) for length in size)
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
@@ -31,7 +34,10 @@ for path in sys.argv[2:]:
     shares = 1 / (1 + np.exp(-scaled)) if detectors else np.exp(scaled - np.logaddexp.reduce(scaled))
     scores = {"energy": np.logaddexp.reduce(logits), "max-logit": logits.max()}
     scores["probability"] = 1 / (1 + np.exp(-logits.max()))
+    best = about["classes"][logits.argmax()]
     if (stored := about["rejection"]) and scores[stored["score"]] < stored["threshold"]:
         print(f"{path}: none of these")
+    elif len(logits) == 1 and not detectors:  # there is no probability, only a score
+        print(f"{path}: {best}, score {scores['energy']:.4f}")
     else:
-        print(f"{path}: {about['classes'][logits.argmax()]} {shares[logits.argmax()]:.4f}")
+        print(f"{path}: {best} {shares[logits.argmax()]:.4f}")

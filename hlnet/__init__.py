@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from hlnet.recipes import RunConfig, build_network, read_run_config, shipped_recipes
     from hlnet.runtimes import open_exported
     from hlnet.selection import read_selections, select_classes
+    from hlnet.sweep import sweep_split_points
     from hlnet.train_config import TrainConfig
     from hlnet.training import train
     from hlnet.tree import ClassTree, Node
@@ -123,6 +124,7 @@ _MODULES = {
     "recipes": ("RunConfig", "build_network", "read_run_config", "shipped_recipes"),
     "runtimes": ("open_exported",),
     "selection": ("read_selections", "select_classes"),
+    "sweep": ("sweep_split_points",),
     "train_config": ("TrainConfig",),
     "training": ("train",),
     "tree": ("ClassTree", "Node"),

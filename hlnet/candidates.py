@@ -118,7 +118,7 @@ def candidates(tree: ClassTree, units: Sequence[Part], choices: Mapping[str, Col
     ]
 
 
-def inner_nodes(tree: ClassTree, within: Collection[int] | None = None) -> dict[str, tuple[int, ...]]:
+def classes_by_node(tree: ClassTree, within: Collection[int] | None = None) -> dict[str, tuple[int, ...]]:
     """The classes under every inner node, by its path.
 
     Args:
@@ -127,7 +127,7 @@ def inner_nodes(tree: ClassTree, within: Collection[int] | None = None) -> dict[
 
     Example:
         >>> tree = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw": {}})
-        >>> inner_nodes(tree)
+        >>> classes_by_node(tree)
         {'animal': (0, 1, 2), 'animal/cat': (0, 1), 'animal/dog': (2,)}
     """
     below: dict[str, list[int]] = {}
@@ -195,7 +195,7 @@ the largest node of it that fits is 'group 1.0/group 2.0' (3 classes, 9.798M)
     if len(wanted) > 1:
         names = some(f"'{one.name}' ({limit.figure(limit.of(one.cost))})" for one in over)
         raise RunError(f"{len(over)} of {len(wanted)} experts are over the budget of {limit.text(limit.most)}: {names}")
-    nearest = fitting(candidates(tree, units, inner_nodes(tree, over[0].classes)), limit)
+    nearest = fitting(candidates(tree, units, classes_by_node(tree, over[0].classes)), limit)
     if nearest:
         classes = f"{len(nearest[0].classes)} classes, {limit.figure(limit.of(nearest[0].cost))}"
         advice = f"the largest node of it that fits is '{nearest[0].name}' ({classes})"

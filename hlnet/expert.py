@@ -180,7 +180,13 @@ def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[H
         kept = before.parent_rows and tuple(
             tuple(places[row] for row in level) for places, level in zip(before.parent_rows, rows, strict=True)
         )
-    provenance = Provenance(recipe=before.recipe, parent=parent, parent_counts=counts, parent_rows=kept)
+    provenance = Provenance(
+        recipe=before.recipe,
+        parent=parent,
+        parent_counts=counts,
+        parent_rows=kept,
+        next_index=before.next_index or header.tree.next_index,
+    )
     return Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, ""), rows
 
 

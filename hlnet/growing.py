@@ -131,7 +131,7 @@ def grown_tree(
         (('tabby', 'siamese', 'lynx', 'saw'), (0, 1, 3, 2), [[0, 1], [0, 1, 3, 2]])
     """
     inner = inner_nodes(tree)
-    index = 1 + max(leaf.index or 0 for leaf in tree.leaves) if first_index is None else first_index
+    index = tree.next_index if first_index is None else first_index
     rows = [list(row) for row in tree.levels]
     for path, small in under.items():
         level, place = inner[path]
@@ -172,10 +172,9 @@ def grow(net: HierarchicalNet, branches: Mapping[str, BranchTree]) -> Hierarchic
         >>> larger.tree.classes, torch.allclose(larger(images)[:, [0, 1, 3]], net(images), atol=1e-5)
         (('tabby', 'siamese', 'lynx', 'beagle'), True)
     """
-    indices = [leaf.index or 0 for leaf in net.tree.leaves]
-    of_parent = (net.provenance.parent_counts or (0,))[-1]  # an expert leaves its sisters' indices alone
+    free = max(net.tree.next_index, net.provenance.next_index or 0)  # an expert leaves its sisters' indices alone
     small = {path: branch.tree for path, branch in branches.items()}
-    tree, orders = grown_tree(net.tree, small, max(1 + max(indices), of_parent))
+    tree, orders = grown_tree(net.tree, small, free)
     inner = inner_nodes(net.tree)
     added = [(inner[path][0], branch.state_dict()) for path, branch in branches.items()]
     weights = {}

@@ -80,6 +80,7 @@ def merge_experts(sources: Iterable[HierarchicalNet | str | Path]) -> Hierarchic
     if related:
         held = [{row for part in rows for row in part[level]} for level in range(tree.num_levels)]
         provenance.parent, provenance.parent_counts = first.parent, first.parent_counts
+        provenance.next_index = first.header.provenance.next_index or first.tree.next_index
         provenance.parent_rows = tuple(tuple(sorted(rows)) for rows in held)
     else:
         log.warning(
@@ -136,6 +137,8 @@ class _Part:
             trunk = [name for name in self.weights if level_of(name) is None]
             changed = sum(not torch.equal(self.weights[name], other.weights[name]) for name in trunk)
             reason = f"{changed} of the trunk's {len(trunk)} tensors differ" if changed else ""
+        if not reason and self.header.provenance.one_vs_all != other.header.provenance.one_vs_all:
+            reason = "one was trained one against all (bce), the other with a softmax"
         if reason:
             parents = "" if self.parent == other.parent and self.parent else ", and comes from another parent"
             raise UsageError(
@@ -158,7 +161,7 @@ def _union(
         rows: where each tree's nodes stand in one large tree; by default, nodes with the same path are the same, and
             stand in the order in which they come.
     """
-    free = count(1 + max(leaf.index or 0 for tree in trees for leaf in tree.leaves))
+    indices = _indices(trees)
     levels: list[tuple[Node, ...]] = []
     orders: list[list[list[int]]] = []
     above: list[dict[int, int]] = [{0: 0} for _ in trees]  # for each tree, where its nodes of the level above went
@@ -177,20 +180,29 @@ def _union(
         ]
         # Stable: by path, a parent's children stay in the order in which they came.
         found.sort(key=lambda item: item[: 2 if rows else 1])
-        nodes, taken = [], set()
+        nodes = []
         above = [{} for _ in trees]
         for position, (parent, _, copies) in enumerate(found):
             for number, row, _ in copies:
                 above[number][row] = position
             number, row, _ = copies[0]
             node = replace(trees[number].levels[depth][row], parent=parent)
-            if node.index is not None:
-                node = replace(node, index=next(free)) if node.index in taken else node
-                taken.add(node.index)
-            nodes.append(node)
+            nodes.append(replace(node, index=indices.get(node.path)) if node.index is not None else node)
         levels.append(tuple(nodes))
         orders.append([[place for _, _, place in copies] for _, _, copies in found])
     return ClassTree(tuple(levels)), orders
+
+
+def _indices(trees: Sequence[ClassTree]) -> dict[str, int]:
+    """Original index of each class by path: the first tree's that has it, unless an earlier class has that index."""
+    free = count(max(tree.next_index for tree in trees))
+    found: dict[str, int] = {}
+    taken: set[int] = set()
+    for leaf in (leaf for tree in trees for leaf in tree.leaves if leaf.index is not None):
+        if leaf.path not in found:
+            found[leaf.path] = leaf.index if leaf.index not in taken else next(free)  # type: ignore[assignment]
+            taken.add(found[leaf.path])
+    return found
 
 
 def _contradiction(parts: Sequence[_Part], level: int, places: Sequence[int]) -> str:

@@ -42,6 +42,7 @@ class Provenance(BaseModel):
         parent: for an expert, the full network's fingerprint (see ``hlnet.checkpoint``).
         parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
         parent_rows: for an expert, which of these nodes it has, so that a union of experts can stand in their order.
+        next_index: for an expert, the first original index that no class of the full network has, nor any above it.
         attention_signal: the gain found to serve best, where one was sought.
         temperature: what logits are divided by for calibrated probabilities, where it was fitted.
         rejection: when to say "none of mine", where that was fitted.
@@ -54,6 +55,7 @@ class Provenance(BaseModel):
     parent: str | None = None
     parent_counts: tuple[int, ...] | None = None
     parent_rows: Rows | None = None
+    next_index: int | None = None
     attention_signal: float | None = None
     temperature: float | None = None
     rejection: Rejection | None = None
@@ -65,5 +67,5 @@ class Provenance(BaseModel):
         return isinstance(train, dict) and train.get("loss") == "bce"
 
     def after_training(self, recipe: dict[str, Any]) -> Provenance:
-        """What still holds of weights that train on: their ancestry, but no longer row by row, and no fitted figure."""
-        return Provenance(recipe=recipe, parent=self.parent, parent_counts=self.parent_counts)
+        """What still holds of weights that train on: they are no cut of a parent any more, and nothing is fitted."""
+        return Provenance(recipe=recipe, parent_counts=self.parent_counts, next_index=self.next_index)

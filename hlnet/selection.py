@@ -7,6 +7,7 @@ and a known name goes before any sign, so that commas, blanks and hyphens within
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import re
 from bisect import bisect_left
@@ -56,7 +57,8 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
         >>> select_classes(tree, "cat,2-3 -b*er"), select_classes(tree, "-dog")
         ((0, 1, 2), (0, 1))
     """
-    terms = [selection] if isinstance(selection, str | int) else list(selection)
+    single = isinstance(selection, str) or not isinstance(selection, Iterable)
+    terms = [_term(term) for term in ([selection] if single else selection)]  # type: ignore[union-attr]
     if negative := [term for term in terms if isinstance(term, int) and term < 0]:
         raise SelectionError(f"index {negative[0]} is negative; to leave a class out, write '{negative[0]}' as text")
     return _selector(tree).all(terms)
@@ -100,6 +102,18 @@ def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, .
         except SelectionError as error:
             raise SelectionError(f"'{path}', '{name}': {error}") from error
     return selected
+
+
+def _term(term: object) -> str | int:
+    """Text, or a whole number of whatever library."""
+    if isinstance(term, str):
+        return term
+    try:
+        if isinstance(term, bool):
+            raise TypeError
+        return operator.index(term)  # type: ignore[arg-type]
+    except TypeError:
+        raise SelectionError(f"{term!r} is no selection: give text or an original index") from None
 
 
 def _selector(tree: ClassTree) -> _Selector:

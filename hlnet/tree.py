@@ -222,6 +222,11 @@ class ClassTree:
         return tuple(node.index for node in self.leaves)
 
     @property
+    def next_index(self) -> int:
+        """The first original index above all that classes have."""
+        return 1 + max(leaf.index or 0 for leaf in self.leaves)
+
+    @property
     def ids(self) -> dict[str, str]:
         """The identifiers of all nodes that have one, by path."""
         return {node.path: node.id for row in self.levels for node in row if node.id is not None}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.candidates import Limit, candidates, fitting, inner_nodes, nodes_of_level, require_fit
+from hlnet.candidates import Limit, candidates, classes_by_node, fitting, nodes_of_level, require_fit
 from hlnet.errors import RunError, SelectionError, UsageError
 from hlnet.expert import cut_expert
 from hlnet.network import HierarchicalNet, NetworkConfig
@@ -54,9 +54,9 @@ def test_prices_nodes_and_what_fits(drawn, data):
     paths = [leaf.path for leaf in tree.leaves]
     above = {path.rsplit("/", end)[0] for path in paths for end in range(1, path.count("/") + 1)}
     under = {node: tuple(i for i, path in enumerate(paths) if path.startswith(f"{node}/")) for node in above}
-    assert inner_nodes(tree) == under
+    assert classes_by_node(tree) == under
     some = next(iter(choices.values()))
-    assert inner_nodes(tree, some) == {node: classes for node, classes in under.items() if some >= set(classes)}
+    assert classes_by_node(tree, some) == {node: classes for node, classes in under.items() if some >= set(classes)}
     for level in range(1, tree.num_levels + 1):
         found = nodes_of_level(tree, level)
         assert list(found) == [node.path for node in tree.levels[level - 1]]
@@ -81,7 +81,7 @@ def test_prices_are_those_of_the_cut_network():
     )
     net.transform = InputTransform(input_size=(3, 32, 32))
     units, _ = unit_costs(net.config, net.transform)
-    for one in candidates(TREE, units, inner_nodes(TREE) | {"mixed": (0, 4, 6)}):
+    for one in candidates(TREE, units, classes_by_node(TREE) | {"mixed": (0, 4, 6)}):
         indices = [TREE.indices[i] for i in one.classes]
         assert one.cost == profile(net.config, TREE, net.transform, indices).expert
         cut = cut_expert(net, indices)

@@ -156,3 +156,10 @@ def test_best_parent_walks_down_the_largest_sums(drawn, data):
         else:
             assert sums[step] == pytest.approx(top)
             below = below[step]
+
+
+def test_a_grown_expert_takes_no_index_of_its_parent():
+    full = build(ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 282}, "dog": {"beagle": 283}}))
+    expert = cut_expert(full, full.tree.classes[0])
+    grown = grow(expert, {"/": new_branches(expert, "/", {"lynx": None})})
+    assert grown.tree.indices[-1] == full.tree.next_index not in full.tree.indices

@@ -180,3 +180,19 @@ def test_command(files, tmp_path):
     assert_same(load_checkpoint(out), load_checkpoint(direct))
     for line in ([str(cats), "--out", str(out)], [str(cats), str(dogs), "--out", str(dogs)]):
         assert isinstance(CliRunner().invoke(app, ["merge", *line]).exception, UsageError)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_detectors_and_a_softmax_are_refused(order):
+    one = build()
+    other = separately_trained(ClassTree.from_nested({"owl": 1000}, levels=3), 7, one)
+    other.provenance.recipe = {"train": {"loss": "bce"}}
+    with pytest.raises(UsageError, match="one against all"):
+        merge_experts([one, other][::order])
+
+
+def test_an_earlier_class_keeps_its_index():
+    one = build(ClassTree.from_nested({"p": {"a": 0}, "q": {"b": 7}}, levels=2))
+    other = separately_trained(ClassTree.from_nested({"p2": {"c": 7}, "r": {"d": 3}}, levels=2), 7, one)
+    found = merge_experts([one, other]).tree
+    assert dict(zip(found.classes, found.indices, strict=True)) == {"a": 0, "b": 7, "c": 8, "d": 3}

@@ -13,6 +13,8 @@ from hlnet.errors import SelectionError, UsageError
 from hlnet.expert import cut_expert
 from hlnet.fast_branches import UnpackedChunk
 from hlnet.inference import optimize
+from hlnet.presets import create_model
+from hlnet.provenance import Rejection
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
 
@@ -157,3 +159,13 @@ def test_selection_that_cannot_be_made_is_refused():
     for form in (fast.select("cat"), optimize(plain())):
         with pytest.raises(UsageError, match="selected from an optimised full network"):
             form.select("cat")
+
+
+def test_what_was_fitted_to_all_classes_is_not_the_selections():
+    net = create_model("test_resnet", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]}).eval()
+    net.provenance.temperature = 2.0
+    net.provenance.rejection = Rejection(score="energy", threshold=1.0, max_false_positive=0.1)
+    fast = optimize(net)
+    chosen = fast.select("cat").provenance
+    assert chosen.temperature is None and chosen.rejection is None
+    assert fast.select("cat,dog").provenance == fast.provenance == net.provenance

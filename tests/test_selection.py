@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -456,3 +457,10 @@ def test_selection_of_several_that_finds_nothing(tmp_path, text, words):
     with pytest.raises(SelectionError, match=words) as caught:
         read_selections(tmp_path / "groups.yaml", TREE)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_any_library():
+    assert select_classes(TREE, np.int64(281)) == select_classes(TREE, [np.int64(281)]) == select_classes(TREE, 281)
+    for wrong in (True, 1.0, None, [1.5], [None], [True]):
+        with pytest.raises(SelectionError):
+            select_classes(TREE, wrong)

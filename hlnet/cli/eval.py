@@ -72,8 +72,7 @@ def evaluate(
     from hlnet.data import load_data
     from hlnet.rejection import ROC_FORMATS, write_roc
 
-    if roc is not None and roc.suffix.lower() not in ROC_FORMATS:  # before minutes of work
-        raise UsageError(f"--roc '{roc}': its name must end in {', '.join(ROC_FORMATS)}")
+    options.check_picture(roc, "--roc", ROC_FORMATS)
     names = [model, *(beside or [])]
     if len(set(names)) < len(names):
         raise UsageError("a model stands beside itself; name each once")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hlnet.candidates import Candidate, Limit, candidates, fitting, floor, inner_nodes, one_class
+from hlnet.candidates import Candidate, Limit, candidates, classes_by_node, fitting, floor, one_class
 from hlnet.cli import output
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def show_budget(asked: Candidate, limit: Limit, tree: ClassTree, units: Sequence
         output.show(advice)
     if not nodes or advice:
         return
-    inside = inner_nodes(tree, asked.classes)
+    inside = classes_by_node(tree, asked.classes)
     found = fitting(candidates(tree, units, inside), limit)
     rows = [[node.name, *_cells(node)] for node in found[:ROWS]]
     if rows:
@@ -81,7 +81,7 @@ def budget_described(
         "spare": spare,
     }
     if nodes:
-        fit = fitting(candidates(tree, units, inner_nodes(tree, asked[0].classes)), limit)
+        fit = fitting(candidates(tree, units, classes_by_node(tree, asked[0].classes)), limit)
         found["nodes"] = [{"node": node.name, "classes": len(node.classes), **_figures(node)} for node in fit]
     return found
 

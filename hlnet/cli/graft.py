@@ -75,7 +75,6 @@ def graft(
         raise UsageError(f"--out '{out}': a checkpoint's name ends in .safetensors")
     if out.resolve() == source.resolve():
         raise UsageError(f"--out '{out}' is the model itself; choose another name")
-    output.show_log()
     net = options.load_model(source, device)
     if not isinstance(net, HierarchicalNet):
         raise UsageError(f"'{model}' is a plain network: it has no branches to add to")

@@ -59,6 +59,9 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
 ) -> None:
     """Hierarchy-aware image classifiers that can be cut, cued and costed."""
+    from hlnet.cli import output
+
+    output.show_log()
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,8 @@ class Score(StrEnum):
     probability = "probability"
 
 
+#: What a picture's name may end in.
+PICTURES = (".png", ".svg", ".pdf")
 #: What a MODEL may be; ``hlnet.locate_model`` finds it.
 MODEL_NAMES = (
     "a .safetensors file, a run or model folder, local-dir:FOLDER, or hf-hub:OWNER/NAME (@REVISION may follow)"
@@ -100,6 +103,16 @@ def byte_size(text: str | None, option: str) -> int | None:
     if size < 1:
         raise UsageError(f"{option} '{text}': expected a number and a unit, such as 20GB, 500MB or 1.5GiB")
     return size
+
+
+def check_picture(path: Path | None, option: str, endings: Sequence[str] = PICTURES) -> None:
+    """Refuse a picture's name before minutes of work.
+
+    Raises:
+        UsageError: if it has none of the endings.
+    """
+    if path is not None and path.suffix.lower() not in endings:
+        raise UsageError(f"{option} '{path}': its name must end in {', '.join(endings)}")
 
 
 def settings(pairs: list[str], option: str) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def profile(
         options.integers(batch_size, "--batch-size") or (1,),
         options.integers(threads, "--threads") or (1,),
     )
+    options.check_picture(plot, "--plot")
     if plot and not sweep:
         raise UsageError("--plot draws what --sweep counts; give --sweep split-point too")
     if min(batches) < 1 or min(counts) < 1:

@@ -197,7 +197,6 @@ def train(
     place = options.pick_device(device)
     net = build_network(run, read_tree(run.tree))
     settings = run.train
-    output.show_log()
     # Notes of torch to its users' programmers: on its own gradient buckets, and on --workers, which is meant.
     warnings.filterwarnings("ignore", "Grad strides do not match|This DataLoader will create")
     if others := int(os.environ.get("RANK", "0")) > 0:  # of several processes, one speaks
