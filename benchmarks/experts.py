@@ -118,7 +118,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             rows = [row for row in results["rows"] if row["draw"] == how]
             x = [statistics.mean(row[field]) if field == "gmacs" else row[field] for row in rows]
             y = [100 * statistics.mean(row["expert"]) for row in rows]
-            axes.plot(x, y, "o-", color=colour, label=f"expert, {how} classes")
+            axes.plot(x, y, "o-", color=colour, label=f"expert, {how}")
             for row, right, up in zip(rows, x, y, strict=True):
                 axes.annotate(str(row["classes"]), (right, up), xytext=(4, 4), textcoords="offset points", fontsize=8)
             y = [100 * statistics.mean(row["plain"]) for row in rows]

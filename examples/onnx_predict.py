@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["hlnet"])
 channels, side, _ = about["transform"]["input_size"]

@@ -300,7 +300,7 @@ def _check_images(train_data: TreeData, val_data: TreeData, columns: ClassTree, 
         raise UsageError(f"{train_data.images.name} has a single training image; a graft needs two at least")
     if min(here) >= old:
         log.warning(
-            "warning: the data have no training images of the network's own classes, so nothing tells the new ones "
+            "the data have no training images of the network's own classes, so nothing tells the new ones "
             "what they are not: they will win too often"
         )
     elif lacking := [names[i] for i in range(old) if i not in here]:

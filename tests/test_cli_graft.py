@@ -76,7 +76,7 @@ ERRORS = """
 2 | --classes , --out new.safetensors | no new class is named
 2 | --classes blue --out new.safetensors --under warm --under cold | --under 'warm' and 'cold'
 2 | --classes blue --out new.safetensors --under wram | no inner node 'wram'. Did you mean 'warm'
-2 | --classes blue --out new.safetensors --under bleu=warm | no inner node 'bleu=warm'
+2 | --classes blue --out new.safetensors --under bleu=warm | no new class is called 'bleu'
 2 | --classes blue --out new.safetensors --lr 0 | lr 0
 2 | --classes blue --out new.safetensors --device warp | --device 'warp'
 2 | --classes blue --out new.safetensors --data nowhere | no data folder 'nowhere'

@@ -111,7 +111,8 @@ def export(
         f"{written.runtime} gives torch's logits: on {written.images} {kind}, the largest difference is "
         f"{written.max_difference:.1g}, the largest logit {written.largest_logit:.3g}"
     )
-    output.show(f"{len(net.tree.classes)} classes, {written.bytes / 1e6:.1f} MB, written to {out}")
+    count = len(net.tree.classes)
+    output.show(f"{count} class{'es' if count > 1 else ''}, {written.bytes / 1e6:.1f} MB, written to {out}")
 
 
 def _images(net: HierarchicalNet | PlainNet, data: str, root: Path | None) -> Any:

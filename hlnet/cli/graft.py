@@ -99,7 +99,7 @@ def graft(
                 new,
                 train_images,
                 val_images,
-                _parents(under or [], list(new.values())),
+                _parents(under or [], new),
                 config,
                 on_epoch,
                 watch.batch_done,
@@ -121,6 +121,8 @@ def graft(
             for name, place in report.places.items()
         ],
     )
+    if report.old_before is not None and report.old_after is not None and report.old_before - report.old_after > 0.1:
+        output.hint("warning: the new classes win too often; train longer (--epochs), or give more old images")
     output.hint("fit: of the old network's probability, what classes under that node have on images of the new one")
     _show_change(report, before, after)
     output.show(
@@ -160,14 +162,18 @@ def _names(text: str, known: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _parents(given: list[str], names: list[str]) -> Any:
-    """One node for all new classes, or by name; ``None`` where nothing is given."""
+def _parents(given: list[str], new: dict[str, str]) -> Any:
+    """One node for all new classes, or by folder or name; ``None`` where nothing is given."""
+    names = list(new.values())
+    known = new | {name: name for name in names}
     found: dict[str, str] = {}
     rest: list[str] = []
     for text in given:
         name, sign, node = text.partition("=")
-        if sign and name in names:
-            found[name] = node
+        if sign and name in known:
+            found[known[name]] = node
+        elif sign:
+            raise UsageError(f"--under '{text}': no new class is called '{name}'; they are {', '.join(names)}")
         else:
             rest.append(text)
     if len(rest) > 1:

@@ -154,7 +154,7 @@ def show_log() -> None:
 
     class Hints(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            hint(record.getMessage())
+            hint(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
     log = logging.getLogger("hlnet")
     if not log.handlers:
