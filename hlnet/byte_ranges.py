@@ -107,7 +107,7 @@ class ByteRanges:
             "GET", url, headers=asked, follow_redirects=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
             if response.status_code == 416:  # nothing is asked for that the file did not have
-                raise self._changed()
+                raise self.changed()
             hf_raise_for_status(response)
             end = self._check(response, begin, end)
             for part in response.iter_raw():
@@ -127,21 +127,65 @@ class ByteRanges:
         """Whether the answer is these bytes of the same file as ever; where they end."""
         tag = (response.headers.get("ETag", "").removeprefix("W/") or None,)
         if self._tag not in (None, tag):
-            raise self._changed()
+            raise self.changed()
         if response.status_code == 200 or response.headers.get("Content-Encoding", "identity") != "identity":
             raise RangesIgnoredError(f"'{self.file.name}': the server sends whole files only, and no parts of them")
         told = response.headers.get("Content-Range", "")
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", told)
         first, last, size = map(int, found.groups()) if found else (-1, -1, -1)
         if found and self.size not in (None, size):
-            raise self._changed()
+            raise self.changed()
         if (first, last + 1) != (begin, min(end, size)):
             raise RunError(f"'{self.file.name}': asked for bytes {begin}-{end - 1}, the server answered with '{told}'")
         self._tag, self.size = tag, size
         return last + 1
 
-    def _changed(self) -> RunError:
+    def changed(self) -> RunError:
+        """What to raise when the file turns out to be another."""
         return RunError(f"'{self.file.name}' changed on the server while it was read; try again")
+
+
+class WholeFile:
+    """The same of a file that is fetched whole, into huggingface_hub's cache.
+
+    Args:
+        file: which.
+        before: bytes of it that came over the wire already.
+
+    Attributes:
+        path: where it lies.
+        size, fetched: as of :class:`ByteRanges`.
+    """
+
+    def __init__(self, file: PinnedFile, before: int = 0) -> None:
+        self.path = file.download()
+        self.size = self.path.stat().st_size
+        self.fetched = before + self.size
+
+    def read(self, begin: int, end: int) -> bytearray:
+        """Bytes ``begin`` to ``end``, or to the end of the file."""
+        body = bytearray(max(0, min(end, self.size) - begin))
+        self.fill([(begin, memoryview(body))])
+        return body
+
+    def fill(self, pieces: Iterable[Piece]) -> None:
+        """Read the pieces, each to its place."""
+        with self.path.open("rb") as file:
+            for start, target in pieces:
+                file.seek(start)
+                if file.readinto(target) != len(target):
+                    raise RunError(f"'{self.path}' has become shorter while it was read; try again")
+
+
+def to_be_sent(pieces: Iterable[Piece]) -> int:
+    """How many bytes :meth:`ByteRanges.fill` would ask for: the pieces, and what lies between near ones.
+
+    Example:
+        >>> place = memoryview(bytearray(30))
+        >>> to_be_sent([(100, place[:10]), (0, place), (10**9, place)])
+        140
+    """
+    return sum(group[-1][0] + len(group[-1][1]) - group[0][0] for group in requests(pieces))
 
 
 def requests(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -88,7 +88,13 @@ def calibrate(
     score = score or default_score(net.provenance)
     if score not in SCORES:
         raise UsageError(f"there is no score '{score}'; expected {', '.join(SCORES)}")
-    _check_outside(data, max_false_positive)
+    check_outside(data, max_false_positive)
+    if data.absent:
+        log.warning(
+            "%s has no images of %s: were they there under another name, they would count as outside ones",
+            data.images.name,
+            some(data.absent),
+        )
     (logits,), labels = logits_of(net, batches, on_batch=on_batch)
     own = labels >= 0
     if not own.any():
@@ -217,11 +223,12 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     return float(sums.abs().sum() / len(labels))
 
 
-# ---------------------------------------------------------------------- helpers
+def check_outside(data: TreeData, max_false_positive: float) -> None:
+    """Before any image is read: whether there are enough outside ones.
 
-
-def _check_outside(data: TreeData, max_false_positive: float) -> None:
-    """Before any image is read: whether there are enough outside ones, and which classes of the network have none."""
+    Raises:
+        UsageError, DataError: as :func:`calibrate`.
+    """
     outside = data.labels.count(-1)
     if not outside and data.left_out:
         raise UsageError("calibrate() takes data made with outside=True, whose outside images are not left out")
@@ -231,9 +238,3 @@ def _check_outside(data: TreeData, max_false_positive: float) -> None:
             f"learnt, only of {some(data.images.classes)}; add a folder of other images, of whatever name"
         )
     conformal_rank(outside, max_false_positive)
-    if data.absent:
-        log.warning(
-            "%s has no images of %s: were they there under another name, they would count as outside ones",
-            data.images.name,
-            some(data.absent),
-        )

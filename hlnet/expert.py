@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,16 @@ def cut_expert(
     return _network(*_read_cut(in_parts(source), classes), source)
 
 
-def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int], out: str | Path) -> int:
+def cut_checkpoint(source: str | Path | RemoteFile, classes: str | int | Iterable[str | int], out: str | Path) -> int:
     """Cut an expert from file to file, whose weights are in memory once: takes little longer than copying them.
 
     Args:
-        source: a checkpoint, as :func:`cut_expert` takes it.
+        source: a checkpoint, as :func:`cut_expert` takes it; or what :func:`hlnet.remote_file.in_parts` found for it.
         classes: a selection, as :func:`hlnet.select_classes` takes it.
         out: the expert's ``.safetensors`` file; an existing one is replaced.
 
     Returns:
-        How many bytes were fetched for it; 0 of a file that is here or in the cache.
+        How many bytes of it were fetched, all told; 0 of a file that is here or in the cache.
 
     Raises:
         SelectionError, UsageError, CheckpointError, RunError: as :func:`cut_expert`.
@@ -91,12 +91,13 @@ def cut_checkpoint(source: str | Path, classes: str | int | Iterable[str | int],
         >>> hlnet.load_checkpoint(cats).tree.classes
         ('tabby', 'siamese')
     """
-    found = in_parts(source)
-    if isinstance(found, Path) and found.resolve() == Path(out).resolve():
+    found = source if isinstance(source, RemoteFile) else in_parts(source)
+    local = found.path if isinstance(found, RemoteFile) else found
+    if local is not None and local.resolve() == Path(out).resolve():
         raise UsageError(f"the expert's file '{out}' is the model itself; choose another name")
     header, weights = _read_cut(found, classes)
     with torch.device("meta"):
-        check_weights(empty_network(header), weights, source)
+        check_weights(empty_network(header), weights, str(source))
     write_checkpoint(header, weights, out)
     return found.fetched if isinstance(found, RemoteFile) else 0
 
@@ -117,22 +118,83 @@ def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor
     Raises:
         RunError: if it is larger: the expert is not a cut of this network.
     """
-    if images is None:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(2, *full.transform.input_size, generator=generator)
-    place = {leaf: position for position, leaf in enumerate(zip(full.tree.classes, full.tree.indices, strict=True))}
-    kept = [place.get(leaf) for leaf in zip(expert.tree.classes, expert.tree.indices, strict=True)]
-    if None in kept:
-        raise RunError("the expert has classes that the full network lacks: it is not a cut of it")
-    expert, full = (copy.deepcopy(net).cpu().eval().double() for net in (expert, full))
-    with torch.no_grad():
-        difference = float((expert(images.cpu().double()) - full(images.cpu().double())[:, kept]).abs().max())
-    if not difference < 1e-9:
-        raise RunError(f"the expert's logits differ from the full network's by {difference:.3g}: it is not a cut of it")
-    return difference
+    return Reference(full, None if images is None else lambda: [images]).difference(expert)
+
+
+class Reference:
+    """A full network as its experts are compared with it: its weights, and its logits of some images in float64.
+
+    Args:
+        full: the full network; its weights are not copied, and must stay as they are.
+        batches: gives the images, ``[B, 3, H, W]``, normalised; the same at each call. Default: two of random noise.
+    """
+
+    def __init__(self, full: HierarchicalNet, batches: Callable[[], Iterable[Tensor]] | None = None) -> None:
+        self.tree, self.weights = full.tree, full.state_dict()
+        self.batches = batches or (lambda: [noise(full)])
+        self.logits = list(float64_logits(full, self.batches()))
+
+    def columns(self, expert: HierarchicalNet) -> list[int]:
+        """Where the expert's classes stand among the full network's.
+
+        Raises:
+            RunError: if that lacks one.
+        """
+        place = {leaf: position for position, leaf in enumerate(zip(self.tree.classes, self.tree.indices, strict=True))}
+        kept = [place.get(leaf, -1) for leaf in zip(expert.tree.classes, expert.tree.indices, strict=True)]
+        if -1 in kept:
+            raise RunError("the expert has classes that the full network lacks: it is not a cut of it")
+        return kept
+
+    def difference(self, expert: HierarchicalNet) -> float:
+        """The largest difference of a logit.
+
+        Raises:
+            RunError: as :func:`verify_expert`.
+        """
+        kept, found = self.columns(expert), float64_logits(expert, self.batches())
+        pairs = zip(found, self.logits, strict=True)
+        difference = float(torch.stack([(ours - full[:, kept]).abs().max() for ours, full in pairs]).max())
+        if not difference < 1e-9:
+            raise RunError(
+                f"the expert's logits differ from the full network's by {difference:.3g}: it is not a cut of it"
+            )
+        return difference
+
+    def check_weights(self, expert: HierarchicalNet) -> None:
+        """Whether the expert's weights are the full network's rows, bit for bit.
+
+        Raises:
+            RunError: if they are not; the first such tensor is named.
+        """
+        weights, rows = expert.state_dict(), self.tree.rows(self.columns(expert))
+        for name in sorted(weights.keys() | self.weights.keys()):
+            ours, full = weights.get(name), self.weights.get(name)
+            if ours is None or full is None or not _same_bits(ours, _rows_of(full, rows, level_of(name))):
+                raise RunError(f"the expert's '{name}' is not bitwise the full network's: it is not a cut of it")
+
+
+def noise(net: HierarchicalNet) -> Tensor:
+    """Two images of random noise, always the same."""
+    return torch.randn(2, *net.transform.input_size, generator=torch.Generator().manual_seed(0))
+
+
+def float64_logits(net: HierarchicalNet, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Logits of each batch, computed in double precision on the processor; the network stays as it is."""
+    exact = copy.deepcopy(net).cpu().eval().double()
+    for images in batches:
+        with torch.no_grad():
+            yield exact(images.cpu().double())
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    one, other = (tensor.cpu().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(one, other)
 
 
 def _read_cut(source: Path | RemoteFile, classes: str | int | Iterable[str | int]) -> tuple[Header, dict[str, Tensor]]:

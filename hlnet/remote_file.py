@@ -1,7 +1,8 @@
 """A safetensors file on the Hub that is read by tensors and rows, of which the rest is never fetched.
 
 Notable here: it has those of ``safe_open``'s methods that tell what a file holds, but one of its own to read: all that
-is wanted is named at once, so that neighbours come in one request and several requests run at a time.
+is wanted is named at once, so that neighbours come in one request and several requests run at a time. What came along
+with the header is not fetched again, and where nearly all of the file is wanted, it is fetched as any download is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hlnet.byte_ranges import ByteRanges, Piece, RangesIgnoredError
+from hlnet.byte_ranges import ByteRanges, Piece, RangesIgnoredError, WholeFile, to_be_sent
 from hlnet.errors import CheckpointError, HlnetError, one_line
 from hlnet.hub import locate_or_pin
 
 FIRST = 1 << 16  # bytes that are asked for first, which hold the header of a small file
+NEARLY_ALL = 0.9  # of the file: if that much is still to be sent, the whole may as well lie in the cache
 LONGEST_HEADER = 100_000_000  # as safetensors has it
 DTYPES = {
     name: getattr(torch, dtype)
@@ -46,13 +48,14 @@ DTYPES = {
 log = logging.getLogger("hlnet")
 
 
-def in_parts(name: str | Path) -> Path | RemoteFile:
+def in_parts(name: str | Path, whole: bool = False) -> Path | RemoteFile:
     """The file that a model's name stands for; if that is on the Hub and not in the cache, what reads parts of it.
 
     A server that sends whole files only is let have its way: then the file is in the cache.
 
     Args:
         name: as :func:`hlnet.locate_model` takes it.
+        whole: fetch all of it at once, even if parts would do.
 
     Raises:
         UsageError, RunError: as :func:`hlnet.locate_model`.
@@ -61,11 +64,14 @@ def in_parts(name: str | Path) -> Path | RemoteFile:
     found = locate_or_pin(name)
     if isinstance(found, Path):
         return found
+    if whole:
+        return RemoteFile(WholeFile(found), found.name)
+    ranges = ByteRanges(found)
     try:
-        return RemoteFile(ByteRanges(found), found.name)
+        return RemoteFile(ranges, found.name)
     except RangesIgnoredError:
         log.info("'%s': the server sends no parts of files, so the whole one is fetched", found.name)
-        return found.download()
+        return RemoteFile(WholeFile(found, ranges.fetched), found.name)
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,10 @@ class RemoteFile:
         RunError: if the Hub cannot be reached, or the file changes while it is read.
     """
 
-    def __init__(self, source: ByteRanges, name: str) -> None:
+    def __init__(self, source: ByteRanges | WholeFile, name: str) -> None:
         self._source, self._name = source, name
         try:
-            self._stored, self._metadata = _header(source)
+            self._start, self._stored, self._metadata = _header(source)
         except HlnetError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -120,6 +126,11 @@ class RemoteFile:
         """Bytes that came over the wire so far."""
         return self._source.fetched
 
+    @property
+    def path(self) -> Path | None:
+        """The file itself, if it was fetched whole."""
+        return self._source.path if isinstance(self._source, WholeFile) else None
+
     def keys(self) -> list[str]:
         """Names of the tensors."""
         return list(self._stored)
@@ -133,7 +144,7 @@ class RemoteFile:
         return self._stored[name]
 
     def read(self, wanted: Mapping[str, Sequence[tuple[int, int]] | None]) -> dict[str, Tensor]:
-        """Fetch tensors, whole or in part.
+        """Fetch tensors, whole or in part; all of the file, if that is hardly more.
 
         Args:
             wanted: by name, half-open runs of rows, which are joined; ``None``: all of it.
@@ -155,16 +166,34 @@ class RemoteFile:
                 length = size * (end - start)
                 pieces.append((stored.begin + size * start, room[:length]))
                 room = room[length:]
-        self._source.fill(pieces)
-        log.info("'%s': fetched %.1f of %.1f MB", self, self.fetched / 1e6, (self._source.size or 0) / 1e6)
+        self._fill(list(self._not_here(pieces)))
         return {name: _native(tensor) for name, tensor in tensors.items()}
+
+    def _not_here(self, pieces: list[Piece]) -> Iterator[Piece]:
+        """The pieces, or what of them did not come along with the header."""
+        for begin, room in pieces:
+            here = self._start[begin : begin + len(room)]
+            room[: len(here)] = here
+            if len(here) < len(room):
+                yield begin + len(here), room[len(here) :]
+
+    def _fill(self, pieces: list[Piece]) -> None:
+        source, size = self._source, self._source.size or 0
+        if isinstance(source, ByteRanges) and pieces and to_be_sent(pieces) >= NEARLY_ALL * size:
+            log.info("'%s': nearly all of it is needed, so the whole file is fetched: %.1f MB", self, size / 1e6)
+            self._source = whole = WholeFile(source.file, source.fetched)
+            if whole.size != size or whole.read(0, len(self._start)) != self._start:
+                raise source.changed()
+        self._source.fill(pieces)
+        if self.path is None:
+            log.info("'%s': fetched %.1f of %.1f MB", self, self.fetched / 1e6, size / 1e6)
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _header(source: ByteRanges) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors, in the order of the file, and the metadata; a ValueError says what is wrong with them."""
+def _header(source: ByteRanges | WholeFile) -> tuple[bytearray, dict[str, Stored], dict[str, str]]:
+    """What was fetched, the tensors, in the order of the file, and the metadata; a ValueError says what is wrong."""
     if source.size == 0:
         raise ValueError("it is empty")
     start = source.read(0, FIRST)
@@ -182,7 +211,7 @@ def _header(source: ByteRanges) -> tuple[dict[str, Stored], dict[str, str]]:
     ends = [8 + length, *(stored.end for stored in found.values())]
     if ends[-1] != size or any(a != stored.begin for a, stored in zip(ends, found.values(), strict=False)):
         raise ValueError("its tensors overlap, leave gaps or do not fill it")
-    return found, metadata
+    return start, found, metadata
 
 
 def _stored(name: str, entry: Any, offset: int) -> Stored:

@@ -66,6 +66,42 @@ def test_each_expert_has_its_own_threshold(at, tmp_path):
     assert len(fitted) == 2 and "none of mine" in stdout.lower()
 
 
+@pytest.mark.parametrize("chosen", ["--each 1", "--selections {groups}"])
+def test_what_cannot_be_calibrated_is_found_before_the_first_cut(at, tmp_path, chosen):
+    """The first expert could be, the second has no image of its own; or there are too few of others for the third."""
+    nested = {"low": ["0", "1"], "odd": ["x", "y"], "high": ["8", "9"]}
+    net = hlnet.create_model("test_resnet", tree=nested, widths=(8, 4), strides=(1, 1))
+    net.transform = net.transform.adjusted(32)
+    hlnet.save_checkpoint(net, tmp_path / "net.safetensors")
+    (tmp_path / "groups.json").write_text('{"one": "low", "two": "odd"}')
+    line = f"{LINE} {chosen} --verify --out {{new}}"
+    places = {"full": tmp_path / "net.safetensors", "groups": tmp_path / "groups.json", "new": tmp_path / "new"}
+    result = CliRunner().invoke(app, line.format(**places).split())
+    name = "odd" if "each" in chosen else "two"
+    assert type(result.exception) is DataError and f"expert '{name}': digits holds no image" in str(result.exception)
+    assert not (tmp_path / "new").exists() and result.stdout == ""
+
+
+def test_experts_before_a_failure_are_told(at, tmp_path, monkeypatch):
+    from hlnet.cli import calibrating
+
+    fit, done = calibrating.calibrate, []
+
+    def fails_later(net, *rest):
+        if done:
+            raise DataError("cannot read image 'x.png'")
+        done.append(net)
+        return fit(net, *rest)
+
+    monkeypatch.setattr(calibrating, "calibrate", fails_later)
+    result = CliRunner().invoke(app, f"{LINE} --each 1 --out {tmp_path / 'many'}".format(**at).split())
+    (written,) = (tmp_path / "many").iterdir()
+    assert "x.png" in str(result.exception) and result.stdout == ""
+    told = [line for line in result.stderr.splitlines() if "was not written" in line]
+    assert len(told) == 1 and "1 of 2 experts" in told[0] and told[0].endswith(str(written))
+    assert read_header(written).provenance.rejection is not None
+
+
 @pytest.mark.parametrize(
     ["rest", "error", "words"],
     [

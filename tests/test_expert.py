@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import hlnet.expert
 from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, SelectionError, UsageError
-from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
+from hlnet.expert import Reference, cut_checkpoint, cut_expert, verify_expert
 from hlnet.inference import optimize
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
@@ -302,7 +302,8 @@ def test_cut_of_a_spoiled_file_is_refused(tmp_path, how):
 def test_provenance_names_the_full_network(tmp_path):
     full, paths = build(), [tmp_path / f"{i}.safetensors" for i in range(3)]
     save_checkpoint(full, paths[0])
-    known = {"recipe": {"epochs": 3}, "parent": read_header(paths[0]).fingerprint, "parent_counts": (3, 5, 6)}
+    known = {"recipe": {"epochs": 3}, "parent": read_header(paths[0]).fingerprint}
+    known |= {"parent_counts": (3, 5, 6), "next_index": 492}
     dogs = ((1,), (2, 3), (2, 3, 4))  # the rows of the full network, whatever they are of the expert between
     for source, target, selection, rows in [
         (paths[0], paths[1], "dog,saw", ((1, 2), (2, 3, 4), (2, 3, 4, 5))),
@@ -341,6 +342,37 @@ def test_tampered_expert_is_found_out(tamper):
     tamper(expert.state_dict())
     with pytest.raises(RunError, match="not a cut"):
         verify_expert(expert, full)
+
+
+def test_weights_are_compared_bit_for_bit():
+    """A zero that turned negative changes no logit, and yet the weights are other ones."""
+    full = build()
+    full.state_dict()["head.leaves.weight"][3, 0] = 0.0
+    expert, reference = cut_expert(full, "dog"), Reference(full)
+    reference.check_weights(expert)
+    weight = expert.state_dict()["head.leaves.weight"]
+    assert weight[1, 0] == 0
+    weight[1, 0] = -0.0
+    assert reference.difference(expert) < 1e-9
+    with pytest.raises(RunError, match=r"'head\.leaves\.weight' is not bitwise the full network's"):
+        reference.check_weights(expert)
+    with pytest.raises(RunError, match="not bitwise"):
+        reference.check_weights(cut_expert(full, "dog").float())
+    with pytest.raises(RunError, match="classes that the full network lacks"):
+        Reference(cut_expert(full, "cat")).check_weights(expert)
+
+
+def test_largest_difference_of_all_batches_counts():
+    full = build()
+    expert, reference = cut_expert(full, "dog"), Reference(full, lambda: iter([IMAGES[:1], IMAGES[1:], IMAGES]))
+    assert [len(found) for found in reference.logits] == [1, 1, 2] and reference.difference(expert) < 1e-12
+    reference.logits[1][0, 3] += 3e-10
+    reference.logits[2][0, 2] -= 2e-10
+    reference.logits[0][0, 0] += 1  # of a class that the expert lacks
+    assert reference.difference(expert) == pytest.approx(3e-10, rel=1e-3)
+    reference.logits[0][0, 4] = torch.nan
+    with pytest.raises(RunError, match="nan"):
+        reference.difference(expert)
 
 
 def test_expert_of_another_network_is_refused():

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hlnet
+from hlnet import remote_file
 from hlnet.candidates import nodes_of_level
 from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.cli import cutting, expert_tables, output
@@ -139,7 +141,7 @@ def test_minus(run, at, tmp_path, selection, kept):
 
 
 def test_dry_run_shows_what_stays_and_writes_nothing(run, at, tmp_path):
-    line = "{full} --classes 'animal -animal/dog' --dry-run --verify"
+    line = "{full} --classes 'animal -animal/dog' --dry-run"
     for out in ("", " --out e.safetensors", " --out no/e.safetensors"):
         code, text, err = run(line + out)
         assert code == 0 and err == "nothing was written: --dry-run\n" and not os.listdir(tmp_path)
@@ -211,8 +213,11 @@ def test_under_writes_only_what_fits(run, at, tmp_path):
         f"{n}.safetensors" for n in ("animal-cat", "animal-dog", "tool-saw-saw", "wheel")
     ]
     code, text, err = run(f"{{full}} --each 1 --under {budget} --out more")
-    assert (code, text) == (1, "") and err.startswith("1 of 3 experts are over the budget") and "'animal'" in err
-    assert not (tmp_path / "more").exists() and (tmp_path / "e.safetensors").read_text() == "older"
+    assert code == 0 and "and not written: 'animal'" in err and "animal" not in text
+    assert sorted(os.listdir("more")) == ["tool-saw.safetensors", "wheel.safetensors"]
+    code, text, err = run("{full} --each 1 --under 0.001M --out none")
+    assert (code, text) == (1, "") and "\n" not in err
+    assert not (tmp_path / "none").exists() and (tmp_path / "e.safetensors").read_text() == "older"
     code, text, _ = run(f"{{full}} --classes cat --under {budget} --out e.safetensors")
     assert code == 0 and "'cat' takes" in text and "0M to spare" in text and "Inner nodes" not in text
     assert_cut(tmp_path / "e.safetensors", at["full"], "cat")
@@ -270,49 +275,59 @@ def test_no_half_written_file(run, at, tmp_path, monkeypatch):
     """The second of three fails when it is verified: the first is there, the second's older file is as it was."""
     (tmp_path / "many").mkdir()
     (tmp_path / "many/wheels.safetensors").write_text("older")
-    verify = cutting.verify_expert
+    cut = cutting.cut_checkpoint
 
-    def fails_for_wheels(expert, full, images=None):
-        if "wheel" in expert.tree.classes:
-            next(expert.parameters()).data += 1
-        return verify(expert, full, images)
+    def fails_for_wheels(source, classes, out):
+        cut(source, classes, out)
+        if 7 in classes:
+            net = load_checkpoint(out)
+            next(net.parameters()).data += 1
+            save_checkpoint(net, out)
 
-    monkeypatch.setattr(cutting, "verify_expert", fails_for_wheels)
+    monkeypatch.setattr(cutting, "cut_checkpoint", fails_for_wheels)
     code, text, err = run("{full} --selections {groups} --out many --verify")
-    assert (code, text) == (1, "") and "it is not a cut of it" in err
+    assert (code, text) == (1, "") and "is not bitwise the full network's: it is not a cut of it" in err
+    *_, told, _ = err.splitlines()
+    assert told.startswith(f"'{os.path.join('many', 'wheels.safetensors')}' was not written; 1 of 3 experts")
+    assert told.endswith(f": {os.path.join('many', 'Pets-home.safetensors')}")
     assert sorted(os.listdir("many")) == ["Pets-home.safetensors", "wheels.safetensors"]
     assert (tmp_path / "many/wheels.safetensors").read_text() == "older"
 
 
 def test_verified_on_images(run, at, tmp_path, monkeypatch):
-    seen, verify = [], cutting.verify_expert
+    seen, logits = [], hlnet.expert.float64_logits
 
-    def recording(expert, full, images=None):
-        seen.append(images)
-        return verify(expert, full, images)
+    def recording(net, batches):
+        batches = list(batches)
+        seen.append((len(net.tree.classes), batches))
+        return logits(net, batches)
 
-    monkeypatch.setattr(cutting, "verify_expert", recording)
+    monkeypatch.setattr(hlnet.expert, "float64_logits", recording)
     monkeypatch.setattr(cutting, "BATCH", 2)
     code, text, _ = run("{full} --classes cat --out e.safetensors --verify --images {images} --images {images}/a.png")
-    assert code == 0 and "verified: kept logits equal the full network's on 3 images (largest difference" in text
+    told_so = "verified: weights bitwise the full network's; logits equal on 3 images (largest difference"
+    assert code == 0 and told_so in text
     files = [f"{at['images']}/{name}" for name in ("a.png", "deep/b.jpg", "a.png")]
     prepare = eval_transform(load_checkpoint(at["full"]).transform)
-    assert [len(batch) for batch in seen] == [2, 1]
-    assert torch.equal(torch.cat(seen), torch.stack([prepare(open_image(file)) for file in files]))
-    assert told(run, "{full} --classes cat --out e.safetensors --verify --images {images}")["images"] == 2
-    differences = iter([3e-10, 2e-10])
-    monkeypatch.setattr(cutting, "BATCH", 1)
-    monkeypatch.setattr(cutting, "verify_expert", lambda *_: next(differences))
+    assert [classes for classes, _ in seen] == [7, 3]
+    for _, batches in seen:
+        assert [len(batch) for batch in batches] == [2, 1]
+        assert torch.equal(torch.cat(batches), torch.stack([prepare(open_image(file)) for file in files]))
     found = told(run, "{full} --classes cat --out e.safetensors --verify --images {images}")
-    assert found["max_logit_difference"] == 3e-10 and not list(differences)
+    assert found["images"] == 2 and found["weights_bitwise"] is True and 0 <= found["max_logit_difference"] < 1e-9
+    seen.clear()
+    found = told(run, "{full} --each 2 --out many --verify --images {images}")
+    assert [classes for classes, _ in seen] == [7, 3, 2, 1, 1]  # the full network runs once for all
+    assert all(one["images"] == 2 and one["weights_bitwise"] for one in found["experts"])
 
 
 def test_model_is_located_once(run, at, monkeypatch):
-    asked, locate = [], cutting.locate_or_pin
-    monkeypatch.setattr(cutting, "locate_or_pin", lambda name: (asked.append(name), locate(name))[1])
+    asked, locate = [], remote_file.locate_or_pin
+    monkeypatch.setattr(remote_file, "locate_or_pin", lambda name: (asked.append(name), locate(name))[1])
     for line in ("--each 2 --out many --verify", "--classes dog --out e.safetensors", "--under 1M"):
         told(run, f"{{full}} {line}")
-    assert asked == [at["full"]] * 3
+    assert [name for name in asked if isinstance(name, str)] == [at["full"]] * 3
+    assert {name for name in asked if not isinstance(name, str)} == {Path(at["full"])}  # what was found
 
 
 @pytest.mark.parametrize(
@@ -331,11 +346,22 @@ def test_model_on_the_hub_is_fetched_as_far_as_needed(run, tmp_path, monkeypatch
     data = (tmp_path / "wide.safetensors").read_bytes()
     with hub_instead(monkeypatch, tmp_path) as hub:
         hub.put("me/wide", {"model.safetensors": data})
-        told(run, f"hf-hub:me/wide {line}")
+        found = told(run, f"hf-hub:me/wide {line}")
+    assert found.get("fetched_bytes") == (hub.sent if "--out" in line else None)
     assert least * len(data) <= hub.sent <= most * len(data)
     assert sum("/main/" in path for _, path in hub.asked) == 1  # then its commit
     for path in tmp_path.glob("e.safetensors"):
         assert_cut(path, tmp_path / "wide.safetensors", "wheel")
+
+
+@pytest.mark.parametrize("chosen", ["wheel", "animal", "*"])
+def test_small_file_on_the_hub_is_never_fetched_twice(run, at, tmp_path, monkeypatch, chosen):
+    with open(at["full"], "rb") as file, hub_instead(monkeypatch, tmp_path) as hub:
+        data = file.read()
+        hub.put("me/small", {"model.safetensors": data})
+        found = told(run, f"hf-hub:me/small --classes {chosen} --out e.safetensors")
+    assert found["fetched_bytes"] == hub.sent <= len(data) + (remote_file.FIRST if len(hub.parts) == 1 else 0)
+    assert_cut(tmp_path / "e.safetensors", at["full"], chosen)
 
 
 # Exit code, options, and what the message must name.
@@ -343,6 +369,7 @@ REFUSED = """
 2 | {full} --out e.safetensors | --classes is needed & --each & --selections
 2 | {full} | --classes is needed
 2 | {full} --dry-run | --classes is needed
+2 | {full} --classes cat --dry-run --verify | --verify & --dry-run
 2 | {full} --under 1M --out e.safetensors | --classes is needed
 2 | {full} --classes cat | --out is needed & --dry-run
 2 | {full} --each 1 | --out is needed
@@ -360,6 +387,16 @@ REFUSED = """
 2 | {full} --classes cat --out e.safetensors --verify --images {empty} | empty' is a folder without images
 1 | {full} --classes cat --out e.safetensors --verify --images {images}/note.txt | note.txt
 1 | {full} --classes cat --out e.safetensors --verify --images {images}/no.png | no.png
+1 | {full} --each 1 --out many --verify --images {images} --images {images}/no.png | no.png
+2 | {full} --selections {groups} --out many --verify --images {images} --images {empty} | --images & empty'
+2 | {full} --classes cat --out e.safetensors --max-false-positive 0.01 | --max-false-positive & --calibrate
+2 | {full} --classes cat --dry-run --score energy --split val | --split, --score: only --calibrate
+2 | {full} --classes cat --out e.safetensors --batch-size 8 --workers 0 | --batch-size, --workers & --calibrate
+2 | {full} --classes cat --out e.safetensors --verify --device cpu | --device & --calibrate
+2 | {full} --classes cat --out e.safetensors --data-root {images} | --data-root & --calibrate
+2 | none --classes cat --out e.safetensors --calibrate none --max-false-positive 0 | --max-false-positive 0: expected
+2 | none --classes cat --out e.safetensors --calibrate none --max-false-positive 1 | --max-false-positive 1: expected
+2 | none --classes cat --out e.safetensors --calibrate none --max-false-positive nan | --max-false-positive nan
 2 | {full} --classes cat --out {root}/images/../full.safetensors | is the model itself
 2 | {plain} --classes cat --dry-run | is a plain network & no branches
 2 | {plain} --under 1M | is a plain network

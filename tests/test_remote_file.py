@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hlnet import byte_ranges, remote_file
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.checkpoint import header_of, load_checkpoint, read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, SelectionError, UsageError
 from hlnet.expert import cut_checkpoint, cut_expert
 from hlnet.hub import locate_model
@@ -123,6 +124,7 @@ def test_what_is_sent_is_what_the_expert_needs(hub, large, tmp_path, chosen):
 
 def test_not_more_than_a_few_requests_at_a_time(hub, large, monkeypatch):
     monkeypatch.setattr(byte_ranges, "CHUNK", 100_000)
+    monkeypatch.setattr(remote_file, "NEARLY_ALL", 2)
     running, most, changing = [0], [0], threading.Lock()
 
     def watched(handler, *answer):
@@ -147,6 +149,65 @@ def test_without_tolerance_every_byte_is_needed(hub, full, monkeypatch):
     monkeypatch.setattr(remote_file, "FIRST", 8 + len(header))
     assert equal(cut_expert(NAME, "dog"), expert)
     assert hub.sent == 8 + len(header) + sum(tensor.nbytes for tensor in expert.state_dict().values())
+
+
+@pytest.mark.parametrize("first", [1000, 1 << 16, 200_000, 10**9])
+@pytest.mark.parametrize("gap", [0, 1 << 16])
+def test_nothing_is_fetched_twice(hub, full, monkeypatch, tmp_path, first, gap):
+    """What came along with the header is taken from there; all that was sent is counted, and is less than the file."""
+    monkeypatch.setattr(byte_ranges, "GAP", gap)
+    monkeypatch.setattr(remote_file, "FIRST", first)
+    monkeypatch.setattr(remote_file, "NEARLY_ALL", 2)
+    with in_parts(NAME) as remote:
+        assert header_of(remote, NAME) == read_header(full[0])
+        fetched = cut_checkpoint(remote, "dog", tmp_path / "expert.safetensors")
+    assert equal(load_checkpoint(tmp_path / "expert.safetensors"), full[1])
+    parts = sorted(hub.parts)
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(parts))
+    assert fetched == remote.fetched == hub.sent == sum(end - begin for begin, end in parts)
+    assert fetched <= full[0].stat().st_size and sum("/main/" in path for _, path in hub.asked) == 1
+
+
+def test_file_that_is_needed_nearly_whole_is_fetched_whole(hub, full, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "hlnet")
+    monkeypatch.setattr(remote_file, "FIRST", 20_000)
+    fetched = cut_checkpoint(NAME, "*", tmp_path / "expert.safetensors")
+    assert "nearly all of it is needed" in caplog.text and len(hub.parts) == 1 and cached(tmp_path)
+    assert fetched == hub.sent == 20_000 + full[0].stat().st_size
+    assert equal(load_checkpoint(tmp_path / "expert.safetensors"), cut_expert(full[0], "*"))
+    assert cut_checkpoint(NAME, "dog", tmp_path / "expert.safetensors") == 0  # it is in the cache now
+
+
+def test_nearly_all_is_what_is_still_to_be_sent(hub, full, tmp_path, monkeypatch):
+    """With a share just above what a cut still needs it comes in parts, with one just below whole."""
+    header, size = raw_header(full[0])
+    monkeypatch.setattr(remote_file, "FIRST", 8 + len(header))
+    monkeypatch.setattr(remote_file, "NEARLY_ALL", 2)
+    needed = cut_checkpoint(NAME, "dog", tmp_path / "expert.safetensors") - 8 - len(header)
+    for share, whole in (((needed + 1) / size, False), (needed / size, True)):
+        monkeypatch.setattr(remote_file, "NEARLY_ALL", share)
+        assert equal(cut_expert(NAME, "dog"), full[1]) and bool(cached(tmp_path)) == whole
+
+
+def test_whole_file_at_once(hub, full, tmp_path):
+    with in_parts(NAME, whole=True) as remote:
+        assert remote.path is not None and remote.path.read_bytes() == full[0].read_bytes()
+        assert cut_checkpoint(remote, "dog", tmp_path / "expert.safetensors") == hub.sent == full[0].stat().st_size
+    assert not hub.parts and equal(load_checkpoint(tmp_path / "expert.safetensors"), full[1])
+    with pytest.raises(UsageError, match="the model itself"):
+        cut_checkpoint(remote, "dog", remote.path)
+
+
+def test_whole_file_that_is_another_is_an_error(hub, full, tmp_path):
+    """Between the header and the rest it changes, to one of the same size or of another."""
+    for other in (bytes(full[0].stat().st_size), full[0].read_bytes() + b"x"):
+        hub.put("me/net", {"model.safetensors": full[0].read_bytes(), "README.md": other})
+        commit = hub.commits["me/net", "main"][0]
+        with in_parts(NAME) as remote:
+            hub.commits["me/net", commit] = (commit, {"model.safetensors": other})
+            with pytest.raises(RunError, match="changed"):
+                cut_checkpoint(remote, "*", tmp_path / "expert.safetensors")
+    assert not (tmp_path / "expert.safetensors").exists()
 
 
 def test_only_the_header_is_fetched_to_read_it(hub, full, monkeypatch):
@@ -209,6 +270,7 @@ def test_requests_cover_the_pieces(pieces, gap, chunk):
 
 def test_every_selection_is_the_local_cut(hub, fine, full, tmp_path, monkeypatch):
     monkeypatch.setattr(byte_ranges, "CHUNK", 200_000)
+    monkeypatch.setattr(remote_file, "NEARLY_ALL", 2)  # in parts, whatever is chosen
     for number in range(1, 2 ** len(TREE.classes)):
         chosen = [name for i, name in enumerate(TREE.classes) if number >> i & 1]
         assert equal(cut_expert(NAME, chosen), cut_expert(full[0], chosen)), chosen
@@ -308,6 +370,8 @@ def test_file_in_the_cache_that_is_not_current_is_not_used(hub, full, tmp_path):
 def test_server_that_sends_whole_files_only(hub, full, tmp_path, caplog):
     caplog.set_level(logging.INFO, "hlnet")
     hub.sends_parts = False
+    assert cut_checkpoint("hf-hub:me/net", "dog", tmp_path / "expert.safetensors") == full[0].stat().st_size
+    assert equal(load_checkpoint(tmp_path / "expert.safetensors"), full[1])
     assert equal(cut_expert(NAME, "dog"), full[1])
     assert "whole" in caplog.text and len(hub.parts) == 1 and cached(tmp_path)
     assert cut_checkpoint(NAME, "dog", tmp_path / "expert.safetensors") == 0 and len(hub.parts) == 1

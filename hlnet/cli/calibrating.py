@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.progress import Progress
 
-from hlnet.calibration import calibrate
+from hlnet.calibration import calibrate, check_outside
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.cli import options, output
 from hlnet.data import Split, TreeData, eval_transform, load_data, loader
 from hlnet.inference import optimize
 from hlnet.provenance import Score
+from hlnet.tree import ClassTree
+from hlnet.trunk import InputTransform
 
 
 class Calibration:
@@ -46,9 +48,20 @@ class Calibration:
         self.max_false_positive, self.score, self.bar = max_false_positive, score, bar
         self.device, self.batch_size, self.workers = options.pick_device(device), batch_size, workers
 
+    def check(self, tree: ClassTree, transform: InputTransform) -> None:
+        """Whether it can work for an expert, before that is cut; no image is read.
+
+        Raises:
+            DataError: if there are no images of the expert's classes, or too few of others.
+        """
+        check_outside(self._data(tree, transform), self.max_false_positive)
+
+    def _data(self, tree: ClassTree, transform: InputTransform) -> TreeData:
+        return TreeData(self.images, tree, eval_transform(transform), outside=True)
+
     def __call__(self, draft: Path) -> dict[str, Any]:
         net = load_checkpoint(draft, self.device)
-        data = TreeData(self.images, net.tree, eval_transform(net.transform), outside=True)
+        data = self._data(net.tree, net.transform)
         batches = loader(data, self.batch_size, self.workers)
         task = self.bar.add_task("calibrating", total=len(batches)) if self.bar else None
 

@@ -9,36 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from hlnet.checkpoint import load_checkpoint
+from hlnet.cli import output
 from hlnet.data import eval_transform, open_image
-from hlnet.errors import UsageError
-from hlnet.expert import cut_checkpoint, verify_expert
+from hlnet.errors import some
+from hlnet.expert import Reference, cut_checkpoint
 from hlnet.files import replacing
-from hlnet.hub import locate_or_pin
-from hlnet.model_names import HUB
 from hlnet.network import HierarchicalNet
+from hlnet.remote_file import RemoteFile
 from hlnet.tree import ClassTree
-from hlnet.tree_io import IMAGE_SUFFIXES
 
 #: What is done with an expert's file before it takes its place; it returns what there is to tell of that.
 Step = Callable[[Path], dict[str, Any]]
 SUFFIX = ".safetensors"
 BATCH = 16
-
-
-def located(model: str, whole: bool) -> str | Path:
-    """What a MODEL stands for, once and for all: its file, or a name on the Hub with the commit.
-
-    Args:
-        model: its name.
-        whole: fetch the file even if parts of it would do.
-    """
-    found = locate_or_pin(model)
-    if isinstance(found, Path):
-        return found
-    return found.download() if whole else f"{HUB}{found.repo_id}@{found.commit}"
 
 
 def file_names(names: Iterable[str]) -> list[str]:
@@ -64,65 +51,81 @@ def file_names(names: Iterable[str]) -> list[str]:
     return found
 
 
+def write_experts(
+    source: Path | RemoteFile,
+    tree: ClassTree,
+    cuts: Sequence[tuple[Collection[int], Path]],
+    steps: Sequence[Step] = (),
+    bar: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Cut experts, one after the other; if one fails, those that are written by then are told on stderr.
+
+    Args:
+        source: the network, as :func:`hlnet.remote_file.in_parts` found it.
+        tree: its classes.
+        cuts: of each expert the positions of the classes to keep, and the file to write.
+        steps: what to do with each new file before it takes its place.
+        bar: where to show how far it is.
+
+    Returns:
+        of each what the steps tell, and under ``"out"`` where the file is.
+    """
+    told: list[dict[str, Any]] = []
+    try:
+        for kept, out in bar.track(cuts, description="experts") if bar else cuts:
+            told.append(write_expert(source, tree, kept, out, steps))
+    finally:
+        if told and len(told) < len(cuts):
+            written = some((str(out) for _, out in cuts[: len(told)]), limit=12)
+            output.hint(
+                f"'{cuts[len(told)][1]}' was not written; {len(told)} of {len(cuts)} experts were before it: {written}"
+            )
+    return told
+
+
 def write_expert(
-    source: str | Path, tree: ClassTree, classes: Collection[int], out: Path, steps: Sequence[Step] = ()
+    source: Path | RemoteFile, tree: ClassTree, classes: Collection[int], out: Path, steps: Sequence[Step] = ()
 ) -> dict[str, Any]:
     """Cut one expert, from file to file; what fails in a step never takes the place of an older file.
 
     Args:
-        source: the network that :func:`located` found.
-        tree: its classes.
+        source, tree, steps: as :func:`write_experts` takes them.
         classes: positions of those to keep.
         out: the file to write.
-        steps: what to do with the new file first.
-
-    Returns:
-        what the steps tell, and under ``"out"`` where the file is.
     """
     told: dict[str, Any] = {"out": str(out)}
     with replacing(out) as draft:
-        indices = [index for i in classes if (index := tree.indices[i]) is not None]
-        told["fetched_bytes"] = cut_checkpoint(source, indices, draft)
+        cut_checkpoint(source, [index for i in classes if (index := tree.indices[i]) is not None], draft)
         for step in steps:
             told |= step(draft)
     return told
 
 
 class Verification:
-    """The step that proves an expert's logits to be the full network's.
+    """The step that proves an expert's weights and logits to be the full network's, which runs once for all experts.
 
     Args:
-        source: the full network's file.
-        images: image files, and folders of them; default: random noise.
+        full: the full network's file.
+        files: images; default: random noise.
 
     Raises:
-        UsageError: if a folder holds no image.
+        DataError: if one of them cannot be read.
     """
 
-    def __init__(self, source: str | Path, images: Sequence[Path] | None = None) -> None:
-        self.files = [file for path in images or () for file in _images(path)]
-        full = load_checkpoint(source)
-        assert isinstance(full, HierarchicalNet)
-        self.full = full
+    def __init__(self, full: Path, files: Sequence[Path] = ()) -> None:
+        net = load_checkpoint(full)
+        assert isinstance(net, HierarchicalNet)
+        self.files, self.prepare = files, eval_transform(net.transform)
+        self.reference = Reference(net, self.batches if files else None)
 
-    def __call__(self, draft: Path) -> dict[str, float]:
+    def __call__(self, draft: Path) -> dict[str, Any]:
         expert = load_checkpoint(draft)
         assert isinstance(expert, HierarchicalNet)
-        batches = self.batches() if self.files else [None]
-        found = {"max_logit_difference": max(verify_expert(expert, self.full, batch) for batch in batches)}
+        self.reference.check_weights(expert)
+        found = {"weights_bitwise": True, "max_logit_difference": self.reference.difference(expert)}
         return found | {"images": len(self.files)} if self.files else found
 
     def batches(self) -> Iterator[Tensor]:
         """The images as the network takes them."""
-        prepare = eval_transform(self.full.transform)
         for start in range(0, len(self.files), BATCH):
-            yield torch.stack([prepare(open_image(file)) for file in self.files[start : start + BATCH]])
-
-
-def _images(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise UsageError(f"--images '{path}' is a folder without images")
-    return found
+            yield torch.stack([self.prepare(open_image(file)) for file in self.files[start : start + BATCH]])

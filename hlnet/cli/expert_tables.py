@@ -56,7 +56,10 @@ def show_written(told: Sequence[dict[str, Any]], what: str, out: Path | None) ->
     if "max_logit_difference" in told[0]:
         largest = max(one["max_logit_difference"] for one in told)
         on = f" on {told[0]['images']} images" if "images" in told[0] else ""
-        output.show(f"verified: kept logits equal the full network's{on} (largest difference {largest:.1g}, float64)")
+        output.show(
+            f"verified: weights bitwise the full network's; logits equal{on} "
+            f"(largest difference {largest:.1g}, float64)"
+        )
     size = sum(Path(one["out"]).stat().st_size for one in told)
     output.show(f"{what}, {size / 1e6:.1f} MB, written to {out}")
 

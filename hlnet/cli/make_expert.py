@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import UsageError
+from hlnet.errors import HlnetError, UsageError, some
 
 CALIBRATION = '"None of mine"'
+OF_CALIBRATION = ("split", "max_false_positive", "score", "batch_size", "workers", "data_root", "device")
 
 
 def make_expert(
+    context: typer.Context,
     model: options.Model,
     classes: options.Classes = None,
     out: Annotated[
@@ -36,7 +38,11 @@ def make_expert(
         bool, typer.Option("--dry-run", help="Show what would stay and what it costs; write nothing.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Prove on random images that the kept logits equal the full network's.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Prove that the kept weights are the full network's, and on random images that the logits are.",
+        ),
     ] = False,
     images: Annotated[
         list[Path] | None,
@@ -64,18 +70,17 @@ def make_expert(
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that run together.", rich_help_panel=CALIBRATION)] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.", rich_help_panel=CALIBRATION)] = 2,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where timm's data sources keep their files.", rich_help_panel=CALIBRATION)
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the expert runs.", rich_help_panel=CALIBRATION)] = "auto",
+    batch_size: options.BatchSize = 64,
+    workers: options.Workers = 2,
+    data_root: options.DataRoot = None,
+    device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Cut an expert: keep only the wanted classes' paths.
 
     Out of a full network or another expert. Reads only the rows that it keeps; no training. Writes a checkpoint that
-    every command takes; of several experts, a folder of them.
+    every command takes; of several experts, a folder of them. From hf-hub: only the needed bytes are fetched, but for
+    --verify, --each and --selections the whole file.
 
     **Examples**
 
@@ -88,22 +93,35 @@ def make_expert(
         hlnet make-expert runs/photos --classes animal/cat --out cats.safetensors --calibrate photos
     """
     _check(classes, each, selections, out, under, dry_run)
-    if calibrate is not None and (out is None or dry_run):
+    if calibrate is None:
+        sources = {name: context.get_parameter_source(name) for name in OF_CALIBRATION}
+        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        if given:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{named}: only --calibrate looks at that; give it, too, or leave this out")
+    elif out is None or dry_run:
         raise UsageError("--calibrate fits the file that is written: give --out, and no --dry-run")
+    if not 0 < max_false_positive < 1:
+        raise UsageError(f"--max-false-positive {max_false_positive:g}: expected a share between 0 and 1; 0.01 is 1 %")
+    if verify and (out is None or dry_run):
+        raise UsageError("--verify looks at the file that is written: give --out, and no --dry-run")
     if images and not verify:
         raise UsageError("--images are what --verify runs on; give both")
+    files_to_verify = options.image_files(images or [], "--images")
     from hlnet.candidates import Limit, candidates, nodes_of_level, require_fit
-    from hlnet.checkpoint import read_header
+    from hlnet.checkpoint import header_of, opened
     from hlnet.cli import cutting, expert_tables, output
     from hlnet.network import NetworkConfig
     from hlnet.profiling import profile, unit_costs
+    from hlnet.remote_file import RemoteFile, in_parts
     from hlnet.selection import read_selections, select_classes
 
     output.show_log()
     several, writes = each is not None or selections is not None, out is not None and not dry_run
     limit = Limit.parse(under) if under else None
-    source = cutting.located(model, whole=writes and (verify or several))
-    header = read_header(source)
+    source = in_parts(model, whole=writes and (verify or several))
+    with opened(source) as file:
+        header = header_of(file, source)
     config, tree = header.config, header.tree
     if not isinstance(config, NetworkConfig):
         raise UsageError(f"'{model}' is a plain network: it has no branches to choose from")
@@ -118,34 +136,50 @@ def make_expert(
     # Counting takes a second, and the profile of one expert counts again: only where it is needed.
     units = unit_costs(config, header.transform)[0] if several or limit else []
     wanted = candidates(tree, units, choices) if units else []
+    if limit and several and writes:
+        over = [one.name for one in wanted if not limit.fits(one)]
+        if len(over) < len(wanted):  # else there is nothing to write, and it is said below why
+            wanted = [one for one in wanted if one.name not in over]
+            choices = {one.name: choices[one.name] for one in wanted}
+            if over:
+                names = some(f"'{name}'" for name in over)
+                output.hint(f"over the budget of {limit.text(limit.most)}, and not written: {names}")
     told: list[dict[str, Any]] = [{} for _ in choices]
     if out is not None and writes:
         files = [out / name for name in cutting.file_names(choices)] if several else [out]
-        for file in files:
-            if file.resolve() == Path(source).resolve():
-                raise UsageError(f"--out: '{file}' is the model itself; choose another name")
+        local = source.path if isinstance(source, RemoteFile) else source
+        for path in files:
+            if local is not None and path.resolve() == local.resolve():
+                raise UsageError(f"--out: '{path}' is the model itself; choose another name")
         if limit:
             require_fit(wanted, limit, tree, units)
-        steps: list[cutting.Step] = [cutting.Verification(source, images)] if verify else []
         with output.progress() as bar:
+            # Whatever can be found wrong is, before the first file is written; and what is quick goes first.
+            steps: list[cutting.Step] = []
             if calibrate is not None:
                 from hlnet.cli.calibrating import Calibration
 
-                steps.append(
-                    Calibration(
-                        calibrate,
-                        split.value,
-                        data_root,
-                        max_false_positive,
-                        score.value if score else None,
-                        device,
-                        batch_size,
-                        workers,
-                        bar,
-                    )
+                calibration = Calibration(
+                    calibrate,
+                    split=split.value,
+                    root=data_root,
+                    max_false_positive=max_false_positive,
+                    score=score.value if score else None,
+                    device=device,
+                    batch_size=batch_size,
+                    workers=workers,
+                    bar=bar,
                 )
-            cuts = bar.track(list(zip(choices.values(), files, strict=True)), description="experts")
-            told = [cutting.write_expert(source, tree, kept, file, steps) for kept, file in cuts]
+                for name, kept in choices.items():
+                    try:
+                        calibration.check(tree.prune(kept), header.transform)
+                    except HlnetError as error:
+                        raise type(error)(f"expert '{name}': {error}" if several else str(error)) from error
+                steps = [calibration]
+            if verify:
+                assert local is not None
+                steps = [cutting.Verification(local, files_to_verify), *steps]
+            told = cutting.write_experts(source, tree, list(zip(choices.values(), files, strict=True)), steps, bar)
 
     kept, costs = next(iter(choices.values())), None
     if several:
@@ -157,6 +191,8 @@ def make_expert(
             indices = [index for i in kept if (index := tree.indices[i]) is not None]
             costs = profile(config, tree, header.transform, indices, header.provenance.parent_counts)
             found |= costs.model_dump(mode="json")
+    if writes:
+        found["fetched_bytes"] = source.fetched if isinstance(source, RemoteFile) else 0
     if limit:
         found["budget"] = expert_tables.budget_described(wanted, limit, tree, units, nodes=not several)
     if as_json:

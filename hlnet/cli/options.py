@@ -148,6 +148,25 @@ def read_text(path: Path, option: str) -> str:
         raise UsageError(f"{option} '{path}' cannot be read: {reason}") from error
 
 
+def image_files(paths: list[Path], option: str) -> list[Path]:
+    """Image files, and those of folders; whether the files are there and can be read is left to who opens them.
+
+    Raises:
+        UsageError: if a folder holds none.
+    """
+    from hlnet.tree_io import IMAGE_SUFFIXES
+
+    files: list[Path] = []
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside:
+            raise UsageError(f"{option} '{path}' is a folder without images")
+        files += inside
+    return files
+
+
 def pick_device(name: str) -> str:
     """The torch device for a name; ``auto`` takes a GPU where there is one.
 

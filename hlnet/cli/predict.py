@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import RunError, UsageError
+from hlnet.errors import RunError
 
 if TYPE_CHECKING:
     from hlnet.prediction import Prediction
@@ -44,7 +44,7 @@ def predict(
     from hlnet import prediction
     from hlnet.cli import output
 
-    files, net = _files(images), options.load_optimized(model, device, dtype)
+    files, net = options.image_files(images, "IMAGES"), options.load_optimized(model, device, dtype)
     rejection = net.provenance.rejection
     if len(net.tree.classes) == 1 and rejection is None:
         output.hint(
@@ -78,18 +78,3 @@ def _lines(found: Prediction, rejection: Rejection | None) -> Iterator[str]:
             yield f"{'accepted' if rejection else 'perhaps'}  {label.path}  ({told})"
         else:
             yield f"{100 * label.probability:6.2f} %  {label.path}"
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    from hlnet.tree_io import IMAGE_SUFFIXES
-
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise UsageError(f"folder '{path}' holds no images")
-            files += inside
-        else:
-            files.append(path)
-    return files
