@@ -1,4 +1,4 @@
-"""The commands in README.md: each exists, with every option that is shown."""
+"""The commands in README.md and docs/: each exists, with every option that is shown."""
 
 import re
 import shlex
@@ -9,23 +9,24 @@ import typer.main
 
 from hlnet.cli.main import app
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands():
+def commands(page):
     """The lines of fenced bash blocks that start with ``hlnet``; continued lines are joined."""
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:bash|sh|console|shell)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith("hlnet ")]
 
 
 def test_readme_shows_commands():
-    assert commands()
+    assert commands(ROOT / "README.md")
 
 
-@pytest.mark.parametrize("line", commands())
-def test_readme_command_parses(line):
+@pytest.mark.parametrize("line", [line for page in PAGES for line in commands(page)])
+def test_command_parses(line):
     group = typer.main.get_command(app)
     arguments = re.split(r"\s(?:\||>|>>|&&|;)\s", line)[0]
     _, *words = shlex.split(arguments, comments=True)
@@ -34,4 +35,7 @@ def test_readme_command_parses(line):
         assert set(words) <= known
         return
     command = group.commands[words[0]]
+    while hasattr(command, "commands"):  # hlnet tree show
+        words = words[1:]
+        command = command.commands[words[0]]
     command.make_context(f"hlnet {words[0]}", [word for word in words[1:] if word != "--debug"])  # parses, runs nothing
