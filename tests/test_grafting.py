@@ -282,7 +282,6 @@ def test_settings_are_the_networks_own():
         ({"net": "plain"}, UsageError, "plain network has no branches"),
         ({"net": "optimized"}, UsageError, "InferenceNet cannot be grown"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_grafted(change, error, told):
     net = build(OLD).float()
