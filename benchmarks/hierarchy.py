@@ -152,8 +152,12 @@ def measure(args: argparse.Namespace, kind: str, seed: int, trees: dict[str, hln
 
 def report(paths: list[Path]) -> None:
     """Tables: mean over seeds ± standard deviation, and the difference to the given tree, seed by seed."""
-    for path in paths:
+    found_in: dict[str, Any] = {}
+    for path in paths:  # files of one data set are one table: its seeds may have run side by side
         results = json.loads(path.read_text())
+        runs = found_in.get(results["name"], {}).get("runs", {}) | results["runs"]
+        found_in[results["name"]] = results | {"runs": runs}
+    for results in found_in.values():
         print(f"\n**{results['name']}**, {results['nodes']} nodes, {results['images']} training images\n")
         print(
             "| network | head: parameters, M | GMACs | val top-1, % | test top-1, % | given tree's lead, test ",
@@ -168,7 +172,7 @@ def report(paths: list[Path]) -> None:
                 continue
             leads = [
                 100 * (ours["test"]["top-1"] - theirs["test"]["top-1"])
-                for ours, theirs in zip(runs["N3HL, given tree"], found, strict=False)
+                for ours, theirs in zip(runs["N3HL, given tree"], found, strict=False)  # where both have run
             ]
             cells = [
                 kind,
@@ -198,7 +202,8 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="augmented views of each training image")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--report", type=Path, nargs="+", help="print these result files as tables, and stop")
     args = parser.parse_args()
@@ -223,8 +228,8 @@ def main() -> None:
         "settings": {name: str(value) for name, value in vars(args).items()},
         "torch": torch.__version__,
     }
-    for seed in range(args.seeds):
-        for kind in KINDS:
+    for seed in args.seeds:
+        for kind in args.kinds:
             key = f"{kind}/{seed}"
             if key not in results["runs"]:
                 results["runs"][key] = measure(args, kind, seed, trees, data)
