@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -70,6 +71,7 @@ def ended(process, seconds=300):
 
 def _run(words, log, prepare, environment):
     os.setsid()  # a signal to the whole group is for this run alone
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever started the tests may have switched off
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

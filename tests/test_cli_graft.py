@@ -102,5 +102,6 @@ def test_a_class_may_hold_a_comma_or_sign(at):
     known = ("tench, Tinca tinca", "a=b", "owl")
     assert _names("tench, Tinca tinca", known) == {"tench, Tinca tinca": "tench, Tinca tinca"}
     assert _names("a=b, owl=Eule", known) == {"a=b": "a=b", "owl": "Eule"}
-    assert _parents(["Eule=x=y", "a"], ["a=b", "Eule"]) == {"a=b": "a", "Eule": "x=y"}
-    assert _parents([], ["Eule"]) is None and _parents(["Eule=/"], ["Eule", "b"]) == {"Eule": "/"}
+    assert _parents(["Eule=x=y", "a"], {"a=b": "a=b", "owl": "Eule"}) == {"a=b": "a", "Eule": "x=y"}
+    assert _parents(["owl=/"], {"owl": "Eule"}) == {"Eule": "/"}  # by its folder, too
+    assert _parents([], {"Eule": "Eule"}) is None

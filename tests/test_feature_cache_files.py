@@ -186,7 +186,7 @@ def test_too_little_room_is_told_before_it_is_computed(tmp_path, cache, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     net = build()
     seen = computed(net)
-    with pytest.raises(RunError, match=r"cannot write .*1\d\.\d kB are needed, 1 kB free"):
+    with pytest.raises(RunError, match=r"cannot write .*1\d\.\dKB are needed, 1\.0KB free"):
         cached_features(net, photos(tmp_path), folder=cache)
     assert seen == [1] and not [path for path in cache.iterdir() if path.suffix != ".lock"]
 

@@ -158,7 +158,7 @@ def show_log() -> None:
 
     log = logging.getLogger("hlnet")
     if not log.handlers:
-        log.addHandler(Hints())
+        log.addHandler(Hints(logging.INFO))
         log.setLevel(logging.INFO)
 
 
