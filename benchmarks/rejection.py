@@ -110,7 +110,7 @@ def main() -> None:
             torch.save(
                 {(key, split): run(fast, at, split) for key, at in places for split in ("val", "test")}, kept_file
             )
-        found: Logits = torch.load(kept_file)
+        found: Logits = torch.load(kept_file, weights_only=True)
         top1 = [
             float((logits.argmax(1) == labels).double().mean())
             for logits, labels in (found["own", "val"], found["own", "test"])
