@@ -1,4 +1,4 @@
-"""Fitting what a network says of itself: probabilities that come true as often as they say, and "none of mine".
+"""Fitting what a network says of itself: probabilities that come true as often as they say, and "none of these".
 
 Notable here: the temperature is the root of a monotone function, since the loss is convex in its inverse; no optimiser
 can miss it, and its bounds hold also where every image is right and certainty would be best.
@@ -46,7 +46,7 @@ def calibrate(
     score: Score | None = None,
     on_batch: Callable[[], None] | None = None,
 ) -> Provenance:
-    """Fit when a network says "none of mine", and its temperature.
+    """Fit when a network says "none of these", and its temperature.
 
     The threshold comes from images of classes that the network lacks (:func:`hlnet.rejection.conformal_threshold`), the
     temperature from images of its own (:func:`fit_temperature`; with one class there is none), or, where each class was
@@ -234,7 +234,7 @@ def check_outside(data: TreeData, max_false_positive: float) -> None:
         raise UsageError("calibrate() takes data made with outside=True, whose outside images are not left out")
     if not outside:
         raise DataError(
-            f"{data.images.name} holds no images of classes outside the network's, from which 'none of mine' is "
+            f"{data.images.name} holds no images of classes outside the network's, from which 'none of these' is "
             f"learnt, only of {some(data.images.classes)}; add a folder of other images, of whatever name"
         )
     conformal_rank(outside, max_false_positive)

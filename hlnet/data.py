@@ -67,7 +67,7 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         tree: the classes.
         transform: from a PIL image to ``[3, H, W]``.
         subset: leave out images of classes that the tree lacks (an expert's evaluation), instead of refusing them.
-        outside: keep them, with label -1: an expert's test of "none of mine".
+        outside: keep them, with label -1: an expert's test of "none of these".
 
     Attributes:
         left_out: how many images were left out.

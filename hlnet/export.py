@@ -142,7 +142,7 @@ def describe(
         - ``inputs``: shape (``None`` where it is free) and meaning of each; the graph normalises the images itself;
         - ``transform``: size, interpolation and crop of the images, and the mean and std that are in the graph;
         - ``probabilities``: ``"softmax"``, or ``"sigmoid"`` where classes were trained one against all, to be taken
-          after dividing by ``temperature``; ``rejection``: score and threshold of "none of mine", or ``None``;
+          after dividing by ``temperature``; ``rejection``: score and threshold of "none of these", or ``None``;
         - ``config``, ``provenance``: as in the checkpoint; ``fingerprint``: the checkpoint's, where it came from one.
     """
     known = model.provenance

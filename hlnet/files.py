@@ -28,15 +28,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     target = Path(path)
-    if target.is_dir():
-        raise RunError(f"cannot write '{target}': it is a folder; give a file name")
-    make_folder(target.parent)
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".hlnet-", suffix=target.suffix)
-    except OSError as error:
-        raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
-    os.close(handle)
-    draft = Path(name)
+    draft = _draft(target)
     try:
         yield draft
         # mkstemp makes the file private; give it the mode that open() would have.
@@ -51,6 +43,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out that a file cannot be written before the work that it is to hold; what stands there stays.
+
+    Raises:
+        RunError: as :func:`replacing`.
+    """
+    _draft(Path(path)).unlink(missing_ok=True)
+
+
+def _draft(target: Path) -> Path:
+    """A new empty file beside the target."""
+    if target.is_dir():
+        raise RunError(f"cannot write '{target}': it is a folder; give a file name")
+    make_folder(target.parent)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".hlnet-", suffix=target.suffix)
+    except OSError as error:
+        raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
+    os.close(handle)
+    return Path(name)
 
 
 def _settle(folder: Path) -> None:

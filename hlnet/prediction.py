@@ -1,4 +1,4 @@
-"""Labels for image files, or "none of mine"."""
+"""Labels for image files, or "none of these"."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Prediction(BaseModel):
         image: its path.
         labels: the candidates, also where the image was rejected.
         score: how familiar the image is, of a network that holds a fitted threshold or has one class only.
-        rejected: whether the score lies below the threshold, "none of mine"; ``None`` without a threshold.
+        rejected: whether the score lies below the threshold, "none of these"; ``None`` without a threshold.
         error: why it could not be read.
     """
 

@@ -13,7 +13,7 @@ Score = Literal["energy", "max-logit", "probability"]
 
 
 class Rejection(BaseModel):
-    """When a network says "none of mine": below a threshold of a score.
+    """When a network says "none of these": below a threshold of a score.
 
     Attributes:
         score: what is compared: ``"energy"`` (log-sum-exp of the logits), ``"max-logit"``, or ``"probability"`` (the
@@ -45,7 +45,7 @@ class Provenance(BaseModel):
         next_index: for an expert, the first original index that no class of the full network has, nor any above it.
         attention_signal: the gain found to serve best, where one was sought.
         temperature: what logits are divided by for calibrated probabilities, where it was fitted.
-        rejection: when to say "none of mine", where that was fitted.
+        rejection: when to say "none of these", where that was fitted.
     """
 
     model_config = ConfigDict(extra="forbid")

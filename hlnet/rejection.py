@@ -1,4 +1,4 @@
-"""Saying "none of mine": scores of how familiar an image is, the threshold, and how well they tell classes apart.
+"""Saying "none of these": scores of how familiar an image is, the threshold, and how well they tell classes apart.
 
 Notable here: the threshold is a rank among scores of images of *other* classes, so that what it promises holds without
 a word on how scores are distributed (conformal prediction). Everything else is counted from the same two lists of

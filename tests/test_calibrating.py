@@ -63,7 +63,7 @@ def test_predict_and_eval_go_by_it(at, tmp_path):
 def test_each_expert_has_its_own_threshold(at, tmp_path):
     stdout, _ = invoke(f"{LINE} --each 1 --out {tmp_path / 'experts'}", **at)
     fitted = {read_header(path).provenance.rejection.threshold for path in (tmp_path / "experts").iterdir()}
-    assert len(fitted) == 2 and "none of mine" in stdout.lower()
+    assert len(fitted) == 2 and "none of these" in stdout.lower()
 
 
 @pytest.mark.parametrize("chosen", ["--each 1", "--selections {groups}"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hlnet.errors import RunError
-from hlnet.files import replacing
+from hlnet.files import check_writable, replacing
 
 
 def names_in(folder):
@@ -92,3 +92,17 @@ def test_longest_file_name(tmp_path):
     with replacing(tmp_path / name) as draft:
         draft.write_text("new")
     assert (tmp_path / name).read_text() == "new"
+
+
+def test_writability_is_found_out_and_leaves_nothing(tmp_path):
+    older = tmp_path / "older.txt"
+    older.write_text("older")
+    check_writable(older)
+    check_writable(tmp_path / "new" / "file.txt")
+    assert (
+        older.read_text() == "older" and not list((tmp_path / "new").iterdir()) and len(list(tmp_path.iterdir())) == 2
+    )
+    with pytest.raises(RunError, match="is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(RunError, match="older"):
+        check_writable(older / "below.txt")

@@ -1,4 +1,4 @@
-"""Prediction: labels in the order of the images, whatever the batches, or "none of mine"; unreadable files keep their
+"""Prediction: labels in the order of the images, whatever the batches, or "none of these"; unreadable files keep their
 place."""
 
 import json
@@ -101,7 +101,7 @@ def test_any_mode_gives_a_prediction(tmp_path, mode):
     assert (found.error is None) == (len(found.labels) == 4)
 
 
-# ---------------------------------------------------------------------- what the probabilities are, and "none of mine"
+# ---------------------------------------------------------------------- what the probabilities are, and "none of these"
 
 BCE = {"train": {"loss": "bce"}}
 WHOLE = (0, 1, 3, 4, 5)  # of the files, those that are images

@@ -1,4 +1,4 @@
-"""``make-expert --calibrate``: the step that teaches an expert to say "none of mine", and what is told of it."""
+"""``make-expert --calibrate``: the step that teaches an expert to say "none of these", and what is told of it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def show_calibration(names: Sequence[str], told: Sequence[dict[str, Any]]) -> No
         told: what the step told of each.
     """
     figures = [_figures(one["calibration"]) for one in told]
-    title = '"None of mine", as fitted'
+    title = '"None of these", as fitted'
     if len(figures) == 1:
         output.show_table(title, ["", *names], [[label, text] for label, text in figures[0].items()])
     else:

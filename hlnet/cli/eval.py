@@ -50,7 +50,7 @@ def evaluate(
     dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
-    """Measure accuracy: top-1, top-5 and per class; calibration; and "none of mine".
+    """Measure accuracy: top-1, top-5 and per class; calibration; and "none of these".
 
     Reads full, expert or plain networks and labelled images; writes nothing but --roc. Images of classes that the
     network does not have are left out of the accuracy, and counted. With --classes, only these classes compete: for a
@@ -195,7 +195,7 @@ def _show_detection(found: dict[str, Detection]) -> None:
             rows.append(["top-1 among these", *(output.percent(run.accuracy_accepted) for run in runs)])
         if lead.outside:
             rows.append(["others accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
-    title = f'"None of mine": {lead.own} images of its own classes, {lead.outside} of others'
+    title = f'"None of these": {lead.own} images of its own classes, {lead.outside} of others'
     output.show_table(title, ["", *found], rows)
     if lead.max_false_positive is not None:
         output.hint(f"the threshold was fitted for at most {100 * lead.max_false_positive:g} % of others")

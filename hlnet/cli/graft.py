@@ -65,7 +65,7 @@ def graft(
     from hlnet.checkpoint import read_header, save_checkpoint
     from hlnet.cli import output
     from hlnet.data import load_data
-    from hlnet.files import replacing
+    from hlnet.files import check_writable
     from hlnet.hub import locate_model
     from hlnet.network import HierarchicalNet
     from hlnet.profiling import total_cost, unit_costs
@@ -93,19 +93,19 @@ def graft(
                 f"{epoch.seconds:.1f} s"
             )
 
-        with replacing(out) as draft:  # a file that cannot be written is found out before the training
-            grown, report = grafting.graft(
-                net,
-                new,
-                train_images,
-                val_images,
-                _parents(under or [], new),
-                config,
-                on_epoch,
-                watch.batch_done,
-                described={"model": str(model), "fingerprint": read_header(source).fingerprint, "data": data},
-            )
-            save_checkpoint(grown, draft)
+        check_writable(out)
+        grown, report = grafting.graft(
+            net,
+            new,
+            train_images,
+            val_images,
+            _parents(under or [], new),
+            config,
+            on_epoch,
+            watch.batch_done,
+            described={"model": str(model), "fingerprint": read_header(source).fingerprint, "data": data},
+        )
+    save_checkpoint(grown, out)
     units, _ = unit_costs(grown.config, grown.transform)
     before, after = total_cost(units, net.tree.counts), total_cost(units, grown.tree.counts)
     if as_json:

@@ -10,7 +10,7 @@ import typer
 from hlnet.cli import options
 from hlnet.errors import HlnetError, UsageError, some
 
-CALIBRATION = '"None of mine"'
+CALIBRATION = '"None of these"'
 OF_CALIBRATION = ("split", "max_false_positive", "score", "batch_size", "workers", "data_root", "device")
 
 
@@ -52,7 +52,7 @@ def make_expert(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images of its own and of other classes: fit when it says 'none of mine', and its temperature.",
+            help="Images of its own and of other classes: fit when it says 'none of these', and its temperature.",
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
