@@ -116,7 +116,6 @@ def make_expert(
     from hlnet.remote_file import RemoteFile, in_parts
     from hlnet.selection import read_selections, select_classes
 
-    output.show_log()
     several, writes = each is not None or selections is not None, out is not None and not dry_run
     limit = Limit.parse(under) if under else None
     source = in_parts(model, whole=writes and (verify or several))
