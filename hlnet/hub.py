@@ -20,14 +20,13 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from hlnet.errors import CheckpointError, HlnetError, RunError, UsageError, one_line
 from hlnet.files import make_folder, replacing
-from hlnet.model_names import FOLDER, HUB, is_model_name
+from hlnet.model_names import BEST_FILE, FOLDER, HUB, MODEL_FILE, is_model_name
 
 if TYPE_CHECKING:
     from hlnet.model_card import CardFacts
     from hlnet.network import HierarchicalNet
     from hlnet.plain import PlainNet
 
-MODEL_FILE, RUN_FILE = "model.safetensors", "best.safetensors"
 REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)  # huggingface_hub knows the finer rules
 LOG_IN = "log in (hf auth login) or set HF_TOKEN"
 
@@ -265,10 +264,10 @@ def _write_weights(model: HierarchicalNet | PlainNet, folder: Path) -> None:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    for file in (folder / MODEL_FILE, folder / RUN_FILE):
+    for file in (folder / MODEL_FILE, folder / BEST_FILE):
         if file.is_file():
             return file
-    raise UsageError(f"there is no model file '{name}': it is a folder that holds neither {MODEL_FILE} nor {RUN_FILE}")
+    raise UsageError(f"there is no model file '{name}': it is a folder that holds neither {MODEL_FILE} nor {BEST_FILE}")
 
 
 def _parsed(name: str) -> tuple[str, str | None]:

@@ -2,8 +2,10 @@
 
 #: A repository on the Hub, and a folder here; as timm writes them.
 HUB, FOLDER = "hf-hub:", "local-dir:"
+#: The weights in a model folder, and the best ones in a run's.
+MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 #: What a model folder holds.
-MODEL_FILES = ("model.safetensors", "config.json", "README.md")
+MODEL_FILES = (MODEL_FILE, "config.json", "README.md")
 
 
 def is_model_name(name: str) -> bool:

@@ -21,7 +21,7 @@ from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.data import is_source
 from hlnet.errors import UsageError
 from hlnet.files import replacing
-from hlnet.model_names import MODEL_FILES
+from hlnet.model_names import BEST_FILE, MODEL_FILES
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 from hlnet.run_state import STATE_FILE, RunState
@@ -31,11 +31,10 @@ from hlnet.tree_io import tree_to_json, write_tree
 if TYPE_CHECKING:
     from hlnet.training import Epoch
 
-CONFIG_FILE, METRICS_FILE, TREE_FILE, BEST_FILE, LAST_FILE = (
+CONFIG_FILE, METRICS_FILE, TREE_FILE, LAST_FILE = (
     "config.toml",
     "metrics.csv",
     "classes.tree.json",
-    "best.safetensors",
     "last.safetensors",
 )
 #: The best network as a finished product, with a model card.
