@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 import hlnet
-from hlnet.attention import gains_for, other_classes
+from hlnet.accuracy import accuracy
+from hlnet.attention import gains_for
 from hlnet.data import TreeData, eval_transform, train_transform
-from hlnet.evaluation import accuracy
 from hlnet.features import CachedFeatures
 from hlnet.files import replacing
 from hlnet.presets import network_config
@@ -80,6 +80,11 @@ def logits(net: Any, data: CachedFeatures, cued: Tensor | None = None, signal: f
         gains = () if cued is None else (gains_for(net.tree, cued[start : start + 100], signal),)
         found.append(net.head(part, *gains))
     return torch.cat(found)
+
+
+def other_classes(classes: Tensor, count: int) -> Tensor:
+    """For each image another class than its own, drawn at random: what a wrong cue names."""
+    return (classes + torch.randint(1, count, classes.shape, generator=torch.Generator().manual_seed(0))) % count
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:

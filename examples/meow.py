@@ -13,17 +13,10 @@ import torch
 import hlnet
 from hlnet.data import open_image
 
-SOUNDS = {  # what a sound classifier may say, and the nodes of the tree preset:imagenet1k that it speaks of
-    "meow": "other mammal/house cats",
-    "bark": "dog",
-    "birdsong": "bird",
-    "engine": "vehicle/cars,vehicle/trucks and vans,vehicle/buses and mobile homes",
-}
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", help="a trained network with the classes of preset:imagenet1k")
 parser.add_argument("--image")
-parser.add_argument("--sound", choices=SOUNDS, default="meow")
+parser.add_argument("--sound", default="meow", help="any words, such as a sound classifier's label: bark, siren")
 args = parser.parse_args()
 
 if args.model:
@@ -31,7 +24,13 @@ if args.model:
 else:
     torch.manual_seed(0)
     net = hlnet.create_model("n3hl_convnextv2_tiny", tree="preset:imagenet1k").eval()
-selection = SOUNDS[args.sound]
+
+# The nodes that it speaks of: by their names, a table of common sounds, and WordNet where that is installed.
+heard = hlnet.cues_from_text(args.sound, net.tree)
+if not heard:
+    parser.error(f"nothing in the tree is known to sound like '{args.sound}'")
+selection = ",".join(cue.node for cue in heard)
+print(f"'{args.sound}' means {selection}")
 
 # What listening saves. The same as `hlnet profile MODEL --classes "other mammal/house cats"`.
 costs = hlnet.profile(net.config, net.tree, net.transform, classes=selection)
@@ -42,9 +41,9 @@ for name, cost in (("plain", costs.plain), ("full", costs.full), ("expert", cost
 image = open_image(args.image) if args.image else None
 batch = hlnet.eval_transform(net.transform)(image)[None] if image else torch.randn(1, *net.transform.input_size)
 expert = hlnet.cut_expert(net, selection)
-heard = hlnet.optimize(net).select(selection)
+listening = hlnet.optimize(net).select(selection)
 with torch.inference_mode():
-    cut, chosen = expert(batch)[0], heard(batch)[0]
+    cut, chosen = expert(batch)[0], listening(batch)[0]
 print("largest difference between the cut expert and the network that listens:", float((cut - chosen).abs().max()))
 if args.image:
     for share, name in sorted(zip(cut.softmax(0).tolist(), expert.tree.classes, strict=True), reverse=True)[:3]:

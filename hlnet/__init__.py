@@ -12,10 +12,14 @@ from wrapt import when_imported
 from hlnet.presets import register_with_timm
 
 if TYPE_CHECKING:
-    from hlnet.attention import gains_for, other_classes
+    from hlnet.accuracy import confusion_matrix
+    from hlnet.attention import gains_for, label_cues, wrong_classes
+    from hlnet.branch_features import feature_maps
     from hlnet.budget import Budget, expert_costs, fit_counts, tree_for_budget
-    from hlnet.calibration import calibrate
+    from hlnet.calibration import calibrate, calibrate_paths
+    from hlnet.certain import certain_logits
     from hlnet.checkpoint import load_checkpoint, save_checkpoint
+    from hlnet.class_activation import activation_maps
     from hlnet.clustering import (
         class_means,
         classifier_rows,
@@ -24,8 +28,17 @@ if TYPE_CHECKING:
         merge_confusions,
         merge_features,
     )
+    from hlnet.comparison import compare_evaluations, mcnemar, paired_bootstrap
     from hlnet.condensing import condense, even_counts
+    from hlnet.confusion_picture import confusion_figure, write_confusion
     from hlnet.controls import balanced_tree, random_tree
+    from hlnet.cue_embedding import cues_from_embedding, load_encoder
+    from hlnet.cue_files import parse_cue, read_cues
+    from hlnet.cue_images import CuesByImage, match_cues
+    from hlnet.cue_prior import prior_shift, read_prior
+    from hlnet.cue_test import CueTest
+    from hlnet.cue_words import cues_from_text
+    from hlnet.cues import Attention, Cue, cue_effect, cue_evidence
     from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
     from hlnet.errors import (
         BackboneError,
@@ -37,12 +50,13 @@ if TYPE_CHECKING:
         TreeError,
         UsageError,
     )
-    from hlnet.evaluation import confusion_matrix, evaluate, evaluate_beside
+    from hlnet.evaluation import evaluate, evaluate_beside
     from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
     from hlnet.export import export_model
     from hlnet.feature_cache import cached_features
     from hlnet.features import CachedFeatures
     from hlnet.grafting import graft, graft_config
+    from hlnet.hierarchical_metrics import lca_heights, measure_hierarchy
     from hlnet.hub import locate_model, write_model_folder
     from hlnet.inference import InferenceNet, optimize
     from hlnet.llm.nesting import nest_with_llm, tree_prompt
@@ -73,10 +87,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "attention": ("gains_for", "other_classes"),
+    "accuracy": ("confusion_matrix",),
+    "attention": ("gains_for", "label_cues", "wrong_classes"),
+    "branch_features": ("feature_maps",),
     "budget": ("Budget", "expert_costs", "fit_counts", "tree_for_budget"),
-    "calibration": ("calibrate",),
+    "calibration": ("calibrate", "calibrate_paths"),
+    "certain": ("certain_logits",),
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "class_activation": ("activation_maps",),
     "clustering": (
         "class_means",
         "classifier_rows",
@@ -85,8 +103,17 @@ _MODULES = {
         "merge_confusions",
         "merge_features",
     ),
+    "comparison": ("compare_evaluations", "mcnemar", "paired_bootstrap"),
     "condensing": ("condense", "even_counts"),
+    "confusion_picture": ("confusion_figure", "write_confusion"),
     "controls": ("balanced_tree", "random_tree"),
+    "cue_embedding": ("cues_from_embedding", "load_encoder"),
+    "cue_files": ("parse_cue", "read_cues"),
+    "cue_images": ("CuesByImage", "match_cues"),
+    "cue_prior": ("prior_shift", "read_prior"),
+    "cue_test": ("CueTest",),
+    "cue_words": ("cues_from_text",),
+    "cues": ("Attention", "Cue", "cue_effect", "cue_evidence"),
     "data": ("TreeData", "eval_transform", "load_data", "loader", "train_transform"),
     "errors": (
         "BackboneError",
@@ -98,12 +125,13 @@ _MODULES = {
         "TreeError",
         "UsageError",
     ),
-    "evaluation": ("confusion_matrix", "evaluate", "evaluate_beside"),
+    "evaluation": ("evaluate", "evaluate_beside"),
     "expert": ("cut_checkpoint", "cut_expert", "verify_expert"),
     "export": ("export_model",),
     "feature_cache": ("cached_features",),
     "features": ("CachedFeatures",),
     "grafting": ("graft", "graft_config"),
+    "hierarchical_metrics": ("lca_heights", "measure_hierarchy"),
     "hub": ("locate_model", "write_model_folder"),
     "inference": ("InferenceNet", "optimize"),
     "llm.nesting": ("nest_with_llm", "tree_prompt"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hlnet.errors import DataError, UsageError, some
+from hlnet.errors import DataError, RunError, UsageError, some
 from hlnet.provenance import Provenance, Rejection, Score
 from hlnet.rejection import (
     SCORES,
@@ -125,7 +125,83 @@ def calibrate(
         data=data.images.name.strip("'"),
         metrics={name: value for name, value in metrics.items() if value is not None},
     )
-    return net.provenance.model_copy(update={"temperature": temperature, "rejection": rejection})
+    fitted = {"temperature": temperature, "rejection": rejection, "conformal": None}  # the latter is of another T
+    return net.provenance.model_copy(update=fitted)
+
+
+def calibrate_paths(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    data: TreeData,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    on_batch: Callable[[], None] | None = None,
+) -> Provenance:
+    """Fit a network's temperature, and where its path answers end for a coverage (``hlnet.predict(…, coverage=0.9)``).
+
+    One half of the images, drawn by chance, gives the temperature (:func:`fit_temperature`), the other the thresholds
+    (:func:`hlnet.conformal.fit_path_conformal`): were they the same images, what the thresholds promise would not quite
+    hold. Both belong to these weights and classes: a cut of the network, or training, drops them. A threshold of "none
+    of these" stays as it is, since it looks at logits before any temperature.
+
+    Args:
+        net: a full network, an expert or a plain network, of two classes at least.
+        data: labelled images that it was not trained with, ``TreeData(…, subset=True)``. If classes were trained one
+            against all (``bce``), images of others teach the temperature, too: ``outside=True`` keeps them.
+        batches: of ``data``, in any order.
+        on_batch: called after each batch.
+
+    Returns:
+        the network's provenance with ``temperature`` and ``conformal`` filled in; the latter's ``metrics`` tell how
+        many images gave the temperature (``temperature_images``), and what was measured on the others: ``ece_before``
+        and ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one), and what
+        :func:`hlnet.conformal.outcomes` counts.
+
+    Raises:
+        UsageError: if the network has one class only.
+        DataError: if there are fewer than two images of its classes.
+        RunError: if it gives logits that are not numbers.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("resnet18", tree={"low": ["0", "1", "2"], "high": ["8", "9"]})
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> prepare = hlnet.eval_transform(net.transform)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits"), net.tree, prepare, subset=True)
+        >>> few = torch.utils.data.Subset(data, range(60))
+        >>> net.provenance = calibrate_paths(net, data, hlnet.loader(few, 30))
+        >>> net.provenance.conformal.images, len(net.provenance.conformal.thresholds)  # from 0.5 to 0.967
+        (30, 468)
+    """
+    from hlnet.conformal import descend_all, fit_path_conformal, outcomes, path_scores
+    from hlnet.evaluation import logits_of
+    from hlnet.path_answers import TreePaths
+
+    if len(net.tree.classes) < 2:
+        raise UsageError(
+            f"a network of one class ({net.tree.classes[0]}) has no path to choose; what it can say is 'none of "
+            "these': make-expert --calibrate fits that"
+        )
+    if data.absent:
+        log.warning("%s has no images of %s: nothing is promised of these", data.images.name, some(data.absent))
+    (logits,), labels = logits_of(net, batches, on_batch=on_batch)
+    if not logits.isfinite().all():
+        raise RunError("the network gives logits that are not numbers, so nothing can be fitted; check its weights")
+    one_vs_all = net.provenance.one_vs_all
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    first, second = order.tensor_split(2)
+    first = first if one_vs_all else first[labels[first] >= 0]
+    second = second[labels[second] >= 0]
+    if not (labels[first] >= 0).any() or not len(second):
+        raise DataError(f"{data.images.name} holds too few images of the network's classes; give two at least")
+    temperature = fit_temperature(logits[first], labels[first], one_vs_all)
+    paths = TreePaths(net.tree)
+    down = descend_all(paths, logits[second], temperature)
+    fitted = fit_path_conformal(path_scores(paths, down, labels[second]), data.images.name.strip("'"))
+    fitted.metrics["temperature_images"] = len(first)
+    for name, value in (("ece_before", 1.0), ("ece", temperature)):
+        shares = class_probabilities(logits[second], one_vs_all, value)
+        fitted.metrics[name] = calibration_error(shares, labels[second])
+    fitted.metrics |= outcomes(paths, down, fitted)
+    return net.provenance.model_copy(update={"temperature": temperature, "conformal": fitted})
 
 
 def class_probabilities(logits: Tensor, one_vs_all: bool = False, temperature: float | None = None) -> Tensor:

@@ -130,13 +130,10 @@ def classes_by_node(tree: ClassTree, within: Collection[int] | None = None) -> d
         >>> classes_by_node(tree)
         {'animal': (0, 1, 2), 'animal/cat': (0, 1), 'animal/dog': (2,)}
     """
-    below: dict[str, list[int]] = {}
-    for position, leaf in enumerate(tree.leaves):
-        parts = leaf.path.split("/")
-        for end in range(1, len(parts)):
-            below.setdefault("/".join(parts[:end]), []).append(position)
     allowed = None if within is None else set(within)
-    return {path: tuple(found) for path, found in below.items() if allowed is None or allowed.issuperset(found)}
+    classes = {leaf.path for leaf in tree.leaves}
+    found = {path: below for path, below in tree.node_names.below.items() if path not in classes}
+    return {path: below for path, below in found.items() if allowed is None or allowed.issuperset(below)}
 
 
 def nodes_of_level(tree: ClassTree, level: int, within: Collection[int] | None = None) -> dict[str, tuple[int, ...]]:
@@ -157,11 +154,11 @@ def nodes_of_level(tree: ClassTree, level: int, within: Collection[int] | None =
     """
     if not 1 <= level <= tree.num_levels:
         raise UsageError(f"the tree has no level {level}; its levels are 1, nearest to the trunk, to {tree.num_levels}")
-    found: dict[str, list[int]] = {}
-    for position in range(len(tree.leaves)) if within is None else sorted(set(within)):
-        path = "/".join(tree.leaves[position].path.split("/")[:level])
-        found.setdefault(path, []).append(position)
-    return {path: tuple(classes) for path, classes in found.items()}
+    found = {node.path: tree.leaves_under(node.path) for node in tree.levels[level - 1]}
+    if within is not None:
+        kept = set(within)
+        found = {path: tuple(i for i in below if i in kept) for path, below in found.items()}
+    return {path: below for path, below in found.items() if below}
 
 
 def fitting(found: Iterable[Candidate], limit: Limit) -> list[Candidate]:

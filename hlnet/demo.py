@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from hlnet import plots
-from hlnet.attention import gains_for, other_classes
+from hlnet.accuracy import accuracy
+from hlnet.attention import gains_for, wrong_classes
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.clustering import class_means, cluster_tree
+from hlnet.cue_sweep import Frontier, frontier, named_classes, sweep_gains
 from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
 from hlnet.errors import UsageError
-from hlnet.evaluation import accuracy, logits_of
+from hlnet.evaluation import logits_of
 from hlnet.expert import cut_expert, verify_expert
 from hlnet.files import make_folder, replacing
 from hlnet.network import HierarchicalNet
@@ -126,9 +127,9 @@ def run_demo(
     mine = torch.isin(labels, torch.tensor(kept))
     noisy = TreeData(_noisy(held_out, seed), tree, eval_transform(full.transform))
     batch = next(iter(loader(noisy, len(noisy))))
-    sweep = list(_sweep(full, *batch))
+    gain, bias = _frontiers(full, batch)
+    sweep = list(zip(gain.strengths, gain.right, gain.wrong["random"], strict=True))
     at_signal = {signal: (right, wrong) for signal, right, wrong in sweep}
-    bias = _bias_as_harmful(full, batch[0], batch[1], wrong_share=at_signal[SIGNAL][1])
 
     tell("counting and timing")
     cost = profile(full.config, full.tree, full.transform, family)
@@ -151,7 +152,7 @@ def run_demo(
             "no cue": at_signal[1.0][0],
             "right cue": at_signal[SIGNAL][0],
             "wrong cue": at_signal[SIGNAL][1],
-            "right cue as a bias": bias,
+            "right cue as a bias": bias.right_at(at_signal[SIGNAL][1], "random"),
         },
         sweep=sweep,
         cost=cost,
@@ -194,28 +195,12 @@ def _noisy(images: LabelledImages, seed: int) -> LabelledImages:
     return replace(images, name="noisy digits", load=load)
 
 
-@torch.inference_mode()
-def _sweep(net: HierarchicalNet, images: Tensor, labels: Tensor) -> Iterator[tuple[float, float, float]]:
-    """For each signal, top-1 when each image's own class is cued, and when a random other one is."""
-    features = net.features(images)
-    for signal in SIGNALS:
-        cues = (labels, other_classes(labels, len(net.tree.classes)))
-        shares = [
-            float((net.head(features, gains_for(net.tree, cue, signal)).argmax(1) == labels).float().mean())
-            for cue in cues
-        ]
-        yield signal, shares[0], shares[1]
-
-
-@torch.inference_mode()
-def _bias_as_harmful(net: HierarchicalNet, images: Tensor, labels: Tensor, wrong_share: float) -> float:
-    """Top-1 under right cues that add a bias to the cued logit: the one that gives ``wrong_share`` under wrong ones."""
-    logits, classes = net(images), len(net.tree.classes)
-    right, wrong = (
-        [float(((logits + bias * one_hot(cue, classes)).argmax(1) == labels).float().mean()) for bias in BIASES]
-        for cue in (labels, other_classes(labels, classes))
-    )
-    return float(np.interp(-wrong_share, [-share for share in wrong], right))  # wrong shares fall as the bias grows
+def _frontiers(net: HierarchicalNet, batch: tuple[Tensor, Tensor]) -> tuple[Frontier, Frontier]:
+    """Top-1 when each image's own class is cued, and when a random other one is: by gain, and by bias."""
+    swept = sweep_gains(net, [batch], SIGNALS)
+    right = named_classes(net.tree, batch[1])
+    wrong = {"random": named_classes(net.tree, wrong_classes(net.tree, batch[1]))}
+    return frontier(swept, right, wrong, "gain", SIGNALS), frontier(swept, right, wrong, "bias", BIASES)
 
 
 @torch.inference_mode()
@@ -228,7 +213,7 @@ def _examples(
     neutral = net.head(features)
     chosen = (neutral.argmax(1) != labels).nonzero().flatten()[:count]
     labels, part = labels[chosen], features[chosen]
-    wrong = other_classes(labels, len(net.tree.classes))
+    wrong = wrong_classes(net.tree, labels)
     runs = {
         "no cue": neutral[chosen],
         "right cue": net.head(part, gains_for(net.tree, labels, SIGNAL)),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from hlnet.attention import gains_for
+from hlnet.accuracy import Accuracy, accuracy
 from hlnet.calibration import calibration_error, class_probabilities
+from hlnet.certain import certain_logits
+from hlnet.cue_test import CuedAccuracy, CuedRun, CueTest, columns_of, cued_accuracy
+from hlnet.cues import cue_effect
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import UsageError, some
 from hlnet.inference import InferenceNet
@@ -19,22 +23,9 @@ from hlnet.plain import PlainNet
 from hlnet.provenance import Rejection, Score
 from hlnet.rejection import Detection, default_score, detection, rejection_scores
 from hlnet.selection import select_classes
+from hlnet.tree import ClassTree
 
 Net: TypeAlias = HierarchicalNet | PlainNet | InferenceNet
-
-
-class Accuracy(BaseModel):
-    """Accuracy of one set of predictions, as shares in 0..1.
-
-    Attributes:
-        top1: share of images whose highest logit is their class's.
-        top5: share whose class is among the five highest; ``None`` with five classes or fewer, where it says nothing.
-        per_class: top-1 by class name, for classes that have images.
-    """
-
-    top1: float
-    top5: float | None
-    per_class: dict[str, float]
 
 
 class Evaluation(BaseModel):
@@ -50,9 +41,8 @@ class Evaluation(BaseModel):
             shares are of the network's own images, and ``None`` with one class. Probabilities of classes trained one
             against all speak of any image: images of other classes count, and it is ``None`` where they were left out.
         detection: how well images of other classes are told from the network's own, where that was asked for.
-        attention_signal: the gain on the cued class, if one was asked for.
-        cue: where the cue came from.
-        cued: accuracy with it.
+        cued: accuracy with cues, where these were asked for.
+        labels: for each image used, the column of the right class, beside ``neutral.answers``; not part of the JSON.
     """
 
     images: int
@@ -62,89 +52,50 @@ class Evaluation(BaseModel):
     temperature: float | None = None
     ece: float | None = None
     detection: Detection | None = None
-    attention_signal: float | None = None
-    cue: str | None = None
-    cued: Accuracy | None = None
-
-
-def accuracy(logits: Tensor, labels: Tensor, names: Iterable[str]) -> Accuracy:
-    """Top-1, top-5 and per-class accuracy.
-
-    Args:
-        logits: ``[N, K]``.
-        labels: ``[N]``, column of the right class.
-        names: of the K columns.
-
-    Example:
-        >>> accuracy(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1]), ["cat", "dog"]).top1
-        0.5
-    """
-    right = (logits.argmax(1) == labels).double()
-    per_class = {name: float(right[labels == i].mean()) for i, name in enumerate(names) if (labels == i).any()}
-    top5 = None
-    if logits.shape[1] > 5:
-        top5 = float((logits.topk(5, dim=1).indices == labels[:, None]).any(1).double().mean())
-    return Accuracy(top1=float(right.mean()), top5=top5, per_class=per_class)
-
-
-def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images of class i (row) were called class j (column): ``[K, K]``, int64.
-
-    Args:
-        logits: ``[N, K]``.
-        labels: ``[N]``, column of the right class.
-
-    Example:
-        >>> confusion_matrix(torch.tensor([[2.0, 1.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])).tolist()
-        [[1, 0], [1, 1]]
-    """
-    classes = logits.shape[1]
-    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+    cued: CuedAccuracy | None = None
+    labels: list[int] = Field(default=[], exclude=True, repr=False)
 
 
 def logits_of(
     net: Net,
     batches: Iterable[tuple[Tensor, Tensor]],
-    signals: Iterable[float | None] = (None,),
+    runs: Sequence[CuedRun | None] = (None,),
     on_batch: Callable[[], None] | None = None,
+    competing: Sequence[int] | None = None,
+    start: int = 0,
 ) -> tuple[list[Tensor], Tensor]:
-    """Run the network once a batch and signal; the trunk runs once only.
+    """Run the network once a batch and run; the trunk runs once only.
 
     Args:
         net: the network; it is put in evaluation mode.
-        batches: images ``[B, 3, H, W]`` and labels ``[B]``.
-        signals: attention signals on each image's own class; ``None`` for no cue. An image labelled -1 gets none.
+        batches: images ``[B, 3, H, W]`` and labels ``[B]``, in the data set's order where there are cues.
+        runs: the cues of each run; ``None`` for no cue.
         on_batch: called after each batch.
+        competing: as :func:`hlnet.cue_effect` takes it.
+        start: position of the first image in the data set.
 
     Returns:
-        for each signal the logits ``[N, K]``, and the labels ``[N]``; on the CPU.
+        for each run the logits ``[N, K]``, and the labels ``[N]``; on the CPU.
 
     Raises:
-        UsageError: if a plain network is to be cued, or a signal is below 0.
+        UsageError: as :func:`hlnet.cue_effect`.
     """
-    signals = list(signals)
-    for signal in signals:
-        if signal is not None and not net.has_branches:
-            raise UsageError("a plain network has no branches to cue; leave the attention signal out")
-        if signal is not None:  # before any image is read
-            gains_for(net.tree, torch.empty(0, dtype=torch.long), signal)
-    found: list[list[Tensor]] = [[] for _ in signals]
+    found: list[list[Tensor]] = [[] for _ in runs]
     labels: list[Tensor] = []
     net.eval()
     with torch.inference_mode():
         for images, target in batches:
-            images, target = images.to(net.device), target.to(net.device)
+            end = start + len(target)
             labels.append(target.cpu())
+            images = images.to(net.device)
             if net.has_branches and net.head is not None:
                 features = net.features(images)
-                for logits, signal in zip(found, signals, strict=True):
-                    gains = None if signal is None else gains_for(net.tree, target.clamp(min=0), signal)
-                    if gains is not None:
-                        gains[target < 0] = 1
-                    logits.append(net.head(features, gains).float().cpu())
+                neutral = net.head(features)
             else:
-                for logits in found:
-                    logits.append(net(images).float().cpu())
+                features, neutral = None, net(images)
+            for logits, run in zip(found, runs, strict=True):
+                logits.append(_cued(net, features, neutral, run, start, end, competing).float().cpu())
+            start = end
             if on_batch:
                 on_batch()
     return [torch.cat(logits) for logits in found], torch.cat(labels)
@@ -155,7 +106,7 @@ def evaluate(
     data: TreeData,
     batches: Iterable[tuple[Tensor, Tensor]],
     classes: str | Iterable[str | int] | None = None,
-    attention_signal: float | None = None,
+    cues: CueTest | None = None,
     on_batch: Callable[[], None] | None = None,
     score: Score | None = None,
 ) -> Evaluation:
@@ -164,8 +115,8 @@ def evaluate(
     With ``classes``, only images of these count and only their logits compete: for a full or a plain network that is
     the control beside an expert of the same classes.
 
-    With ``attention_signal``, each image's own label names the branch whose features are scaled, as in the paper's
-    Sec. 4.4. That is an oracle: it says how much a right cue could help, not how much a real one does.
+    With ``cues``, accuracy under cues stands beside: of a file, or of each image's own label, as in the paper's
+    Sec. 4.4. The latter is an oracle, which says how much right cues could help; what wrong ones do is found with it.
 
     How well images of other classes are recognised as such (``detection``) is measured for a network that holds a
     fitted threshold (:func:`hlnet.calibrate`), for a single class, where accuracy says nothing, and where a ``score``
@@ -174,26 +125,41 @@ def evaluate(
     Args:
         net: the network.
         data: what the batches are drawn from.
-        batches: of ``data``, in any order.
+        batches: of ``data``; in its order, where there are cues.
         classes: a selection, as :func:`hlnet.select_classes` takes it; default: all the network's.
-        attention_signal: the gain.
+        cues: what to try with cues.
         on_batch: called after each batch.
         score: what is to tell other classes: ``energy``, ``max-logit`` or ``probability``; default: the stored one, or
             :func:`hlnet.rejection.default_score`.
 
     Raises:
-        UsageError: if a plain network is to be cued, or the selected classes have no images.
+        UsageError: as :func:`hlnet.cue_effect`, or if the selected classes have no images.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("test_resnet", tree=[str(digit) for digit in range(10)])
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform))
+        >>> test = hlnet.CueTest(attention=hlnet.Attention(strength=100))
+        >>> found = evaluate(net, data, hlnet.loader(data, 64), cues=test)
+        >>> found.cued.source, found.images
+        ("each image's own label (an oracle)", 360)
     """
     kept = list(range(len(net.tree.classes))) if classes is None else list(select_classes(net.tree, classes))
-    runs, labels = logits_of(net, batches, _signals(attention_signal), on_batch)
-    return _evaluation(net, kept, runs, labels, data.left_out, attention_signal, _detector(net, kept, score))
+    cued = [] if cues is None else cues.runs(net.tree, data, kept)
+    runs, labels = logits_of(net, batches, [None, *cued], on_batch, kept)
+    tree = net.tree.prune(kept)
+    found = _evaluation(net, kept, tree, runs[0], labels, data.left_out, _detector(net, kept, score))
+    if cues is not None:
+        found.cued = cued_accuracy(net, kept, tree, cues, cued, runs[1:], labels)
+    return found
 
 
 def evaluate_beside(
     nets: Mapping[str, Net],
     images: LabelledImages,
     classes: str | Iterable[str | int] | None = None,
-    attention_signal: float | None = None,
+    cues: CueTest | None = None,
     score: Score | None = None,
     batch_size: int = 64,
     workers: int = 0,
@@ -201,14 +167,15 @@ def evaluate_beside(
 ) -> dict[str, Evaluation]:
     """Evaluate several networks on the same images, restricted to the first one's classes: an expert and its controls.
 
-    Each is evaluated as by :func:`evaluate`. Classes are matched by name. Images are read once for all networks that
-    want the same transform.
+    Each is evaluated as by :func:`evaluate`, but for the class tree, which is the first one's for all. Classes are
+    matched by name. Images are read once for all networks that want the same transform.
 
     Args:
         nets: by name; the first one's classes are evaluated.
         images: the labelled images.
         classes: a selection of the first network's classes.
-        attention_signal: the gain, for networks with branches.
+        cues: what to try with cues; networks that cannot be cued in this way are cued as :meth:`CueTest.fitting` says,
+            or evaluated without.
         score: as :func:`evaluate` takes it; where the first network's detection is measured, the others' is too.
         batch_size, workers: as :func:`hlnet.loader` takes them.
         on_batch: called after each batch, with how many are done and of how many.
@@ -231,14 +198,14 @@ def evaluate_beside(
     """
     first, lead = next(iter(nets.items()))
     kept = tuple(range(len(lead.tree.classes))) if classes is None else select_classes(lead.tree, classes)
-    names = [lead.tree.classes[i] for i in kept]
-    columns = {name: _columns(name, net, names) for name, net in nets.items()}
+    tree = lead.tree.prune(kept)
+    columns = {name: _columns(name, net, tree.classes) for name, net in nets.items()}
     detectors = {name: _detector(net, columns[name], score) for name, net in nets.items()}
     if detectors[first]:
         detectors = {name: found or (default_score(nets[name].provenance), None) for name, found in detectors.items()}
     else:  # images of other classes will not be run
         detectors = dict.fromkeys(nets)
-    cued = {name: attention_signal if net.has_branches or net is lead else None for name, net in nets.items()}
+    tests = {name: cues if cues is None or net is lead else cues.fitting(net) for name, net in nets.items()}
     alike = {net.transform: [name for name in nets if nets[name].transform == net.transform] for net in nets.values()}
     data, batches = {}, {}
     for transform in alike:
@@ -250,26 +217,56 @@ def evaluate_beside(
     found = {}
     for transform, group in alike.items():
         parts: dict[str, list[tuple[list[Tensor], Tensor]]] = {name: [] for name in group}
+        cued = [] if cues is None else cues.runs(lead.tree, data[transform], kept)
+        start = 0
         for pixels, labels in batches[transform]:
             for name in group:
-                parts[name].append(logits_of(nets[name], [(pixels, places[name][labels])], _signals(cued[name])))
-            done += 1
+                batch, runs = [(pixels, places[name][labels])], [None, *_acting(cued, tests[name])]
+                parts[name].append(logits_of(nets[name], batch, runs, competing=columns[name], start=start))
+            done, start = done + 1, start + len(labels)
             if on_batch:
                 on_batch(done, total)
         for name in group:
-            runs = [torch.cat(run) for run in zip(*(logits for logits, _ in parts[name]), strict=True)]
+            logits = [torch.cat(run) for run in zip(*(run for run, _ in parts[name]), strict=True)]
             labels = torch.cat([labels for _, labels in parts[name]])
             left_out = data[transform].left_out
-            found[name] = _evaluation(nets[name], columns[name], runs, labels, left_out, cued[name], detectors[name])
+            net, own = nets[name], columns[name]
+            found[name] = _evaluation(net, own, tree, logits[0], labels, left_out, detectors[name])
+            if test := tests[name]:
+                found[name].cued = cued_accuracy(net, own, tree, test, _acting(cued, test), logits[1:], labels)
     return {name: found[name] for name in nets}
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _signals(attention_signal: float | None) -> list[float | None]:
-    """Without a cue, then with one."""
-    return [None] if attention_signal is None else [None, attention_signal]
+def _acting(runs: Sequence[CuedRun], test: CueTest | None) -> list[CuedRun]:
+    """The same cues, acting as a network's own test says; none without one."""
+    return [] if test is None else [replace(run, attention=test.attention) for run in runs]
+
+
+def _cued(
+    net: Net,
+    features: Tensor | None,
+    neutral: Tensor,
+    run: CuedRun | None,
+    start: int,
+    end: int,
+    competing: Sequence[int] | None,
+) -> Tensor:
+    """Logits of a batch under the cues of a run."""
+    cues = () if run is None else run.cues[start:end]
+    if run is None or not (any(cues) or run.prior):
+        return neutral
+    if run.certain:
+        if not isinstance(net, InferenceNet) or features is None:
+            raise UsageError("certain cues skip branches: optimise the network (hlnet.optimize); a plain one has none")
+        return certain_logits(net, features, cues)
+    effect = cue_effect(net, cues, run.attention, competing, run.prior)
+    if effect.gains is not None:
+        assert net.head is not None and features is not None  # a gain on a plain network was refused
+        neutral = net.head(features, effect.gains)
+    return effect.shifted(neutral)
 
 
 def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:
@@ -301,42 +298,36 @@ def _places(lead: Net, net: Net) -> Tensor:
 def _evaluation(
     net: Net,
     kept: Sequence[int],
-    runs: Sequence[Tensor],
+    tree: ClassTree,
+    logits: Tensor,
     labels: Tensor,
     left_out: int,
-    attention_signal: float | None,
     detector: tuple[Score, Rejection | None] | None,
 ) -> Evaluation:
-    """From logits ``[N, K]``, without and perhaps with a cue, and labels, to figures of the ``kept`` columns."""
-    column = torch.full((len(net.tree.classes) + 1,), -1)  # the last is for label -1
-    column[list(kept)] = torch.arange(len(kept))
-    targets = column[labels]
+    """From logits ``[N, K]`` and labels to figures of the ``kept`` columns, the leaves of ``tree``."""
+    targets = columns_of(labels, kept, len(net.tree.classes))
     used = targets >= 0
     if not used.any():
         raise UsageError("the data holds no image of the selected classes")
-    names = [net.tree.classes[i] for i in kept]
-    columns = [logits[:, list(kept)] for logits in runs]
-    results = [accuracy(logits[used], targets[used], names) for logits in columns]
+    logits = logits[:, list(kept)]
     temperature = net.provenance.temperature
     found = Evaluation(
         images=int(used.sum()),
         left_out=left_out + int((~used).sum()),
         classes=len(kept),
-        neutral=results[0],
+        neutral=accuracy(logits[used], targets[used], tree.classes, tree, temperature),
         temperature=temperature,
-        attention_signal=attention_signal,
-        cue=None if attention_signal is None else "each image's own label (an oracle)",
-        cued=results[1] if attention_signal is not None else None,
+        labels=targets[used].tolist(),
     )
     one_vs_all = net.provenance.one_vs_all
     if not left_out if one_vs_all else len(kept) > 1:
-        shares = class_probabilities(columns[0], one_vs_all, temperature)
+        shares = class_probabilities(logits, one_vs_all, temperature)
         counted = used | one_vs_all
         found.ece = round(calibration_error(shares[counted], targets[counted]), 4)
     if detector and (detector[1] or not used.all()):
         score, stored = detector
-        scores = rejection_scores(columns[0], score)
-        right = columns[0][used].argmax(1) == targets[used]
+        scores = rejection_scores(logits, score)
+        right = logits[used].argmax(1) == targets[used]
         limits = (stored.threshold, right, stored.max_false_positive) if stored else ()
         found.detection = detection(scores[used], scores[~used], score, *limits)
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hlnet.branches import BranchLevel
 from hlnet.checkpoint import Header, empty_network, fill
-from hlnet.errors import UsageError, did_you_mean
+from hlnet.errors import UsageError, did_you_mean, some
 from hlnet.expert import level_of
 from hlnet.network import BranchTree, HierarchicalNet
 from hlnet.provenance import Provenance
@@ -32,11 +32,9 @@ def inner_nodes(tree: ClassTree) -> dict[str, tuple[int, int]]:
         >>> inner_nodes(ClassTree.from_nested({"animal": {"cat": ["tabby"]}, "saw": {}}))
         {'/': (0, 0), 'animal': (1, 0), 'animal/cat': (2, 0)}
     """
+    places = tree.node_names.places
     classes = {leaf.path for leaf in tree.leaves}
-    found = {TRUNK: (0, 0)}
-    for level, row in enumerate(tree.levels, start=1):
-        found |= {node.path: (level, place) for place, node in enumerate(row) if node.path not in classes}
-    return found
+    return {TRUNK: (0, 0)} | {path: (level + 1, at) for path, (level, at) in places.items() if path not in classes}
 
 
 def find_parent(tree: ClassTree, word: str) -> str:
@@ -53,16 +51,15 @@ def find_parent(tree: ClassTree, word: str) -> str:
     path = word.strip("/") or TRUNK
     if path in inner:
         return path
-    nodes = [tree.levels[level - 1][place] for level, place in inner.values() if level]
-    found = [node.path for node in nodes if path in (node.name, node.id)]
+    found = [node for node in tree.node_names.named.get(path, ()) if node in inner]
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"'{word}' names several nodes ({', '.join(found[:4])}); write the path")
+        raise UsageError(f"'{word}' names several nodes ({some(found, 4)}); write the path")
     known = ", ".join(f"'{name}'" for name in list(inner)[:4]) + (" …" if len(inner) > 4 else "")
-    if any(path in (leaf.path, leaf.name, leaf.id) for leaf in tree.leaves):
+    if path in tree.node_names.words:
         raise UsageError(f"'{word}' is a class; new ones go under an inner node or the trunk: {known}")
-    near = did_you_mean(path, [*inner, *(node.name for node in nodes)])
+    near = did_you_mean(path, [*inner, *(node.rsplit("/", 1)[-1] for node in inner)])
     raise UsageError(f"the tree has no inner node '{word}'.{near} It has {known}")
 
 

@@ -171,7 +171,7 @@ class InferenceNet(nn.Module):
         selected.__dict__ |= self.__dict__ | {"_modules": dict(self._modules)}
         selected.head = SelectedTree(self.head, classes)
         if len(selected.head.rows[-1]) < len(self.tree.classes):  # what was fitted was fitted to all of them
-            unfitted = {"temperature": None, "rejection": None}
+            unfitted = {"temperature": None, "rejection": None, "conformal": None}
             selected.provenance = self.provenance.model_copy(update=unfitted)
         return selected
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hlnet.errors import UsageError
 from hlnet.tree import ClassTree
+from hlnet.tree_measures import node_heights
 
 if TYPE_CHECKING:
     from hlnet.train_config import TrainConfig
@@ -295,12 +296,11 @@ def _logsumexp_by_parent(values: Tensor, parents: Tensor, count: int) -> Tensor:
 
 def _common_heights(tree: ClassTree) -> Tensor:
     """Height of the lowest common ancestor of any two classes: ``[K, K]``, float32."""
-    depths = np.array([leaf.path.count("/") + 1 for leaf in tree.leaves])
-    heights = torch.full((len(depths),) * 2, float(depths.max()))
+    heights = node_heights(tree)
+    common = torch.full((len(tree.leaves),) * 2, float(heights[-1]))
     sizes = np.asarray(tree.ancestors().sum(axis=0)).ravel()
-    for row, (start, end) in zip(tree.levels, pairwise(tree.offsets), strict=True):
+    for start, end in pairwise(tree.offsets):
         ends = np.cumsum(sizes[start:end])  # the classes below a node lie side by side
-        for node, first, behind in zip(row, ends - sizes[start:end], ends, strict=True):
-            height = depths[first:behind].max() - (node.path.count("/") + 1)
-            heights[first:behind, first:behind] = float(height)
-    return heights
+        for height, first, behind in zip(heights[start:end], ends - sizes[start:end], ends, strict=True):
+            common[first:behind, first:behind] = float(height)
+    return common

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from huggingface_hub import ModelCard, ModelCardData
 
 from hlnet.errors import HlnetError, some
+from hlnet.cues import cue_evidence, curve_strength
 from hlnet.network import HierarchicalNet
 from hlnet.profiling import Cost, plain_cost, profile
 from hlnet.selection import select_classes
@@ -96,6 +97,7 @@ def make_model_card(
         count=count,
         tree=tree,
         provenance=found,
+        gain=_gain(model),
         listing="\n".join(listing),
         folded=len(listing) > LONG,
         transform=model.transform,
@@ -129,6 +131,14 @@ def _costs(model: HierarchicalNet | PlainNet) -> dict[str, Cost]:
     if found.expert is None:
         return {"this network": found.full, plain: found.plain}
     return {"this expert": found.expert, "full network": found.full, plain: found.plain}
+
+
+def _gain(model: HierarchicalNet | PlainNet) -> float | None:
+    """The gain on a class that its fitted attention gives, if it has one."""
+    fitted, classes = model.provenance.attention, len(model.tree.classes)
+    if fitted is None or not fitted.gain or classes < 2:
+        return None
+    return curve_strength(fitted.gain, cue_evidence(fitted.reliability, 1, classes))
 
 
 def _lines(nested: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
@@ -292,9 +302,11 @@ Not measured for this cut. On images of its classes it does what the full networ
 {% else %}
 Not measured.
 {% endif %}
-{% if provenance.attention_signal is not none %}
+{% if gain is not none %}
 
-The gain on a right cue that served best: {{ "%g" | format(provenance.attention_signal) }}.
+A cue that is right in {{ "%g" | format(100 * provenance.attention.reliability) }} % of cases
+{{ "served" if provenance.attention.data else "was trained to serve" }} best as a gain of {{ "%.3g" | format(gain) }}
+{%- if provenance.attention.data %}, on {{ provenance.attention.data | code }}{% endif %}.
 {% endif %}
 
 ## Training

@@ -41,7 +41,7 @@ def plot_curves(history: Sequence[Epoch], path: str | Path) -> None:
         for part, name, colour in (("train", "training", GREY), ("val", "validation", BLUE)):
             values = [factor * getattr(epoch, f"{part}_{what}") for epoch in history]
             axes.plot(epochs, values, label=name, marker=marker, color=colour)
-        _tidy(axes, xlabel="epoch", ylabel=labels[what])
+        tidy(axes, xlabel="epoch", ylabel=labels[what])
         axes.legend(frameon=False)
     save(figure, path)
 
@@ -55,7 +55,7 @@ def plot_sweep(sweep: Sequence[tuple[float, float, float]], path: str | Path) ->
     axes.plot(signals, [100 * share for share in wrong], "o-", color=RED, label="a wrong class is cued")
     axes.axvline(1, color=GREY, ls=":", lw=1)
     axes.annotate("neutral", (1, axes.get_ylim()[0]), xytext=(4, 4), textcoords="offset points", color=GREY)
-    _tidy(axes, xlabel="attention signal (gain)", ylabel="top-1 accuracy, %")
+    tidy(axes, xlabel="attention signal (gain)", ylabel="top-1 accuracy, %")
     axes.legend(frameon=False)
     save(figure, path)
 
@@ -98,7 +98,7 @@ def plot_splits(splits: Sequence[Split], path: str | Path) -> None:
             if split.chosen:
                 axes.axvline(place, color=GREY, ls=":", lw=1)
         axes.set_ylim(bottom=0)
-        _tidy(axes, xlabel="trunk ends after", ylabel=label)
+        tidy(axes, xlabel="trunk ends after", ylabel=label)
     axes.legend(frameon=False)
     save(figure, path)
 
@@ -140,7 +140,8 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(draft, dpi=130)
 
 
-def _tidy(axes: Any, **labels: str) -> None:
+def tidy(axes: Any, **labels: str) -> None:
+    """Label the axes, with a light grid and no box around."""
     axes.set(**labels)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 #: A row of numbers for each level, level 1 first: which nodes of another network's level these are.
 Rows = tuple[tuple[int, ...], ...]
+#: Points (evidence, factor), evidence above 0 and rising.
+Curve = tuple[tuple[float, float], ...]
 #: What tells a network's own classes from others; :func:`hlnet.rejection.rejection_scores` has the formulas.
 Score = Literal["energy", "max-logit", "probability"]
 
@@ -33,6 +35,44 @@ class Rejection(BaseModel):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
+class FittedAttention(BaseModel):
+    """How strongly cues act best, found by ``hlnet attend``, or trained for (``train --cue-aware``).
+
+    Attributes:
+        reliability: of cues of which nothing is said.
+        gain, scale: the factor by a cue's evidence, see :func:`hlnet.cues.curve_strength`.
+        data: the images that it was fitted on; empty where it was trained for.
+        metrics: what was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    reliability: float = Field(gt=0, lt=1)
+    gain: Curve = ()
+    scale: Curve = ()
+    data: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class PathConformal(BaseModel):
+    """Where a path answer ends, so that its node holds the image's class as often as asked (:mod:`hlnet.conformal`).
+
+    Attributes:
+        thresholds: how likely a node must be to be answered, for coverages of 0.5, 0.501, 0.502 … as far as the images
+            allow, at most 0.999; of probabilities at the temperature that stands beside it.
+        images: how many they were fitted on.
+        data: which.
+        metrics: what was measured, see :func:`hlnet.calibrate_paths`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    thresholds: tuple[float, ...]
+    images: int
+    data: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
 class Provenance(BaseModel):
     """Where a network's weights came from; travels inside the checkpoint.
 
@@ -43,9 +83,10 @@ class Provenance(BaseModel):
         parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
         parent_rows: for an expert, which of these nodes it has, so that a union of experts can stand in their order.
         next_index: for an expert, the first original index that no class of the full network has, nor any above it.
-        attention_signal: the gain found to serve best, where one was sought.
+        attention: how strongly cues are to act, where that was fitted.
         temperature: what logits are divided by for calibrated probabilities, where it was fitted.
         rejection: when to say "none of these", where that was fitted.
+        conformal: where path answers end for a coverage, where that was fitted.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,9 +97,10 @@ class Provenance(BaseModel):
     parent_counts: tuple[int, ...] | None = None
     parent_rows: Rows | None = None
     next_index: int | None = None
-    attention_signal: float | None = None
+    attention: FittedAttention | None = None
     temperature: float | None = None
     rejection: Rejection | None = None
+    conformal: PathConformal | None = None
 
     @property
     def one_vs_all(self) -> bool:

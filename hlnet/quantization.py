@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hlnet.accuracy import Accuracy, accuracy
 from hlnet.data import LabelledImages, TreeData, eval_transform
 from hlnet.errors import DataError, HlnetError, RunError, UsageError, one_line
-from hlnet.evaluation import Accuracy, accuracy
 from hlnet.files import replacing
 from hlnet.runtimes import Array, ExportedNet, open_exported
 from hlnet.third_party import hushed, needed
@@ -95,7 +95,10 @@ def quantize_onnx(source: str | Path, out: str | Path, images: Iterable[Tensor])
 
 
 def exported_accuracy(
-    exported: ExportedNet, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[], None] | None = None
+    exported: ExportedNet,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    on_batch: Callable[[], None] | None = None,
+    tree: ClassTree | None = None,
 ) -> Accuracy:
     """Accuracy in the network's own runtime.
 
@@ -103,6 +106,7 @@ def exported_accuracy(
         exported: the network.
         batches: images, pixel values in 0..1, and labels; see :func:`unnormalised`.
         on_batch: called after each batch.
+        tree: the network's, for the figures by the tree.
     """
     logits, labels = [], []
     for images, target in batches:
@@ -110,7 +114,7 @@ def exported_accuracy(
         labels.append(target)
         if on_batch:
             on_batch()
-    return accuracy(torch.cat(logits), torch.cat(labels), exported.about["classes"])
+    return accuracy(torch.cat(logits), torch.cat(labels), exported.about["classes"], tree)
 
 
 def unnormalised(images: LabelledImages, tree: ClassTree, transform: InputTransform) -> TreeData:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from fnmatch import translate
 from pathlib import Path
 
-from hlnet.errors import SelectionError, UsageError, did_you_mean, one_line, some
+from hlnet.errors import SelectionError, UsageError, one_line, some
 from hlnet.tree import ClassTree
 
 log = logging.getLogger("hlnet")
@@ -62,6 +62,38 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
     if negative := [term for term in terms if isinstance(term, int) and term < 0]:
         raise SelectionError(f"index {negative[0]} is negative; to leave a class out, write '{negative[0]}' as text")
     return _selector(tree).all(terms)
+
+
+def as_selection(tree: ClassTree, classes: Iterable[int]) -> str:
+    """The shortest selection that names these classes: paths of the largest nodes that hold no others.
+
+    Args:
+        tree: the tree.
+        classes: positions of classes; at least one.
+
+    Raises:
+        SelectionError: if there are none, or one is out of range.
+
+    Example:
+        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"]})
+        >>> as_selection(tree, (0, 1, 3)), as_selection(tree, (2,))
+        ('cat,dog/boxer', 'dog/beagle')
+    """
+    wanted = set(classes)
+    tree.rows(wanted)
+    names = tree.node_names
+    written: dict[str, tuple[int, ...]] = {}
+    covered: set[int] = set()
+    for row in tree.levels:
+        for node in row:
+            below = names.below[node.path]
+            if wanted.issuperset(below) and covered.isdisjoint(below) and names.words_for(node.path):
+                covered.update(below)
+                written[names.words_for(node.path)] = below
+    text = ",".join(sorted(written, key=lambda word: written[word]))
+    if select_classes(tree, text) == tuple(sorted(wanted)):
+        return text
+    return ",".join(str(tree.indices[i]) for i in sorted(wanted))  # where names with commas run together
 
 
 def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, ...]]:
@@ -128,21 +160,9 @@ class _Selector:
 
     def __init__(self, tree: ClassTree) -> None:
         self.by_index = sorted((leaf.index or 0, position) for position, leaf in enumerate(tree.leaves))
-        self.by_class = {leaf.id: position for position, leaf in enumerate(tree.leaves) if leaf.id is not None}
-        self.by_class |= {name: position for position, name in enumerate(tree.classes)}
-        self.below: dict[str, list[int]] = {}  # path of a node -> its classes
-        for position, leaf in enumerate(tree.leaves):
-            parts = leaf.path.split("/")
-            for end in range(1, len(parts) + 1):
-                self.below.setdefault("/".join(parts[:end]), []).append(position)
-        self.paths: dict[str, set[str]] = {path: {path} for path in self.below}  # any word for a node -> its paths
-        for row in tree.levels:
-            for node in row:
-                for word in (node.name, node.id):
-                    if word is not None and word not in self.below:
-                        self.paths.setdefault(word, set()).add(node.path)
+        self.names = tree.node_names
         # Into how many pieces a name may fall where terms are told apart; a file's name or a range may, too.
-        self.pieces = max(8, *(1 + word.count(",") + word.count(" -") for word in self.paths))
+        self.pieces = max(8, *(1 + word.count(",") + word.count(" -") for word in self.names.words))
 
     def all(self, selection: Iterable[str | int]) -> tuple[int, ...]:
         return tuple(sorted(self.combined(self.terms(selection))))
@@ -180,9 +200,9 @@ class _Selector:
                 yield str(text) if text < 0 else "", self.between(abs(text), abs(text), str(text))
                 continue
             for term in self.split(text.strip()):
-                minus = term if term.startswith("-") and term not in self.paths else ""
+                minus = term if term.startswith("-") and term not in self.names.words else ""
                 name = term[1:].lstrip() if minus else term
-                if name.startswith("@") and name not in self.paths:
+                if name.startswith("@") and name not in self.names.words:
                     if file:
                         raise SelectionError(f"'{file}': a selection file cannot name another one ('{name}')")
                     lines = self.terms(self.lines(name[1:]), name[1:])
@@ -195,7 +215,7 @@ class _Selector:
 
     def split(self, text: str) -> Iterator[str]:
         """The terms that a text holds. What is known, as a whole, is one, whatever its signs: the longest first."""
-        if text in self.paths:  # nearly always
+        if text in self.names.words:  # nearly always
             yield text
             return
         gaps = list(_BETWEEN_TERMS.finditer(text))
@@ -213,32 +233,23 @@ class _Selector:
     def known(self, term: str) -> bool:
         name = term.removeprefix("-").lstrip()
         return (
-            term in self.paths
-            or name in self.paths
+            term in self.names.words
+            or name in self.names.words
             or (name.startswith("@") and os.path.isfile(name[1:]))
             or _INDEX_OR_RANGE.fullmatch(name) is not None
         )
 
     def one(self, name: str) -> Collection[int]:
         """Positions for one term, without a minus."""
-        if name in self.by_class:
-            return (self.by_class[name],)
-        if name in self.paths:
-            return self.under(name)
+        if name in self.names.words:
+            return self.names.below[self.names.path(name)]
         if match := _INDEX_OR_RANGE.fullmatch(name):
             return self.between(int(match[1]), int(match[2] or match[1]), name)
         if any(sign in name for sign in "*?["):
             return self.matching(name)
         if not name:
             raise SelectionError("a minus stands alone; it goes before a term, as in 'animal -animal/dog'")
-        near = did_you_mean(name, self.paths) or f" It has {', '.join(list(self.by_class)[:4])} …"
-        raise SelectionError(f"the tree has no class or node '{name}'.{near}")
-
-    def under(self, word: str) -> list[int]:
-        paths = self.paths[word]
-        if len({tuple(self.below[path]) for path in paths}) > 1:  # a chain may repeat a name: it is one selection
-            raise SelectionError(f"'{word}' names several nodes ({', '.join(sorted(paths)[:4])}); write the path")
-        return self.below[next(iter(paths))]
+        raise self.names.unknown(name)
 
     def between(self, first: int, last: int, term: str) -> list[int]:
         if last < first:
@@ -253,10 +264,10 @@ class _Selector:
 
     def matching(self, pattern: str) -> set[int]:
         fits = re.compile(translate(pattern)).fullmatch
-        paths = {path for word, paths in self.paths.items() if fits(word) for path in paths}
+        paths = {path for word, paths in self.names.words.items() if fits(word) for path in paths}
         if not paths:
             raise SelectionError(f"no class or node matches '{pattern}'")
-        return {position for path in paths for position in self.below[path]}
+        return {position for path in paths for position in self.names.below[path]}
 
     def lines(self, name: str) -> list[str]:
         """The selections that a file holds."""

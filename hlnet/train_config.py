@@ -17,6 +17,7 @@ from pydantic import (
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Reliability = Annotated[float, Field(gt=0, lt=1)]
 LossName = Literal["cross-entropy", "bce", "hierarchical", "soft-labels"]
 
 
@@ -42,6 +43,9 @@ class TrainConfig(BaseModel):
         hierarchical_alpha: how fast weights fall towards the leaves in the hierarchical loss.
         soft_labels_beta: how fast shares fall with the distance in the tree; large is nearly one-hot.
         mixup, cutmix: timm's alpha; 0 for none.
+        cue_aware: train with random cues, so that a gain acts as evidence of its weight; see :mod:`hlnet.cue_training`.
+        cue_share: of training images that get a cue.
+        cue_reliability: of these cues, between low and high.
         clip_grad: largest norm of the gradient; ``None`` leaves it.
         ema_decay: keep an exponential moving average of the weights, evaluate and save that; ``None`` does not.
         mixed_precision: ``auto`` takes bfloat16 or float16 where the device has it.
@@ -78,6 +82,9 @@ class TrainConfig(BaseModel):
     soft_labels_beta: PositiveFloat = 10.0
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
+    cue_aware: bool = False
+    cue_share: Share = 0.5
+    cue_reliability: tuple[Reliability, Reliability] = (0.5, 0.99)
     clip_grad: PositiveFloat | None = None
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
@@ -108,6 +115,10 @@ class TrainConfig(BaseModel):
             raise ValueError("layer_decay is for a trunk that trains, and cached features (cache_views) have none")
         if self.sched in ("plateau", "none"):
             raise ValueError(f"sched '{self.sched}' is not offered, only schedules of time are; try cosine or step")
+        if self.cue_reliability[0] > self.cue_reliability[1]:
+            raise ValueError(f"cue_reliability {self.cue_reliability} must be low, high")
+        if self.cue_aware and (self.mixup or self.cutmix):
+            raise ValueError("a cue names one class (cue_aware), and mixup and cutmix make images of two")
         if self.batch_size == 1 and (self.mixup or self.cutmix):
             raise ValueError("mixup and cutmix mix pairs of images: batch_size must be at least 2")
         if self.cache_views and (self.mixup or self.cutmix):

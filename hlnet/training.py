@@ -24,6 +24,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from hlnet.cue_training import TrainingCues, trained_attention
 from hlnet.data import TreeData, loader
 from hlnet.errors import RunError, UsageError
 from hlnet.feature_cache import cached_features
@@ -48,7 +49,7 @@ class Epoch(BaseModel):
     """One line of ``metrics.csv``.
 
     ``lr`` is the learning rate at the epoch's beginning, ``train_loss`` the loss trained on, ``val_loss`` a mean
-    cross-entropy whatever that is; accuracies are shares in 0..1, times in seconds.
+    cross-entropy whatever that is; accuracies are shares in 0..1, times in seconds. Validation is without cues.
     """
 
     epoch: int
@@ -127,6 +128,8 @@ def train(
         raise UsageError("training on cached features (cache_views) needs frozen_trunk")
     if isinstance(train_data, CachedFeatures) != isinstance(val_data, CachedFeatures) and not config.cache_views:
         raise UsageError("training and validation data must both be images or both be cached features")
+    if config.cue_aware and not net.has_branches:
+        raise UsageError("training with cues (cue_aware) scales features of branches, and a plain network has none")
     if resume and out is None:
         raise UsageError("resume goes on in a run folder; name it (out)")
     set_seed(mixed(config.seed) % 2**32)
@@ -153,6 +156,8 @@ def train(
     run.check_together()
     folder.config = config.model_copy(update={"batch_size": run.batch_size})  # what auto has found
     net.provenance = net.provenance.after_training(folder.recipe)
+    if config.cue_aware:
+        net.provenance.attention = trained_attention()
     if state is None and main:
         folder.clear(resume)
         folder.write_config(net)
@@ -241,6 +246,7 @@ class _Run:
         self.module, self.optimizer, self.batches, self.val_batches = prepared
         self.steps = len(self.batches)
         self.schedule = make_schedule(self.optimizer.optimizer, config, self.steps)
+        self.cues = TrainingCues(net.tree, config.cue_share, config.cue_reliability) if config.cue_aware else None
         self.loss = make_loss(config, net.tree).to(accelerator.device)
         self.average = ModelEmaV3(trained, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
         smoothing = config.smoothing if config.loss in ("cross-entropy", "bce") else 0.0  # the others do not smooth
@@ -369,7 +375,7 @@ class _Run:
             even = len(inputs) // 2 * 2  # timm mixes pairs
             inputs, labels = inputs[:even], labels[:even]
             inputs, targets = self.mixup(inputs, labels)
-        logits = self.module(inputs)
+        logits = self.module(inputs) if self.cues is None else self.module(inputs, self.cues(labels))
         loss = self.loss(logits, targets)
         if not torch.isfinite(loss):
             raise RunError(

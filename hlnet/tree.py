@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hlnet.errors import SelectionError, TreeError
+from hlnet.node_names import NodeNames
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -242,16 +243,49 @@ class ClassTree:
             above = len(row)
         return tuple(result)
 
-    def leaves_under(self, path: str) -> tuple[int, ...]:
-        """Positions of the classes at or under the node with this path.
+    @cached_property
+    def node_names(self) -> NodeNames:
+        """What may be written for the nodes, and which node or classes it means."""
+        return NodeNames(self)
+
+    def find_node(self, word: str) -> tuple[int, int]:
+        """The node that a word means: its level, as a position in ``levels``, and its position there.
+
+        The word is, in this order of precedence, a class's name or id, a node's path, or an inner node's name or id,
+        where only one has it. A class means its leaf, also where it ended at a level above. In a vector of gains, the
+        node's number is ``offsets[level] + position``.
+
+        Raises:
+            SelectionError: if there is no such node, with those of names near to it, or several.
+
+        Example:
+            >>> tree = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw": {}})
+            >>> tree.find_node("animal/cat"), tree.find_node("dog"), tree.find_node("saw")
+            ((1, 0), (1, 1), (2, 3))
+            >>> tree.find_node("taby")
+            Traceback (most recent call last):
+            hlnet.errors.SelectionError: the tree has no class or node 'taby'. Did you mean 'tabby'?
+        """
+        return self.node_names.places[self.node_names.path(word.strip())]
+
+    def leaves_under(self, node: str | tuple[int, int]) -> tuple[int, ...]:
+        """Positions of the classes at or under a node.
+
+        Args:
+            node: its path, or its place as :meth:`find_node` gives it.
 
         Raises:
             SelectionError: if no node has this path.
+
+        Example:
+            >>> tree = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw": {}})
+            >>> tree.leaves_under("animal/cat"), tree.leaves_under(tree.find_node("cat"))
+            ((0, 1), (0, 1))
         """
-        inside = tuple(i for i, leaf in enumerate(self.leaves) if leaf.path == path or leaf.path.startswith(path + "/"))
-        if not inside:
+        path = node if isinstance(node, str) else self.levels[node[0]][node[1]].path
+        if path not in self.node_names.below:
             raise SelectionError(f"the tree has no node '{path}'")
-        return inside
+        return self.node_names.below[path]
 
     def ancestors(self) -> csr_array:
         """Which nodes lie on the path to each class: sparse, boolean, ``[classes, num_nodes]``, nodes level by level.

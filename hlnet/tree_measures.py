@@ -1,4 +1,4 @@
-"""How two trees differ, and what is odd about one."""
+"""How two trees differ, what is odd about one, and how high its nodes stand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hlnet.errors import TreeError, some
 from hlnet.tree import ClassTree, Node
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from scipy.sparse import csc_array
 
 
@@ -113,7 +114,30 @@ def check_tree(tree: ClassTree) -> list[Oddity]:
     return [*_oddities(tree)]
 
 
+def node_heights(tree: ClassTree) -> NDArray[np.int64]:
+    """How many nodes lie on the longest way down from each node to a class: 0 for a class, 1 for a parent of classes.
+
+    Nodes that merely continue a class do not count: they are as high as their class, 0.
+
+    Returns:
+        ``[num_nodes + 1]``, level by level, and the trunk's last, where an index of -1 finds it.
+
+    Example:
+        >>> node_heights(ClassTree.from_nested({"animal": {"cat": ["tabby"], "newt": {}}, "saw": {}})).tolist()
+        [2, 0, 1, 0, 0, 0, 0, 0, 3]
+    """
+    depths = np.array([_depth(leaf) for leaf in tree.leaves])
+    below = tree.ancestors().astype(np.int64)
+    below.data = depths.repeat(tree.num_levels)
+    own = np.array([_depth(node) for row in tree.levels for node in row])
+    return np.append(below.max(axis=0).toarray().ravel() - own, depths.max())
+
+
 # ---------------------------------------------------------------------- helpers
+
+
+def _depth(node: Node) -> int:
+    return node.path.count("/") + 1
 
 
 def _oddities(tree: ClassTree) -> Iterator[Oddity]:

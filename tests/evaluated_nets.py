@@ -5,6 +5,8 @@ import torch
 from naive import randomise
 from PIL import Image
 
+from hlnet.cue_test import CueTest
+from hlnet.cues import Attention
 from hlnet.data import LabelledImages, TreeData, eval_transform
 from hlnet.expert import cut_expert
 from hlnet.network import HierarchicalNet, NetworkConfig
@@ -57,3 +59,8 @@ def expert_of(selection, score="energy", recipe=None):
     fit = Rejection(score=score, threshold=threshold, max_false_positive=0.2)
     expert.provenance = Provenance(recipe=recipe or {}, temperature=2.5, rejection=fit)
     return expert, data
+
+
+def signal_of(strength):
+    """A test of cues by the paper's gain, from labels."""
+    return CueTest(attention=Attention(strength=strength))

@@ -23,7 +23,7 @@ from hlnet.expert import cut_expert
 from hlnet.inference import optimize
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import Provenance
+from hlnet.provenance import FittedAttention, Provenance
 from hlnet.rejection import SCORES, rejection_scores
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
@@ -171,7 +171,7 @@ def network(recipe=None, tree=TREE, plain=False):
         net = HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(4, 4), strides=(1, 1)), tree)
         randomise(net.head)
     net.transform = InputTransform(input_size=(3, 32, 32))
-    net.provenance = Provenance(recipe=recipe or {}, metrics={"top1": 0.5}, attention_signal=1.8)
+    net.provenance = Provenance(recipe=recipe or {}, metrics={"top1": 0.5}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),)))
     return net.eval()
 
 
@@ -219,7 +219,7 @@ def test_fit_is_of_the_networks_own_scores(kind, recipe, default, score):
         for name, value in (("ece_before", 1), ("ece", expected)):
             shares = class_probabilities(logits[used], recipe is BCE, value)
             assert metrics[name] == pytest.approx(naive_error(shares.tolist(), labels[used].tolist(), 15), abs=1e-4)
-    kept = {"recipe", "metrics", "parent", "parent_counts", "parent_rows", "attention_signal"}
+    kept = {"recipe", "metrics", "parent", "parent_counts", "parent_rows", "attention"}
     assert found.model_dump(include=kept) == before.model_dump(include=kept)
     assert net.provenance == before  # the network is as it was
 

@@ -15,7 +15,7 @@ from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import Provenance
+from hlnet.provenance import FittedAttention, Provenance
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
@@ -39,7 +39,7 @@ def build(kind="bottleneck"):
     if isinstance(model, HierarchicalNet):
         randomise(model.head)
     model.transform = InputTransform(input_size=(3, 64, 64), mean=(0.1, 0.2, 0.3), crop_pct=0.95, crop_mode="squash")
-    model.provenance = Provenance(recipe={"lr": 0.1, "tags": ["a", None]}, metrics={"a": 1 / 3}, attention_signal=1.8)
+    model.provenance = Provenance(recipe={"lr": 0.1, "tags": ["a", None]}, metrics={"a": 1 / 3}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),)))
     return model
 
 

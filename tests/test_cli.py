@@ -105,8 +105,9 @@ def test_eval_gives_the_numbers_of_the_library(at, options, kind, signal):
     split = "train" if "train" in options else "val"
     images = data.TreeData(hlnet.load_data(at["photos"], split), net.tree, data.eval_transform(net.transform))
     classes = "bird,0" if "bird" in options else None
-    assert found == hlnet.evaluate(net, images, data.loader(images, 64), classes, signal).model_dump()
-    assert signal != 1.0 or found["cued"] == found["neutral"]
+    test = signal and hlnet.CueTest(attention=hlnet.Attention(strength=signal))
+    assert found == hlnet.evaluate(net, images, data.loader(images, 64), classes, test).model_dump(mode="json")
+    assert signal != 1.0 or found["cued"]["accuracy"] == found["cued"]["wrong"] == found["neutral"]
 
 
 def test_expert_equals_the_full_network(at):
@@ -188,8 +189,8 @@ ERRORS = """
 2 | make-expert {full} --classes cat --out {root}/run/../run/best.safetensors | --out & is the model itself
 2 | make-expert {plain} --classes cat --out {new}.safetensors | is a plain network & no branches
 1 | make-expert {cut} --classes cat --out {new}.safetensors | cut.safetensors' is not an intact safetensors file
-2 | eval {full} --data {photos} --workers 0 --attention-signal -1 | signal -1.0 & at least 0
-2 | eval {plain} --data {photos} --workers 0 --attention-signal 2 | attention signal
+2 | eval {full} --data {photos} --workers 0 --attention-signal -1 | signal -1 & at least 0
+2 | eval {plain} --data {photos} --workers 0 --attention-signal 2 | plain network & bias
 2 | eval {full} --data '' | ''
 2 | eval {full} --data {photos} --device warp | --device 'warp' cannot be used here
 2 | eval {full} --data {photos} --device meta | --device 'meta' cannot be used here

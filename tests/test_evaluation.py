@@ -5,14 +5,18 @@ import math
 
 import pytest
 import torch
-from evaluated_nets import BCE, TREE, build, by_hand, expert_of, noise
+from evaluated_nets import BCE, TREE, build, by_hand, expert_of, noise, signal_of
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
+from hlnet.accuracy import accuracy, confusion_matrix
+from hlnet.attention import label_cues
 from hlnet.calibration import calibration_error, class_probabilities
+from hlnet.cue_test import CuedRun
+from hlnet.cues import Attention
 from hlnet.data import loader
 from hlnet.errors import SelectionError, UsageError
-from hlnet.evaluation import accuracy, confusion_matrix, evaluate, logits_of
+from hlnet.evaluation import evaluate, logits_of
 from hlnet.expert import cut_expert
 from hlnet.rejection import SCORES, rejection_scores
 
@@ -73,7 +77,7 @@ def test_evaluation_is_a_choice_of_columns(kind, classes, kept):
     targets = torch.tensor([list(kept).index(labels[i]) for i in used])
     assert_scores(found.neutral, logits[used][:, list(kept)], targets, names)
     assert (found.images, found.left_out, found.classes) == (len(used), 40 - len(used), len(kept))
-    assert (found.attention_signal, found.cue, found.cued, len(ticks)) == (None, None, None, 6)
+    assert (found.cued, len(ticks)) == (None, 6)
 
 
 @pytest.mark.parametrize("selection", ["cat,beagle", "dog", "cat,dog,saw,axe"])
@@ -81,8 +85,8 @@ def test_expert_is_the_full_network_restricted(selection):
     full = build()
     expert = cut_expert(full, selection)
     ours, whole = noise(expert.tree, subset=True), noise()
-    found = evaluate(expert, ours, loader(ours, 8), attention_signal=1.7)
-    assert found == evaluate(full, whole, loader(whole, 8), selection, attention_signal=1.7)
+    found = evaluate(expert, ours, loader(ours, 8), cues=signal_of(1.7))
+    assert found == evaluate(full, whole, loader(whole, 8), selection, cues=signal_of(1.7))
     assert found.images + found.left_out == 40
 
 
@@ -97,36 +101,38 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
 
     cued, labels = by_hand(net, data, gains)
     neutral, _ = by_hand(net, data)
-    runs, order = logits_of(net, loader(data, 7), [None, signal])
+    runs, order = logits_of(net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=signal))])
     assert torch.equal(order, labels)
     for run, expected in zip(runs, (neutral, cued), strict=True):
         torch.testing.assert_close(run, expected, rtol=1e-4, atol=1e-4)
     assert (cued - neutral).abs().max() > 1e-2
-    found = evaluate(net, data, loader(data, 7), attention_signal=signal)
+    found = evaluate(net, data, loader(data, 7), cues=signal_of(signal))
     assert_scores(found.neutral, neutral, labels, TREE.classes)
-    assert_scores(found.cued, cued, labels, TREE.classes)
-    assert found.attention_signal == signal and "oracle" in found.cue
+    assert_scores(found.cued.accuracy, cued, labels, TREE.classes)
+    assert found.cued.attention.strength == signal and "oracle" in found.cued.source
 
 
 def test_signal_of_one_is_neutral():
     net, data = build(), noise()
-    (neutral, cued), _ = logits_of(net, loader(data, 7), [None, 1.0])
+    (neutral, cued), _ = logits_of(net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=1.0))])
     assert torch.equal(neutral, cued)
-    found = evaluate(net, data, loader(data, 7), attention_signal=1.0)
-    assert found.cued == found.neutral and found.attention_signal == 1
+    found = evaluate(net, data, loader(data, 7), cues=signal_of(1.0))
+    assert found.cued.accuracy == found.cued.wrong == found.neutral
 
 
-@pytest.mark.parametrize("signal", [-0.1, math.nan, math.inf, -math.inf])
-def test_bad_signal_is_refused(signal):
+def test_bad_signal_is_refused():
     data = noise()
-    with pytest.raises(UsageError, match="attention signal"):
-        evaluate(build(), data, loader(data, 7), attention_signal=signal)
+    with pytest.raises(UsageError, match=r"gain -0\.1 must be at least 0"):
+        evaluate(build(), data, loader(data, 7), cues=signal_of(-0.1))
+    for signal in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="finite"):
+            signal_of(signal)
 
 
 def test_plain_network_takes_no_cue():
     data = noise()
     with pytest.raises(UsageError, match="plain network"):
-        evaluate(build("plain"), data, loader(data, 7), attention_signal=1.0)
+        evaluate(build("plain"), data, loader(data, 7), cues=signal_of(1.0))
 
 
 def test_selection_without_images_is_refused():
@@ -161,7 +167,7 @@ def test_stored_threshold_is_tried_on_own_and_outside_images(selection, score):
 def test_outside_images_change_no_accuracy():
     expert, data = expert_of("cat,beagle")
     only = noise(expert.tree, subset=True)
-    found, own = (evaluate(expert, given, loader(given, 7), attention_signal=1.8) for given in (data, only))
+    found, own = (evaluate(expert, given, loader(given, 7), cues=signal_of(1.8)) for given in (data, only))
     changed = {"detection"}
     assert found.model_dump(exclude=changed) == own.model_dump(exclude=changed) and found.left_out == 16
     assert (own.detection.outside, own.detection.auroc, own.detection.outside_accepted) == (0, None, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluated_nets import TRANSFORM, TREE, build, expert_of, noise
+from evaluated_nets import TRANSFORM, TREE, build, expert_of, noise, signal_of
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -35,15 +35,15 @@ def test_beside_is_each_networks_own_evaluation(selection, signal):
     images, loaded = photos()
     ticks = []
     found = evaluate_beside(
-        nets, images, attention_signal=signal, batch_size=7, on_batch=lambda *given: ticks.append(given)
+        nets, images, cues=signal and signal_of(signal), batch_size=7, on_batch=lambda *given: ticks.append(given)
     )
     assert list(found) == list(nets) and sorted(loaded) == list(range(40))  # once for all three
     assert ticks == [(done, 6) for done in range(1, 7)]
-    assert found["expert"] == evaluate(expert, data, loader(data, 7), attention_signal=signal)
+    assert found["expert"] == evaluate(expert, data, loader(data, 7), cues=signal and signal_of(signal))
     names = ",".join(expert.tree.classes)
     for name, cue in (("full", signal), ("plain", None)):
         whole = noise(nets[name].tree)
-        alone = evaluate(nets[name], whole, loader(whole, 7), names, cue, score="energy")
+        alone = evaluate(nets[name], whole, loader(whole, 7), names, cue and signal_of(cue), score="energy")
         assert found[name].neutral.per_class == alone.neutral.per_class
         assert found[name].neutral.top1 == alone.neutral.top1 and found[name].cued == alone.cued
         assert (found[name].images, found[name].left_out) == (alone.images, alone.left_out)
@@ -86,7 +86,7 @@ def test_beside_without_the_classes_is_refused():
     with pytest.raises(UsageError, match="'small' lacks the classes tabby, siamese, saw, axe, so"):
         evaluate_beside({"full": build(), "small": cut_expert(build(), "dog")}, images)
     with pytest.raises(UsageError, match="plain network has no branches"):
-        evaluate_beside({"plain": build("plain"), "full": build()}, images, attention_signal=2.0)
+        evaluate_beside({"plain": build("plain"), "full": build()}, images, cues=signal_of(2.0))
     assert evaluate_beside({"full": build(), "small": cut_expert(build(), "dog")}, images, "dog")["small"].images == 16
     assert loaded
 
@@ -136,7 +136,7 @@ def test_command_gives_the_librarys_figures_beside_each_other(files):
 def test_command_shows_tables_and_writes_the_curve(files, tmp_path):
     done = command(files, f"{{cats}} --beside {{full}} --roc {tmp_path}/roc.csv --attention-signal 1.8")
     assert done.exit_code == 0, done.output
-    for words in ("Accuracy on 18 images of 2 classes", "full, signal 1.8", "GMACs", "AUROC", "FPR at 95 % TPR"):
+    for words in ("Accuracy on 18 images of 2 classes", "with every cue wrong", "GMACs", "AUROC", "FPR at 95 % TPR"):
         assert words in done.output
     assert "18 images of its own classes, 42 of others" in done.output and "at most 20 %" in done.output
     assert {row["name"] for row in csv.DictReader((tmp_path / "roc.csv").open())} == {"cats", "full"}

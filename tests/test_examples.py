@@ -1,6 +1,5 @@
 """The examples run as they are, on untrained weights or on what they make themselves."""
 
-import ast
 import os
 import subprocess
 import sys
@@ -32,8 +31,9 @@ def test_cut_and_cue(tmp_path):
 def test_meow_has_the_papers_figures(tmp_path):
     """Table 3: 13.5 M parameters and 3.87 GMACs; ours are 3.888, counted in full (docs/networks.md)."""
     said = run("meow", cwd=tmp_path)
+    assert "'meow' means other mammal/house cats\n" in said
     assert "expert:    5 classes,  13.543 M parameters,  3.888 GMACs" in said
-    assert float(said.splitlines()[3].rsplit(" ", 1)[1]) < 1e-3
+    assert float(said.splitlines()[4].rsplit(" ", 1)[1]) < 1e-3
 
 
 def test_only_insecta(tmp_path):
@@ -45,10 +45,3 @@ def test_only_insecta(tmp_path):
 def test_conveyor(tmp_path):
     said = run("conveyor", "--epochs", 1, cwd=tmp_path)
     assert said.count(" on the belt: ") == 12 and "of as many strangers" in said
-
-
-def test_sounds_name_nodes_of_the_tree():
-    text = (EXAMPLES / "meow.py").read_text().partition("SOUNDS = ")[2]
-    tree = hlnet.read_tree("preset:imagenet1k")
-    for selection in ast.literal_eval(text.partition("}")[0] + "}").values():
-        assert 1 < len(hlnet.select_classes(tree, selection)) < 200

@@ -18,7 +18,7 @@ from hlnet.expert import Reference, cut_checkpoint, cut_expert, verify_expert
 from hlnet.inference import optimize
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import Provenance
+from hlnet.provenance import FittedAttention, Provenance
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
@@ -50,7 +50,7 @@ def build(tree=TREE, block="bottleneck", **settings):
     net = HierarchicalNet(NetworkConfig(block=block, **levels, **settings), tree).double()
     randomise(net.head)
     net.transform = InputTransform(input_size=(3, 32, 32), mean=(0.1, 0.2, 0.3))
-    net.provenance = Provenance(recipe={"epochs": 3}, metrics={"top1": 0.9}, attention_signal=1.8)
+    net.provenance = Provenance(recipe={"epochs": 3}, metrics={"top1": 0.9}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),)))
     return net.eval()
 
 

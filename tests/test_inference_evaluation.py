@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from random_nets import assert_near, build, plain
 
+from hlnet.cue_test import CueTest
+from hlnet.cues import Attention
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import UsageError
 from hlnet.evaluation import evaluate, logits_of
@@ -27,14 +29,16 @@ def noise(net, count=30):
 def test_evaluation_is_the_same(kind, signal):
     net = plain() if kind == "plain" else cut_expert(build(), "cat,saw") if kind == "expert" else build(kind)
     fast, data = optimize(net), noise(net)
+    test = signal and CueTest(attention=Attention(strength=signal))
     if kind == "plain" and signal:
-        with pytest.raises(UsageError, match="no branches to cue"):
-            evaluate(fast, data, loader(data, 7), attention_signal=signal)
+        with pytest.raises(UsageError, match="no branches whose features"):
+            evaluate(fast, data, loader(data, 7), cues=test)
         return
     for classes in (None, "cat"):
-        expected = evaluate(net, data, loader(data, 7), classes, signal)
-        assert evaluate(fast, data, loader(data, 7), classes, signal) == expected
-    runs = [logits_of(form, loader(data, 4), [None, signal])[0] for form in (fast, net)]
+        expected = evaluate(net, data, loader(data, 7), classes, test)
+        assert evaluate(fast, data, loader(data, 7), classes, test) == expected
+    cued = test.runs(net.tree, data, range(len(net.tree.classes)))[0] if signal else None
+    runs = [logits_of(form, loader(data, 4), [None, cued])[0] for form in (fast, net)]
     for found, expected in zip(*runs, strict=True):
         assert_near(found, expected)
     if signal:

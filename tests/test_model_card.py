@@ -25,7 +25,7 @@ from hlnet.model_card import make_model_card
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.profiling import Cost, plain_cost, profile
-from hlnet.provenance import Rejection
+from hlnet.provenance import FittedAttention, Rejection
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
@@ -226,7 +226,8 @@ def test_costs_of_a_plain_network():
 
 def test_accuracy_is_what_the_provenance_holds():
     metrics = {"epoch": 3, "val_top1": 0.98765, "val_loss": 0.123456789, "ece|x": 0.5}
-    card = make_model_card(full(metrics=metrics, recipe={"data": "digits"}, attention_signal=1.8))
+    fitted = FittedAttention(reliability=0.9, gain=((2.0, 3.0),), data="photos")
+    card = make_model_card(full(metrics=metrics, recipe={"data": "digits"}, attention=fitted))
     rows = table(section(card, "Accuracy"))
     assert rows.pop("---") == ["---"] and rows == {
         "after epoch": ["3"],
@@ -234,7 +235,7 @@ def test_accuracy_is_what_the_provenance_holds():
         "loss on validation images": ["0.123457"],
         "`ece\\|x`": ["0.5"],
     }
-    assert "on `digits`" in section(card, "Accuracy") and "served best: 1.8." in section(card, "Accuracy")
+    assert "on `digits`" in section(card, "Accuracy") and "A cue that is right in 90 % of cases\nserved best as a gain of 3, on `photos`." in section(card, "Accuracy")
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, {"lr": 0.1, "epochs": 3}, {"a": {"b": {"c": [1, 2]}}, "d": True}])

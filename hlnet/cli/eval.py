@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli import cueing, options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
     from hlnet.evaluation import Evaluation
     from hlnet.inference import InferenceNet
     from hlnet.profiling import Cost
-    from hlnet.rejection import Detection
+    from hlnet.tree import ClassTree
+
+
+class WrongCue(StrEnum):
+    """What a wrong cue names."""
+
+    random = "random"
+    sibling = "sibling"
 
 
 def evaluate(
@@ -25,16 +33,52 @@ def evaluate(
     ],
     split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = options.Split.val,
     classes: options.Classes = None,
-    attention_signal: Annotated[
+    attention_signal: cueing.AttentionSignal = None,
+    cue_mode: cueing.Mode = None,
+    cue_site: cueing.SiteOption = None,
+    reliability: cueing.Reliability = None,
+    cues: cueing.CuesFile = None,
+    wrong_cues: Annotated[
         float | None,
-        typer.Option(help="Also evaluate with the features of each image's own class scaled by this (1 is neutral)."),
+        typer.Option(min=0, max=1, help="Share of cues that are wrong; default: 1 - reliability, where that is given."),
     ] = None,
+    wrong_cue: Annotated[WrongCue, typer.Option(help="What a wrong cue names: any other class, or a sibling.")] = (
+        WrongCue.random
+    ),
+    cue_level: Annotated[
+        int | None, typer.Option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
+    ] = None,
+    certain: Annotated[
+        bool, typer.Option("--certain", help="Take cues as certain: run only the classes that they name.")
+    ] = False,
     beside: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL",
             help="Evaluate this one too, restricted to the same classes, and show what each costs; repeatable.",
         ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The plain control, evaluated as with --beside and compared image by image. Cues with a reliability "
+            "act on it as a bias.",
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Evaluate this one, too, and test on the same images whether the two differ.",
+        ),
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Show all classes; default: up to 20, else the worst and the best.")
+    ] = False,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(help="Write the confusion matrix, ordered by the tree: a picture (.png, .svg, .pdf), or .csv."),
     ] = None,
     score: Annotated[
         options.Score | None,
@@ -50,14 +94,21 @@ def evaluate(
     dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
-    """Measure accuracy: top-1, top-5 and per class; calibration; and "none of these".
+    """Measure accuracy: top-1, top-5, by class and by the tree; calibration; "none of these"; and what cues do.
 
-    Reads full, expert or plain networks and labelled images; writes nothing but --roc. Images of classes that the
-    network does not have are left out of the accuracy, and counted. With --classes, only these classes compete: for a
-    full or plain network, that is the control beside an expert; --beside puts such controls into the same table.
+    Reads full, expert or plain networks and labelled images; writes nothing but --roc and --confusion. Images of
+    classes that the network does not have are left out of the accuracy, and counted. With --classes, only these classes
+    compete: for a full or plain network, that is the control beside an expert; --beside puts such controls into the
+    same table. --compare and --baseline add a paired test: the difference with its interval, and McNemar's p.
+
+    By the tree: how high up answer and truth meet (LCA height, 0 where right), precision, recall and F over the nodes
+    on their paths, accuracy at each level, and whether the likeliest nodes of all levels lie on one path.
 
     Images of other classes are run where there is something to ask them: for a network that holds a threshold
     (make-expert --calibrate), with one class only, or with --score. Any other folder of the data holds such images.
+
+    Cues: --attention-signal 1.8 scales the features of each image's own class, as in the paper. Where no --cues file
+    names them, they come from the labels, an oracle, so the same table says what they do when all are wrong.
 
     **Examples**
 
@@ -65,26 +116,52 @@ def evaluate(
 
         hlnet eval runs/digits/best.safetensors --data digits --classes 0-4 --attention-signal 1.8 --json
 
+        hlnet eval runs/photos --data photos --cue-mode bias --reliability 0.9
+
+        hlnet eval runs/tree --data photos --baseline runs/plain --confusion confusion.png
+
         hlnet eval cats.safetensors --data photos --split test --beside runs/full --beside runs/plain --roc cats.png
     """
     from hlnet import evaluation
-    from hlnet.cli import output
+    from hlnet.cli import eval_tables, output
+    from hlnet.comparison import compare_evaluations
+    from hlnet.cue_test import CueTest
     from hlnet.data import load_data
+    from hlnet.files import check_writable
     from hlnet.rejection import ROC_FORMATS, write_roc
 
     options.check_picture(roc, "--roc", ROC_FORMATS)
+    options.check_picture(confusion, "--confusion", (*options.PICTURES, ".csv"))
+    for path in (roc, confusion):
+        if path is not None:
+            check_writable(path)
     names = [model, *(beside or [])]
-    if len(set(names)) < len(names):
+    against = [name for name in dict.fromkeys([baseline, compare]) if name is not None]
+    if len(set(names)) < len(names) or model in against:
         raise UsageError("a model stands beside itself; name each once")
+    names = [*dict.fromkeys([*names, *against])]
     nets = {name: options.load_optimized(name, device, dtype) for name in names}
+    if baseline is not None and nets[baseline].has_branches:
+        raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
     images = load_data(data, split.value, data_root)
+    test = None
+    if cueing.wanted(attention_signal, cue_mode, cue_site, reliability, cues, wrong_cues, cue_level, certain):
+        test = CueTest(
+            attention=cueing.attention(attention_signal, cue_mode, cue_site, reliability, nets[model].provenance),
+            cues=cueing.read_cues(cues, nets[model].tree, images) if cues else None,
+            source=f"'{cues}'" if cues else "",
+            wrong=wrong_cue.value,
+            wrong_share=wrong_cues,
+            level=cue_level,
+            certain=certain,
+        )
     with output.progress() as bar:
         task = bar.add_task("evaluating", total=None)
         found = evaluation.evaluate_beside(
             nets,
             images,
             classes,
-            attention_signal,
+            test,
             score.value if score else None,
             batch_size,
             workers,
@@ -96,18 +173,29 @@ def evaluate(
         if not curves:
             raise UsageError("--roc needs images of other classes in the data, and --score or a stored threshold")
         write_roc({short[name]: run for name, run in curves.items()}, roc)
-    costs = {name: _cost(net) for name, net in nets.items()} if beside else {}
+    tree = _tree(nets[model], classes)
+    if confusion is not None:
+        _write_confusion(found[model], tree, confusion)
+    compared = {name: compare_evaluations(found[model], found[name], tree) for name in against}
+    costs = {name: _cost(net) for name, net in nets.items()} if len(nets) > 1 else {}
     if as_json:
         told = {name: run.model_dump(mode="json") for name, run in found.items()}
         for name, cost in costs.items():
             told[name]["cost"] = cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
         first = told.pop(model)
-        output.show_json(first | ({"beside": told} if beside else {}))
+        tests = {name: run.model_dump(mode="json") for name, run in compared.items()}
+        output.show_json(first | ({"beside": told} if told else {}) | ({"compare": tests} if tests else {}))
         return
-    _show({short[name]: run for name, run in found.items()}, {short[name]: cost for name, cost in costs.items()})
+    named_costs = {short[name]: cost for name, cost in costs.items()}
+    eval_tables.show_evaluations({short[name]: run for name, run in found.items()}, named_costs, per_class)
+    for name, run in compared.items():
+        eval_tables.show_comparison(short[model], short[name], run)
     _hint_at_doubts(nets[model], found[model])
-    if roc is not None:
-        output.hint(f"the curve is in '{roc}'")
+    if baseline is not None and found[model].cued and not found[baseline].cued:
+        output.hint("the plain network was not cued: with --reliability, cues act on it as a bias (see hlnet attend)")
+    for path, what in ((roc, "curve"), (confusion, "confusion matrix")):
+        if path is not None:
+            output.hint(f"the {what} is in '{path}'")
 
 
 def _hint_at_doubts(net: InferenceNet, found: Evaluation) -> None:
@@ -125,6 +213,23 @@ def _hint_at_doubts(net: InferenceNet, found: Evaluation) -> None:
             output.hint(f"no images of {some(absent)}: under another name, they would have counted as of other classes")
 
 
+def _tree(net: InferenceNet, classes: str | None) -> ClassTree:
+    """Of the classes that compete."""
+    from hlnet.selection import select_classes
+
+    return net.tree if classes is None else net.tree.prune(select_classes(net.tree, classes))
+
+
+def _write_confusion(found: Evaluation, tree: ClassTree, path: Path) -> None:
+    import torch
+
+    from hlnet.accuracy import answer_counts
+    from hlnet.confusion_picture import write_confusion
+
+    answers, labels = torch.tensor(found.neutral.answers), torch.tensor(found.labels)
+    write_confusion(answer_counts(answers, labels, found.classes), tree, path)
+
+
 def _cost(net: InferenceNet) -> Cost:
     from hlnet.plain import PlainConfig
     from hlnet.profiling import plain_cost, total_cost, unit_costs
@@ -132,75 +237,6 @@ def _cost(net: InferenceNet) -> Cost:
     if isinstance(net.config, PlainConfig):
         return plain_cost(net.config, len(net.tree.classes), net.transform.input_size)
     return total_cost(unit_costs(net.config, net.transform)[0], net.tree.counts)
-
-
-def _show(found: dict[str, Evaluation], costs: dict[str, Cost]) -> None:
-    """One column a network, and one more for each that was cued."""
-    from hlnet.cli import output
-
-    lead = next(iter(found.values()))
-    columns, runs, owners = [], [], []
-    for name, run in found.items():
-        columns.append(name if costs else "no cue")
-        runs.append(run.neutral)
-        owners.append(name)
-        if run.cued is not None:
-            cue = f"signal {run.attention_signal:g} on the image's own class"
-            columns.append(f"{name}, {cue}" if costs else cue)
-            runs.append(run.cued)
-            owners.append(name)
-    rows = []
-    if lead.classes > 1:  # of one class, it is always 100 %
-        rows.append(["top-1", *(output.percent(run.top1) for run in runs)])
-        rows += [[name, *(output.percent(run.per_class[name], 1) for run in runs)] for name in lead.neutral.per_class]
-    if lead.neutral.top5 is not None:
-        rows.insert(1, ["top-5", *(output.percent(run.top5) for run in runs)])
-    if any(run.ece is not None for run in found.values()):
-        errors = [
-            found[name].ece if run is found[name].neutral else None for name, run in zip(owners, runs, strict=True)
-        ]
-        rows.append(["calibration error", *map(output.percent, errors)])
-    if costs:
-        rows.append(["parameters, M", *(f"{costs[name].params / 1e6:.3f}" for name in owners)])
-        rows.append(["GMACs", *(f"{costs[name].gmacs:.3f}" for name in owners)])
-    if rows:
-        counted = f"{lead.classes} class{'es' if lead.classes > 1 else ''}"
-        title = f"{lead.images} images of {counted}"
-        output.show_table(f"Accuracy on {title}" if lead.classes > 1 else title, ["", *columns], rows)
-    if lead.detection is not None:
-        _show_detection({name: run.detection for name, run in found.items() if run.detection})
-    elif lead.left_out:
-        output.hint(f"{lead.left_out} images of other classes were left out")
-    if lead.cued is not None:
-        change = 100 * (lead.cued.top1 - lead.neutral.top1)
-        output.show(
-            f"The cue came from the label of each image (an oracle): {change:+.2f} points with every cue right. "
-            "What wrong cues do is not in this figure."
-        )
-
-
-def _show_detection(found: dict[str, Detection]) -> None:
-    """How well images of other classes are told from a network's own."""
-    from hlnet.cli import output
-
-    runs, lead = list(found.values()), next(iter(found.values()))
-    rows = [["score", *(run.score for run in runs)]]
-    if lead.outside:
-        rows.append(["AUROC", *("–" if run.auroc is None else f"{run.auroc:.4f}" for run in runs)])
-        rows.append(["FPR at 95 % TPR", *(output.percent(run.fpr_at_95_tpr) for run in runs)])
-    if any(run.threshold is not None for run in runs):
-        rows.append(["threshold", *("–" if run.threshold is None else f"{run.threshold:.4g}" for run in runs)])
-        rows.append(["own accepted (TPR)", *(output.percent(run.own_accepted) for run in runs)])
-        if lead.accuracy_accepted != 1:
-            rows.append(["top-1 among these", *(output.percent(run.accuracy_accepted) for run in runs)])
-        if lead.outside:
-            rows.append(["others accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
-    title = f'"None of these": {lead.own} images of its own classes, {lead.outside} of others'
-    output.show_table(title, ["", *found], rows)
-    if lead.max_false_positive is not None:
-        output.hint(f"the threshold was fitted for at most {100 * lead.max_false_positive:g} % of others")
-    if not lead.outside:
-        output.hint("the data hold no images of other classes: how many of such are accepted is not known from them")
 
 
 def _short(names: Collection[str]) -> dict[str, str]:

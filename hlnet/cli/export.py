@@ -143,7 +143,7 @@ def _quantize(
         for name, path in (("float32", out), ("int8", small)):
             batches = loader(val, 8, workers)
             bar.update(task, description=f"evaluating {name}", total=len(batches), completed=0)
-            accuracies[name] = exported_accuracy(open_exported(path), batches, lambda: bar.advance(task))
+            accuracies[name] = exported_accuracy(open_exported(path), batches, lambda: bar.advance(task), net.tree)
     return {
         "out": str(small),
         "bytes": file_size(small),

@@ -12,7 +12,10 @@ import typer
 
 import hlnet
 from hlnet.cli import tree
+from hlnet.cli.app import app as page
+from hlnet.cli.attend import attend
 from hlnet.cli.build_tree import build_tree
+from hlnet.cli.calibrate import calibrate
 from hlnet.cli.demo import demo
 from hlnet.cli.eval import evaluate
 from hlnet.cli.export import export
@@ -21,6 +24,7 @@ from hlnet.cli.make_expert import make_expert
 from hlnet.cli.merge import merge
 from hlnet.cli.predict import predict
 from hlnet.cli.profile import profile
+from hlnet.cli.show import show
 from hlnet.cli.train import train
 from hlnet.errors import HlnetError
 
@@ -37,12 +41,16 @@ app.command("build-tree")(build_tree)
 app.add_typer(tree.app, name="tree")
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("attend")(attend)
 app.command("make-expert")(make_expert)
+app.command("calibrate")(calibrate)
 app.command("merge")(merge)
 app.command("graft")(graft)
 app.command("export")(export)
 app.command("profile")(profile)
 app.command("predict")(predict)
+app.command("show")(show)
+app.command("app")(page)
 
 
 def _version(wanted: bool) -> None:

@@ -107,7 +107,7 @@ def make_expert(
         raise UsageError("--verify looks at the file that is written: give --out, and no --dry-run")
     if images and not verify:
         raise UsageError("--images are what --verify runs on; give both")
-    files_to_verify = options.image_files(images or [], "--images")
+    files_to_verify = [Path(file) for file in options.image_files(images or [], "--images")]
     from hlnet.candidates import Limit, candidates, nodes_of_level, require_fit
     from hlnet.checkpoint import header_of, opened
     from hlnet.cli import cutting, expert_tables, output

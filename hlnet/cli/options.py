@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,23 +149,17 @@ def read_text(path: Path, option: str) -> str:
         raise UsageError(f"{option} '{path}' cannot be read: {reason}") from error
 
 
-def image_files(paths: list[Path], option: str) -> list[Path]:
-    """Image files, and those of folders; whether the files are there and can be read is left to who opens them.
+def image_files(words: Sequence[str | Path], option: str) -> Iterator[str]:
+    """Image files that names, folders, patterns and, with ``-``, lines of standard input mean; found one by one.
 
     Raises:
-        UsageError: if a folder holds none.
+        UsageError: as :func:`hlnet.image_files.image_files`.
     """
-    from hlnet.tree_io import IMAGE_SUFFIXES
+    from hlnet.image_files import image_files
 
-    files: list[Path] = []
-    for path in paths:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in IMAGE_SUFFIXES)
-        if not inside:
-            raise UsageError(f"{option} '{path}' is a folder without images")
-        files += inside
-    return files
+    if hasattr(sys.stdin, "reconfigure"):  # names of files need not be text
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return image_files(words, sys.stdin, option)
 
 
 def pick_device(name: str) -> str:

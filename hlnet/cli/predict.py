@@ -2,79 +2,227 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import RunError
+from hlnet.cli.prediction_formats import COLUMNS, Format, csv_row, format_of, writer
+from hlnet.errors import RunError, UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from hlnet.inference import InferenceNet
     from hlnet.prediction import Prediction
-    from hlnet.provenance import Rejection
+    from hlnet.sharing import Share
+
+#: Labels for each image, where nobody says how many.
+TOP = 5
 
 
 def predict(
     model: options.Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Image files, folders of them, patterns in quotes ('photos/**/*.jpg'), or - to "
+            "read names from standard input.",
+        ),
+    ],
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Labels for each image; default: 5, or none where an answer may end early."),
+    ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Answer with the deepest node on the way down that is at least this likely."),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            min=0.5,
+            max=0.999,
+            help="Answer with a node that holds the image's class this often; hlnet calibrate fits that.",
+        ),
+    ] = None,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl), else text.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write, in one step at the end; default: to stdout.")] = None,
     batch_size: options.BatchSize = 16,
+    workers: options.Workers = 2,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
-    as_json: options.Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
 ) -> None:
-    """Label images: classes with probabilities and their paths in the tree.
+    """Label images: the path down the tree, with the probability of each node on it.
 
-    Reads images; writes nothing. Probabilities are shares among the network's own classes, or, of a network trained
-    with --loss bce, each class's own. A network that holds a threshold (make-expert --calibrate) says "none of these"
-    of images that score below it. One that has a single class and no threshold gives its score. An image that cannot
-    be read is reported and does not end the run, but the exit code is then 1. With --json, one object a line; the
-    labels of an image that is "rejected" are in it all the same.
+    "animal 0.99 / cat 0.97 / tabby 0.41": a node's probability is the sum over the classes under it, a class's its
+    share among the network's own. With --min-confidence or --coverage, the answer ends at the node down to which the
+    network is sure. A network that holds a threshold (make-expert --calibrate) says "none of these" of images that
+    score below it; one that has a single class and no threshold gives its score.
+
+    Images are found, read and answered one after the other, in order, however many there are. One that cannot be read
+    is reported and does not end the run, but the exit code is then 1. Several processes share them:
+    torchrun --nproc-per-node 2 -m hlnet predict MODEL photos --out answers.csv.
 
     **Examples**
 
         hlnet predict cats.safetensors photo.jpg
 
-        hlnet predict runs/photos/best.safetensors holiday/ --top 1 --json
+        hlnet predict runs/photos/best.safetensors holiday/ --coverage 0.9 --out answers.csv
 
-        hlnet predict hf-hub:owner/pets photo.jpg
+        find . -name '*.jpg' | hlnet predict hf-hub:owner/pets - --min-confidence 0.8 --json
     """
+    if as_json and form not in (None, Format.jsonl):
+        raise UsageError(f"--json is --format jsonl, not --format {form}; give one")
+    form = Format.jsonl if as_json else form or format_of(out)
+    if min_confidence is not None and coverage is not None:
+        raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet import prediction
     from hlnet.cli import output
+    from hlnet.files import check_writable
+    from hlnet.sharing import Share
 
-    files, net = options.image_files(images, "IMAGES"), options.load_optimized(model, device, dtype)
-    rejection = net.provenance.rejection
-    if len(net.tree.classes) == 1 and rejection is None:
+    share = Share.ours()
+    if share.count > 1 and out is None:
+        raise UsageError("several processes write one file; say which with --out")
+    if share.count > 1 and "-" in images:
+        raise UsageError("several processes cannot read one standard input; give folders or patterns in quotes")
+    files = options.image_files(images, "IMAGES")
+    if out is not None and share.first:
+        check_writable(out)
+    net = options.load_optimized(model, _device(device, share), dtype)
+    ends = min_confidence is not None or coverage is not None
+    if share.first:
+        _hint_at_doubts(net, images)
+    if _are_few(images, batch_size):
+        workers = 0
+    found = prediction.predict(net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers)
+    text = writer(form, net.provenance.rejection, top is not None or not ends)
+    counts = _write(found, text, csv_row(COLUMNS) if form is Format.csv else "", out, share, images)
+    if counts is None:
+        return
+    if not counts["images"]:
+        output.hint("no names of images came from standard input")
+    if out is not None:
+        rejected = f", {counts['rejected']} of them none of these" if net.provenance.rejection else ""
+        output.hint(f"{counts['images']} images{rejected}; the answers are in '{out}'")
+    if counts["unread"]:
+        raise RunError(f"{counts['unread']} of {counts['images']} images could not be read")
+
+
+def _write(
+    found: Iterator[Prediction],
+    text: Callable[[Prediction], str],
+    head: str,
+    out: Path | None,
+    share: Share,
+    images: list[str],
+) -> Counter[str] | None:
+    """Write all predictions, other processes' too, one by one; how many of what kind, or in another process nothing."""
+    from hlnet.cli import output
+    from hlnet.files import replacing
+
+    counts: Counter[str] = Counter()
+    with ExitStack() as stack:
+        stack.enter_context(_tidy_end())
+        stream = sys.stdout
+        if out is not None and share.first:
+            draft = stack.enter_context(replacing(out))
+            stream = stack.enter_context(draft.open("w", encoding="utf-8", newline=""))
+        if share.first and output.stderr.is_terminal and (out is not None or not stream.isatty()):
+            found = _watched(found, stack.enter_context(output.progress()), images, share)
+        everything = found if out is None else _of_all(found, share, out, stack)
+        if everything is None:
+            return None
+        stream.write(head)
+        for one in everything:
+            counts["images"] += 1
+            counts["unread"] += one.error is not None
+            counts["rejected"] += bool(one.rejected)
+            if one.error is not None:
+                output.hint(one.error)
+            stream.write(text(one))
+            if out is None:
+                stream.flush()
+    return counts
+
+
+def _of_all(found: Iterator[Prediction], share: Share, out: Path, stack: ExitStack) -> Iterator[Prediction] | None:
+    """The predictions of all processes, in the first one; ``None`` in the others."""
+    from hlnet.prediction import Prediction
+    from hlnet.sharing import in_order
+
+    if share.count == 1:
+        return found
+    lines = stack.enter_context(in_order(share, (json.dumps(one.model_dump()) for one in found), out))
+    return None if lines is None else (Prediction(**json.loads(line)) for line in lines)
+
+
+@contextmanager
+def _tidy_end() -> Iterator[None]:
+    """A SIGTERM ends the command as Ctrl-C does, without half-written files."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _device(device: str, share: Share) -> str:
+    """Each process of a machine has a GPU of its own, where there are so many."""
+    if device != "auto" or share.count == 1:
+        return device
+    import torch
+
+    return f"cuda:{share.local % torch.cuda.device_count()}" if torch.cuda.is_available() else device
+
+
+def _hint_at_doubts(net: InferenceNet, images: list[str]) -> None:
+    """What a user may overlook."""
+    from hlnet.cli import output
+    from hlnet.image_files import STDIN
+
+    if STDIN in images and sys.stdin.isatty():
+        output.hint("reading names of images, one a line, up to the end of input (Ctrl-D)")
+    if len(net.tree.classes) == 1 and net.provenance.rejection is None:
         output.hint(
             "one class, and no threshold: a score ranks images; make-expert --calibrate finds from where it is a yes"
         )
-    failed = 0
-    for found in prediction.predict(net, files, top, batch_size):
-        if found.error is not None:
-            failed += 1
-            output.hint(found.error)
-        if as_json:
-            typer.echo(found.model_dump_json(exclude_none=True))
-        elif found.error is None:
-            output.show(found.image)
-            for line in _lines(found, rejection):
-                output.show(f"  {line}")
-    if failed:
-        raise RunError(f"{failed} of {len(files)} images could not be read")
 
 
-def _lines(found: Prediction, rejection: Rejection | None) -> Iterator[str]:
-    """The answer for one image."""
-    told = "" if found.score is None else f"score {found.score:.4g}"
-    if rejection:
-        told = f"{rejection.score} {found.score:.4g}, accepted from {rejection.threshold:.4g}"
-    if found.rejected:
-        yield f"none of these  ({told})"
-        return
-    for label in found.labels:
-        if label.probability is None:
-            yield f"{'accepted' if rejection else 'perhaps'}  {label.path}  ({told})"
-        else:
-            yield f"{100 * label.probability:6.2f} %  {label.path}"
+def _are_few(images: list[str], batch_size: int) -> bool:
+    """Whether they are known to be one batch, for which processes that load would only have to be started."""
+    from hlnet.image_files import are_files
+
+    return are_files(images) and len(images) <= batch_size
+
+
+def _watched(found: Iterator[Prediction], bar: Progress, images: list[str], share: Share) -> Iterator[Prediction]:
+    """The predictions, with a bar; how many images there are is counted meanwhile, if it can be."""
+    from hlnet.image_files import STDIN, image_files
+
+    task = bar.add_task("images", total=None)
+
+    def count() -> None:
+        bar.update(task, total=sum(1 for _ in share.of(image_files(images))))
+
+    if STDIN not in images:
+        threading.Thread(target=count, daemon=True).start()
+    for one in found:
+        bar.advance(task)
+        yield one

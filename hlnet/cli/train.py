@@ -124,6 +124,16 @@ def train(
     smoothing: Annotated[float | None, _option(TRAINING, "Label smoothing.", "0.1")] = None,
     hierarchical_alpha: Annotated[float | None, _option(TRAINING, "Of the hierarchical loss.", "0.1")] = None,
     soft_labels_beta: Annotated[float | None, _option(TRAINING, "Of the soft-labels loss.", "10.0")] = None,
+    cue_aware: Annotated[
+        bool | None,
+        _option(TRAINING, "Train with random cues, so that a gain acts as evidence of its weight.", "no-cue-aware"),
+    ] = None,
+    cue_share: Annotated[
+        float | None, _option(TRAINING, "Of training images that get a cue.", "0.5", min=0, max=1)
+    ] = None,
+    cue_reliability: Annotated[
+        str | None, _option(TRAINING, "How often these cues are right: low,high.", "0.5,0.99")
+    ] = None,
     opt: Annotated[str | None, _option(TRAINING, "timm optimizer: adamw, sgd, …", "adamw")] = None,
     lr: Annotated[float | None, _option(TRAINING, "Learning rate at the top of the schedule.", "0.001")] = None,
     momentum: Annotated[float | None, _option(TRAINING, "Of optimizers that have one.", "0.9")] = None,
@@ -285,8 +295,9 @@ def _nested(flags: dict[str, Any]) -> dict[str, Any]:
     for name in ("widths", "strides"):
         if name in flags:
             flags[name] = options.integers(flags[name], f"--{name}")
-    if "scale" in flags:
-        flags["scale"] = options.numbers(flags["scale"], "--scale")
+    for name in ("scale", "cue_reliability"):
+        if name in flags:
+            flags[name] = options.numbers(flags[name], f"--{name.replace('_', '-')}")
     if "batch_size" in flags and flags["batch_size"] != "auto":
         if not flags["batch_size"].removeprefix("-").isdecimal():
             raise UsageError(f"--batch-size '{flags['batch_size']}': expected a whole number, or auto")

@@ -246,9 +246,10 @@ def by_confusions(
     model: Path, source: str, data_root: Path | None, linkage: str | None, batch_size: int, workers: int, device: str
 ) -> Outline:
     """The dendrogram of what a trained network takes for what, on a data set's validation images."""
+    from hlnet.accuracy import confusion_matrix
     from hlnet.clustering import dendrogram, merge_confusions
     from hlnet.data import TreeData, eval_transform, load_data, loader
-    from hlnet.evaluation import confusion_matrix, logits_of
+    from hlnet.evaluation import logits_of
 
     net = options.load_optimized(model, device)
     images = TreeData(load_data(source, "val", data_root), net.tree, eval_transform(net.transform), subset=True)

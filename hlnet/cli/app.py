@@ -1,0 +1,47 @@
+"""``hlnet app``."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from hlnet.cli import options
+from hlnet.cli.show import short_name
+
+
+def app(
+    model: options.Model,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 7860,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    device: options.Device = "auto",
+) -> None:
+    """Open an interactive page: drop an image, cue and cut nodes, and watch what changes.
+
+    Click nodes of the tree to cue them or cut them away; the page shows the classes' logits and probabilities, what the
+    network costs, and what its branches see, before and after. Serves this machine only, without any request to
+    another one, until Ctrl-C; writes nothing.
+
+    **Examples**
+
+        hlnet app runs/photos
+
+        hlnet app cats.safetensors --port 0 --open
+    """
+    from hlnet.app import create_app, serve
+    from hlnet.cli import output
+    from hlnet.live import LiveNet
+
+    page = create_app(LiveNet(options.load_model(model, device)), title=f"hlnet: {short_name(model)}")
+
+    def ready(address: str) -> None:
+        output.show(address)
+        output.hint("the page is there until Ctrl-C")
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    with suppress(KeyboardInterrupt):
+        serve(page, port, ready)

@@ -1,0 +1,230 @@
+"""``hlnet attend``: the cue report."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hlnet.cli import options
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.cue_report import CuedNetwork, CueReport
+
+
+class WrongCue(StrEnum):
+    """What a wrong cue names."""
+
+    random = "random"
+    sibling = "sibling"
+    confusable = "confusable"
+
+
+def attend(
+    model: options.Model,
+    data: Annotated[
+        str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
+    ],
+    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = options.Split.val,
+    plain: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A plain network of the same classes, cued by bias and scale.")
+    ] = None,
+    reliability: Annotated[
+        float, typer.Option(help="How often cues are right, between 0 and 1: what the stored setting is for.")
+    ] = 0.9,
+    wrong_cue: Annotated[
+        WrongCue, typer.Option(help="What wrong cues name where strengths are chosen; frontiers show all three.")
+    ] = WrongCue.random,
+    cue_level: Annotated[
+        int | None, typer.Option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
+    ] = None,
+    gains: Annotated[str | None, typer.Option(help="Gains to try, between commas: 1.4,1.8,3.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="Store the best setting in MODEL's own file.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Store it in a copy of MODEL: a .safetensors file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the frontiers: .png, .svg or .pdf.")] = None,
+    batch_size: options.BatchSize = 64,
+    workers: options.Workers = 2,
+    data_root: options.DataRoot = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Report what cues give and cost: by gain, bias and scale, right and wrong, beside a plain network.
+
+    Strengths are chosen on one half of the images and judged on the other. Labels say what a right cue is, so the
+    figures are those of an oracle that errs as often as stated; every one under right cues has the one under wrong cues
+    beside it. --save or --out stores the best setting, which --attention-signal auto then takes.
+
+    Reads a network and labelled images; writes only what --save, --out and --picture name.
+
+    **Examples**
+
+        hlnet attend runs/digits --data digits --save
+
+        hlnet attend runs/photos --data photos --plain runs/plain --reliability 0.75 --picture cues.png
+    """
+    from hlnet.checkpoint import save_checkpoint
+    from hlnet.cli import output
+    from hlnet.cue_picture import plot_cue_report
+    from hlnet.cue_report import GAINS
+    from hlnet.cue_report import attend as measure
+    from hlnet.data import TreeData, eval_transform, load_data, loader
+    from hlnet.files import check_writable
+    from hlnet.hub import locate_model
+    from hlnet.inference import optimize
+    from hlnet.model_names import HUB
+    from hlnet.plain import PlainNet
+
+    options.check_picture(picture, "--picture")
+    if out is not None and out.suffix != ".safetensors":
+        raise UsageError(f"--out '{out}': its name must end in .safetensors")
+    if save and out is not None:
+        raise UsageError("--save writes into MODEL's own file, --out into another one; give one of them")
+    if (save or out) and cue_level is not None:
+        raise UsageError("what is stored is for cues on classes: leave --cue-level out, or --save and --out")
+    if save and model.startswith(HUB):
+        raise UsageError(f"'{model}' is on the Hub; say with --out which file to write")
+    net = options.load_model(model, device)
+    target = Path(locate_model(model)) if save else out
+    for path in (target, picture):
+        if path is not None:
+            check_writable(path)
+    beside = options.load_model(plain, device) if plain else None
+    if beside is not None and not isinstance(beside, PlainNet):
+        raise UsageError(f"--plain '{plain}' is no plain network; hlnet train --plain makes one")
+    images = load_data(data, split.value, data_root)
+
+    def batches(transform):  # type: ignore[no-untyped-def]
+        return loader(TreeData(images, net.tree, eval_transform(transform), subset=True), batch_size, workers)
+
+    own = batches(net.transform)
+    others = None if beside is None else (optimize(beside, dtype), batches(beside.transform))
+    with output.progress() as bar:
+        task = bar.add_task("attending", total=len(own) + (len(others[1]) if others else 0))
+        report = measure(
+            optimize(net, dtype),
+            own,
+            others,
+            reliability,
+            wrong_cue.value,
+            cue_level,
+            options.numbers(gains, "--gains") or GAINS,
+            f"{data} ({split.value})",
+            seed,
+            lambda: bar.advance(task),
+        )
+    if picture is not None:
+        plot_cue_report(report, picture)
+    if target is not None:
+        kept = {"attention": report.attention, "temperature": net.provenance.temperature or report.network.temperature}
+        net.provenance = net.provenance.model_copy(update=kept)
+        save_checkpoint(net, target)
+    if as_json:
+        output.show_json(report)
+    else:
+        _show(report)
+    for told, path in (("the picture is in", picture), ("--attention-signal auto now takes what is stored in", target)):
+        if path is not None:
+            output.hint(f"{told} '{path}'")
+    if target is None and report.attention is not None:
+        output.hint("nothing was stored: --save keeps the setting in the model's file, --out in a copy")
+
+
+def _show(report: CueReport) -> None:
+    """The paper's two tables, and what the ways of cueing make of cues that are right so often."""
+    from hlnet.cli import output
+
+    networks = {"": report.network} | ({"plain, ": report.plain} if report.plain else {})
+    what = "classes" if report.level is None else f"nodes of level {report.level}"
+    output.show(
+        f"Cues on {what}, from labels (an oracle): strengths chosen on {report.tuned_on} images, figures from "
+        f"{report.reported_on} others. Without a cue: "
+        + ", ".join(f"{name}{100 * network.neutral:.2f} %" for name, network in networks.items())
+        + "."
+    )
+    _show_strengths(report, networks)
+    _show_shares(report, networks)
+    _show_choices(report, networks)
+
+
+def _show_strengths(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
+    """Table 4, strength by strength, with the cost; and the bias that costs as much."""
+    from hlnet.cli import output
+
+    found = report.network.frontier("gain") or report.network.frontiers[0]
+    rows = []
+    for position, strength in enumerate(found.strengths):
+        wrong = {kind: shares[position] for kind, shares in found.wrong.items()}
+        row = [f"{strength:g}", _points(found.right[position], report.network.neutral)]
+        row += [_points(share, report.network.neutral) for share in wrong.values()]
+        for network in networks.values():
+            bias = network.frontier("bias")
+            if found.mode == "gain" and bias is not None:
+                cost = wrong[report.wrong] - report.network.neutral
+                row.append(_points(bias.right_at(network.neutral + cost, report.wrong), network.neutral))
+        rows.append(row)
+    columns = [found.mode, "all right", *(f"all wrong ({kind})" for kind in found.wrong)]
+    if found.mode == "gain":
+        columns += [f"{name}bias, all right, that costs as much ({report.wrong})" for name in networks]
+    output.show_table("Top-1 by strength, in points above no cue (paper, Table 4, with what it costs)", columns, rows)
+
+
+def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
+    """Table 5: by the share of wrong cues."""
+    from hlnet.cli import output
+    from hlnet.cue_report import WRONG_SHARES
+    from hlnet.cue_test import mixed
+
+    columns, ends = [], []
+    strongest = report.network.frontier("gain")
+    if strongest is not None:
+        columns.append(f"gain {strongest.strengths[-1]:g}")
+        ends.append((strongest.right[-1], strongest.wrong[report.wrong][-1], report.network.neutral))
+    for name, network in networks.items():
+        for way in ("gain", "bias", "scale"):
+            if choice := network.choice(way, report.reliability):  # type: ignore[arg-type]
+                columns.append(f"{name}{way} {choice.strength:.3g}")
+                ends.append((choice.right, choice.wrong, network.neutral))
+    rows = [
+        [output.percent(share, 1), *(_points(mixed(right, wrong, share), neutral) for right, wrong, neutral in ends)]
+        for share in WRONG_SHARES
+    ]
+    title = (
+        f"Top-1 by the share of wrong cues ({report.wrong}), in points above no cue (paper, Table 5); strengths chosen "
+        f"for {100 * report.reliability:g} % right"
+    )
+    output.show_table(title, ["wrong", *columns], rows)
+
+
+def _show_choices(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
+    """What each way gives, chosen for cues of a reliability."""
+    from hlnet.cli import output
+
+    names = {"gain": "gain", "scale": "scale", "bias": "bias, tuned", "bayes": "bias by formula"}
+    rows = []
+    for reliability in sorted({choice.reliability for choice in report.network.choices}):
+        for name, network in networks.items():
+            for way, told in names.items():
+                choice = network.choice(way, reliability)  # type: ignore[arg-type]
+                if choice is None:
+                    continue
+                above = choice.against_bias
+                rows.append(
+                    [
+                        f"{100 * reliability:g} %",
+                        f"{name}{told}",
+                        f"{choice.strength:.3g}",
+                        output.percent(choice.top1),
+                        f"{100 * above.mean:+.2f} [{100 * above.low:+.2f}, {100 * above.high:+.2f}]" if above else "",
+                    ]
+                )
+    title = "Top-1 of cues that are right so often, each way at its best"
+    output.show_table(title, ["right", "way", "strength", "top-1", "above the tuned bias [95 %]"], rows)
+
+
+def _points(share: float, neutral: float) -> str:
+    return f"{100 * (share - neutral):+.2f}"

@@ -1,0 +1,166 @@
+"""``hlnet show``."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hlnet.cli import cueing, options
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.network import HierarchicalNet
+    from hlnet.plain import PlainNet
+    from hlnet.tree import ClassTree
+
+
+def show(
+    model: options.Model,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...", help="Image files, folders of them, or patterns in quotes; 8 images at most."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the page and its pictures, or NAME.html for the page alone.")],
+    nodes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODES",
+            help="Classes and inner nodes between commas, 8 at most; repeatable. Default: of one image the path to its "
+            "best class and the runners-up, of several each one's best class.",
+        ),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(help="Look at the blocks of this level above the nodes; 1 is nearest to the trunk.")
+    ] = None,
+    rgb: Annotated[
+        bool, typer.Option("--rgb", help="Three channels as colours, as in the paper's Fig. 4, not their activity.")
+    ] = False,
+    cam: Annotated[
+        bool, typer.Option("--cam", help="Class activation maps too (Grad-CAM; a plain network has only these).")
+    ] = False,
+    cue: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE=VALUE",
+            help="Show each image under this cue, too: a reliability (animal/cat=0.9), a factor (=x1.8), a shift "
+            "(=+2), or no value, but --reliability or --attention-signal; 4 at most, each alone.",
+        ),
+    ] = None,
+    cue_mode: Annotated[
+        cueing.CueMode | None,
+        typer.Option(
+            help="gain: scale features (the paper's; default for factors and with --attention-signal); bias: shift "
+            "logits (default else); scale: multiply logits."
+        ),
+    ] = None,
+    cue_site: cueing.SiteOption = None,
+    attention_signal: cueing.AttentionSignal = None,
+    reliability: cueing.Reliability = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Show what branches see in a few images, and what cues change.
+
+    Writes one HTML page that needs no network, and its pictures as PNG: feature maps of branches, as in the paper's
+    Fig. 4; with --cam, where the evidence for classes is; with --cue, probabilities and the cued branch, without a cue
+    and under each. What is compared is on one scale.
+
+    **Examples**
+
+        hlnet show runs/photos photo.jpg --out seen
+
+        hlnet show runs/photos dog.jpg fish.jpg --nodes dog,fish --cam --cue fish=0.9 --out seen.html
+    """
+    from hlnet.cli import output
+    from hlnet.cue_files import parse_cue
+    from hlnet.cues import check_site
+    from hlnet.plain import PlainNet
+    from hlnet.showing import MOST_IMAGES, look
+    from hlnet.view_page import best_classes, check_view_path, write_view
+
+    check_view_path(out)
+    files = list(islice(options.image_files(images, "IMAGES"), MOST_IMAGES + 1))
+    if len(files) > MOST_IMAGES:
+        raise UsageError(f"more than {MOST_IMAGES} images do not fit one page; name at most {MOST_IMAGES}")
+    if not cue and cueing.wanted(cue_mode, cue_site, attention_signal, reliability):
+        raise UsageError("these options say how cues act, but none is given; add --cue, such as --cue animal/cat=0.9")
+    net = options.load_model(model, device)
+    if isinstance(net, PlainNet) and not (cam or cue):
+        cam = True
+        output.hint("a plain network has no branches: its class activation maps are shown")
+    if cue_mode is None:
+        factors = attention_signal is not None or any(map(_is_factor, cue or ()))
+        cue_mode = cueing.CueMode.gain if factors else cueing.CueMode.bias
+    attention = cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
+    words = _nodes(net.tree, nodes) if nodes is not None else None
+    check_site(attention, net.tree)
+    cues = [parse_cue(text, net.tree, attention.mode) for text in cue or ()]
+    view = look(net, files, words, level, cues, attention, cam, rgb)
+    written = write_view(view, out, f"What {short_name(model)} sees", _about(net))
+    ranks = best_classes(view, 5)
+    if as_json:
+        told = [
+            {
+                "image": path,
+                "probabilities": _rounded(ranks[i]),
+                "cues": [
+                    {"node": row.node, "effect": row.told, "probabilities": _rounded(best_classes(view, 5, row)[i])}
+                    for row in view.cues
+                ],
+            }
+            for i, path in enumerate(files)
+        ]
+        output.show_json({"files": [str(path) for path in written], "images": told})
+        return
+    for i, name in enumerate(view.names):
+        output.show(f"{name}: {_best(ranks[i])}")
+        for row in view.cues:
+            output.show(f"  cue on {row.node} ({row.told}): {_best(best_classes(view, 5, row)[i])}")
+    output.show(f"page: {written[0]}")
+
+
+def _nodes(tree: ClassTree, texts: list[str]) -> list[str]:
+    """What stands between commas; names that hold some are known as a whole."""
+    found = []
+    for text in texts:
+        parts = [text] if text in tree.node_names.words else text.split(",")
+        found += [part.strip() for part in parts if part.strip()]
+    if not found:
+        raise UsageError(f"--nodes {' '.join(map(repr, texts))} names no node; name some, such as 'animal/cat,tabby'")
+    return found
+
+
+def _is_factor(cue: str) -> bool:
+    _, sign, value = cue.rpartition("=")
+    return bool(sign) and value.lstrip().startswith("x")
+
+
+def short_name(model: str) -> str:
+    """A model's own name, or its run folder's."""
+    path = Path(model)
+    return path.parent.name if path.stem in ("best", "last", "model") and path.parent.name else path.stem or model
+
+
+def _about(net: HierarchicalNet | PlainNet) -> str:
+    from hlnet.plain import PlainNet
+
+    size = "×".join(map(str, net.transform.input_size[1:]))
+    classes = len(net.tree.classes)
+    known = f"{classes} {'class' if classes == 1 else 'classes'}, images of {size} pixels"
+    if isinstance(net, PlainNet):
+        return f"A plain network ({net.config.backbone}), without branches; {known}."
+    counts = ", ".join(map(str, net.tree.counts))
+    return f"A tree of branches, {counts} level by level, on a trunk of {net.config.backbone}; {known}."
+
+
+def _rounded(shares: dict[str, float]) -> dict[str, float]:
+    return {name: round(share, 6) for name, share in shares.items()}
+
+
+def _best(shares: dict[str, float], most: int = 3) -> str:
+    return ", ".join(f"{name} {100 * share:.1f} %" for name, share in list(shares.items())[:most])

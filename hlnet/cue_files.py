@@ -1,0 +1,143 @@
+"""Cues as a user writes them: one on the command line, or many in a file, which says for which image each is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from hlnet.cues import Cue, Mode
+from hlnet.errors import UsageError
+from hlnet.row_files import read_rows
+from hlnet.selection import select_classes
+from hlnet.tree import ClassTree
+
+#: The sign of a strength, and a number; without a sign, that is a reliability.
+_VALUE = re.compile(r"([x×*+-]?)\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.IGNORECASE)
+
+
+def parse_cue(text: str, tree: ClassTree | None = None, mode: Mode | None = None) -> Cue:
+    """Read a cue as it is written on the command line: what it names, then how much it says.
+
+    - ``animal/cat``: no more than that; how strongly it acts is said elsewhere.
+    - ``animal/cat=0.9``: a reliability, above 0 and below 1.
+    - ``animal/cat=x1.8``: a strength, as the factor of a gain or a scale.
+    - ``animal/cat=+2`` or ``=-2``: a strength, as the shift of a bias.
+
+    What is named may be any selection (:func:`hlnet.select_classes`): ``tabby,siamese=0.9`` is one cue, which says that
+    the class is one of the two. The last ``=`` counts, and blanks around it do not.
+
+    Args:
+        text: the cue.
+        tree: where what is named is looked up, so that an error comes at once, and a name may hold a ``=``.
+        mode: how the cue is to act, where that is known: a factor is no shift.
+
+    Raises:
+        UsageError: if nothing is named, what follows the ``=`` is none of these, or is none for this mode.
+        SelectionError: if the tree has no such node, with those of names near to it.
+
+    Example:
+        >>> parse_cue("animal/cat=0.9"), parse_cue("tabby, siamese = x1.8").strength
+        (Cue(node='animal/cat', reliability=0.9, strength=None), 1.8)
+    """
+    node, sign, value = text.rpartition("=")
+    found = _VALUE.fullmatch(value.strip()) if sign else None
+    if tree is not None and text.strip() in tree.node_names.words:  # a name goes before any sign
+        found = None
+    elif sign and not found and not (tree and _selects(tree, text)):
+        raise UsageError(
+            f"cue '{text}': '{value.strip()}' is neither a reliability, such as =0.9, nor a strength, such as =x1.8 "
+            "(a factor) or =+2 (a shift)"
+        )
+    node = (node if found else text).strip()
+    if not node:
+        raise UsageError(f"cue '{text}' names no node; expected one such as animal/cat, animal/cat=0.9 or tabby=x1.8")
+    if tree is not None:
+        select_classes(tree, node)
+    if not found:
+        return make_cue(node)
+    kind, number = found[1], float(found[2])
+    if not kind:
+        return make_cue(node, number)
+    if mode is not None and (mode == "bias") != (kind in "+-"):
+        kinds = ("a factor", "a bias is a shift, such as =+2")
+        if mode != "bias":
+            kinds = ("a shift", f"a {mode} is a factor, such as =x1.8")
+        raise UsageError(f"cue '{text}': '{value.strip()}' is {kinds[0]}, but {kinds[1]}")
+    return make_cue(node, strength=-number if kind == "-" else number)
+
+
+def make_cue(node: str, reliability: float | None = None, strength: float | None = None) -> Cue:
+    """A cue of these values.
+
+    Raises:
+        UsageError: for a reliability outside 0 to 1 or a strength without end; where both are given.
+
+    Example:
+        >>> make_cue("cat", 90)
+        Traceback (most recent call last):
+        hlnet.errors.UsageError: the cue on 'cat' has the reliability 90: it must lie between 0 and 1, both excluded; \
+of a cue that cannot be wrong, run the classes that it leaves alone (certain)
+    """
+    if reliability is not None and not 0 < reliability < 1:
+        raise UsageError(
+            f"the cue on '{node}' has the reliability {reliability:g}: it must lie between 0 and 1, both excluded; "
+            "of a cue that cannot be wrong, run the classes that it leaves alone (certain)"
+        )
+    if strength is not None and not abs(strength) < float("inf"):
+        raise UsageError(f"the cue on '{node}' has the strength {strength:g}: it must be a finite number")
+    if reliability is not None and strength is not None:
+        raise UsageError(f"the cue on '{node}' has both a reliability and a strength; one replaces the other")
+    return Cue(node=node, reliability=reliability, strength=strength)
+
+
+def read_cues(path: str | Path, tree: ClassTree) -> dict[str, list[Cue]]:
+    """Read a file of cues for images; of several for one image, each is there, in the file's order.
+
+    Args:
+        path: a ``.csv`` file with the columns ``image`` and ``node``, and ``reliability`` or ``strength`` or both, of
+            which a row fills at most one; or a ``.jsonl`` file, each line an object with these keys.
+        tree: where nodes are looked up; each may be any selection (:func:`hlnet.select_classes`).
+
+    Returns:
+        cues by the image's name as it is written; :class:`hlnet.cue_images.CuesByImage` finds an image's.
+
+    Raises:
+        UsageError: if the file cannot be read, holds no cue, or one that is not as it should be; with the line.
+        SelectionError: if the tree has no such node; with the line.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "heard.csv"
+        >>> _ = file.write_text("image,node,reliability\\n1.jpg,cat,0.9\\n")
+        >>> read_cues(file, ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": {}}))
+        {'1.jpg': [Cue(node='cat', reliability=0.9, strength=None)]}
+    """
+    found: dict[str, list[Cue]] = {}
+    checked: set[str] = set()
+    for where, row in read_rows(path, ("image", "node"), ("reliability", "strength")):
+        try:
+            cue = make_cue(row["node"], *(_number(row, column) for column in ("reliability", "strength")))
+            if cue.node not in checked:
+                select_classes(tree, cue.node)
+                checked.add(cue.node)
+        except UsageError as error:
+            raise type(error)(f"{where}: {error}") from error
+        found.setdefault(row["image"], []).append(cue)
+    return found
+
+
+def _selects(tree: ClassTree, text: str) -> bool:
+    try:
+        return bool(select_classes(tree, text))
+    except UsageError:
+        return False
+
+
+def _number(row: Mapping[str, str], column: str) -> float | None:
+    if column not in row:
+        return None
+    try:
+        return float(row[column])
+    except ValueError:
+        raise UsageError(f"{column} '{row[column]}' is no number") from None

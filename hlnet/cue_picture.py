@@ -1,0 +1,80 @@
+"""The picture of a cue report: accuracy with right cues against accuracy with wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hlnet.cue_report import WRONG_SHARES, CuedNetwork, CueReport
+from hlnet.cue_test import mixed
+from hlnet.plots import BLUE, GREY, RED, save, tidy
+
+#: Okabe and Ito's green beside the others' blue and red: told apart by most eyes.
+STYLE = {"gain": (RED, "o"), "bias": (BLUE, "s"), "scale": ("#009e73", "^")}
+TITLES = {
+    "random": "a wrong cue names any other class",
+    "sibling": "… one of the same family",
+    "confusable": "… the most confusable one",
+}
+
+
+def plot_cue_report(report: CueReport, path: str | Path) -> None:
+    """Draw the frontiers of each kind of wrong cue, and accuracy by the share of wrong cues.
+
+    Args:
+        report: what to draw.
+        path: file to write; matplotlib knows its ending.
+    """
+    kinds = [kind for kind in TITLES if kind in report.network.frontiers[0].wrong]
+    figure = Figure(figsize=(4.2 * (len(kinds) + 1), 4), layout="constrained")
+    *panels, last = figure.subplots(1, len(kinds) + 1)
+    for axes, kind in zip(panels, kinds, strict=True):
+        _frontiers(axes, report.network, kind, "")
+        if report.plain is not None:
+            _frontiers(axes, report.plain, kind, "plain, ")
+        tidy(axes, xlabel="top-1, every cue wrong, %", ylabel="top-1, every cue right, %")
+        axes.set_title(TITLES[kind], fontsize=11)
+    panels[0].legend(frameon=False, fontsize=9)
+    _by_share(last, report)
+    save(figure, path)
+
+
+def _frontiers(axes: Axes, network: CuedNetwork, kind: str, name: str) -> None:
+    for found in network.frontiers:
+        colour, marker = STYLE[found.mode]
+        axes.plot(
+            [100 * share for share in found.wrong[kind]],
+            [100 * share for share in found.right],
+            marker=marker,
+            markersize=4,
+            lw=1.4,
+            ls="--" if name else "-",
+            color=colour,
+            markerfacecolor="none" if name else colour,
+            label=f"{name}{found.mode}",
+        )
+    neutral = 100 * network.neutral
+    axes.plot([neutral], [neutral], marker="x", color=GREY, ls="", label=f"{name}no cue")
+
+
+def _by_share(axes: Axes, report: CueReport) -> None:
+    """Accuracy by the share of wrong cues, of the strengths chosen for the report's reliability."""
+    for name, network in (("", report.network), ("plain, ", report.plain)):
+        for way, (colour, marker) in STYLE.items() if network else ():
+            choice = network.choice(way, report.reliability) if network else None  # type: ignore[arg-type]
+            if choice is not None:
+                axes.plot(
+                    [100 * share for share in WRONG_SHARES],
+                    [100 * mixed(choice.right, choice.wrong, share) for share in WRONG_SHARES],
+                    marker=marker,
+                    markersize=4,
+                    ls="--" if name else "-",
+                    color=colour,
+                    markerfacecolor="none" if name else colour,
+                )
+        if network:
+            axes.axhline(100 * network.neutral, color=GREY, lw=1, ls="--" if name else ":")
+    axes.set_title(f"strengths for cues right in {100 * report.reliability:g} %", fontsize=11)
+    tidy(axes, xlabel=f"share of wrong cues ({report.wrong}), %", ylabel="top-1, %")

@@ -1,0 +1,290 @@
+"""Cues: hints from outside about an image's class, and the three ways in which they act on a network.
+
+Notable here: a cue's *evidence* is one number, by how much it moves the odds of what it names. A bias is that number; a
+gain or a scale is looked up by it, in a curve that was fitted (``hlnet attend``) or trained for (``--cue-aware``). So
+leaves and inner nodes, two classes and a thousand, one cue and several, are all one case.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from hlnet.errors import UsageError
+from hlnet.cue_prior import prior_shift
+from hlnet.provenance import Curve, Provenance
+from hlnet.selection import select_classes
+from hlnet.tree import ClassTree
+
+if TYPE_CHECKING:
+    from hlnet.inference import InferenceNet
+    from hlnet.network import HierarchicalNet
+    from hlnet.plain import PlainNet
+
+log = logging.getLogger("hlnet")
+
+#: ``gain``: features of the cued branches times a factor (the paper's). ``bias``: logits of the cued classes shifted.
+#: ``scale``: these logits times a factor.
+Mode = Literal["gain", "bias", "scale"]
+#: Where a gain acts: the leaves under the cued node, the node's own block, or all blocks on the way to its leaves.
+Site = Literal["leaves", "node", "path"]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+#: Above this, a gain along the whole path did harm even where the cue was right.
+PATH_LIMIT = 1.5
+
+
+class Cue(BaseModel):
+    """One hint about one image: its class is among these.
+
+    Attributes:
+        node: what is named: a class, a node's path, or any other selection (:func:`hlnet.select_classes`).
+        reliability: how often such a cue is right: the probability that the image's class is among those named. Below
+            their share of all classes, it inhibits.
+        strength: the factor (gain, scale) or the shift of logits (bias) itself, in place of a reliability.
+
+    Without either, the :class:`Attention` says how strongly the cue acts.
+
+    Example:
+        >>> Cue(node="animal/cat", reliability=0.9).reliability
+        0.9
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    reliability: Probability | None = None
+    strength: float | None = Field(default=None, allow_inf_nan=False)
+
+
+class Attention(BaseModel):
+    """How cues act.
+
+    Attributes:
+        mode: ``gain``, ``bias`` or ``scale``.
+        site: where a gain acts: ``leaves`` (default), at the input of the last convolution of each leaf under the cued
+            node, as in the paper's Sec. 4.4; ``node``, at that of the node's own block; ``path``, of all blocks on the
+            way to its leaves. The latter two take a strength: curves are fitted for leaves.
+        strength: of cues that state nothing of their own.
+        reliability: of cues that state nothing of their own, if there is no ``strength`` here. With neither, it is the
+            one that the network's fitted curves were chosen for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = "gain"
+    site: Site = "leaves"
+    strength: float | None = Field(default=None, allow_inf_nan=False)
+    reliability: Probability | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What cues do to a batch; ``None`` where they do nothing, so that without cues nothing is computed.
+
+    Attributes:
+        gains: ``[B, nodes]``, as :meth:`HierarchicalNet.forward` takes them.
+        scale: ``[B, classes]``, factors on the logits.
+        bias: ``[B, classes]``, added to the logits.
+    """
+
+    gains: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        """What scale and bias make of logits ``[B, classes]``."""
+        if self.scale is not None:
+            logits = logits * self.scale
+        return logits if self.bias is None else logits + self.bias
+
+    def logits(self, net: HierarchicalNet | PlainNet | InferenceNet, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of images ``[B, 3, H, W]`` under the cues."""
+        return self.shifted(net(images) if self.gains is None else net(images, self.gains))
+
+
+def cue_evidence(reliability: float, named: int, classes: int) -> float:
+    """By how much a cue moves the odds of what it names: the logarithm of the Bayes factor, in nats.
+
+    ``ln(p / (1 - p)) - ln(m / (K - m))``: the odds that the cue is right over those of naming m of K equally frequent
+    classes by chance. For one class that is ``ln(p (K - 1) / (1 - p))``. A cue that names all classes says nothing: 0.
+
+    Args:
+        reliability: p, above 0 and below 1.
+        named: m.
+        classes: K.
+
+    Raises:
+        UsageError: if the reliability is no such number.
+
+    Example:
+        >>> round(cue_evidence(0.9, 1, 10), 3), abs(round(cue_evidence(0.2, 2, 10), 3))
+        (4.394, 0.0)
+    """
+    if not 0 < reliability < 1:
+        raise UsageError(
+            f"reliability {reliability} must lie between 0 and 1, both excluded; where a cue cannot be wrong, run only "
+            "the classes that it names (certain)"
+        )
+    if named == classes:
+        return 0.0
+    return math.log(reliability / (1 - reliability)) - math.log(named / (classes - named))
+
+
+def curve_strength(curve: Curve, evidence: float) -> float:
+    """The factor for some evidence: its logarithm lies on straight lines from (0, 0) through the curve's points.
+
+    Beyond the last point it stays as there. Against the cued classes (negative evidence) it is the reciprocal.
+
+    Example:
+        >>> curve_strength(((2.0, 4.0),), 1.0), curve_strength(((2.0, 4.0),), -2.0), curve_strength(((2.0, 4.0),), 0.0)
+        (2.0, 0.25, 1.0)
+    """
+    at, heights = [0.0, *(point for point, _ in curve)], [0.0, *(math.log(factor) for _, factor in curve)]
+    height = float(np.interp(abs(evidence), at, heights))
+    return math.exp(math.copysign(height, evidence * height)) if evidence else 1.0
+
+
+def cue_effect(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    cues: Sequence[Sequence[Cue]],
+    attention: Attention,
+    competing: Sequence[int] | None = None,
+    prior: Mapping[str, float] | None = None,
+) -> Effect:
+    """What cues do to the images of one batch.
+
+    Several cues on an image count as independent: factors multiply and shifts add. A cue of no evidence, a factor of 1
+    and a shift of 0 leave logits as they are, bit by bit.
+
+    - ``bias``: with reliability p, the logits of the m cued of K classes are shifted by ``T * cue_evidence(p, m, K)``.
+      That is Bayes' rule where probabilities are ``softmax(logits / T)``, T the network's fitted temperature or 1.
+    - ``gain``, ``scale``: a factor on features or on logits. From a reliability only for a network that holds a curve.
+      A scale depends on where the logits' zero is, which softmax does not: it lifts a cued logit above 0 and lowers one
+      below.
+
+    Args:
+        net: the network; a plain one takes ``bias`` and ``scale``.
+        cues: of each of the B images; none for an image without a cue.
+        attention: how they act.
+        competing: positions of the classes that compete, where not all do; they set K and m.
+        prior: how frequent classes are where the images come from, by name; all images' logits are shifted by it
+            (:func:`hlnet.prior_shift`), whatever the mode. Classes that it lacks must not compete.
+
+    Raises:
+        UsageError: for a gain on a plain network, a negative factor, a strength that is neither given nor fitted, or a
+            cue of several nodes at the site ``node``.
+        SelectionError: if a cue names what the tree does not have.
+
+    Example:
+        >>> from hlnet.presets import create_model
+        >>> net = create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"]})
+        >>> effect = cue_effect(net, [[Cue(node="cat", reliability=0.75)], []], Attention(mode="bias"))
+        >>> effect.bias
+        tensor([[1.0986, 1.0986, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.0000, 0.0000]])
+    """
+    if attention.mode == "gain" and not net.has_branches:
+        raise UsageError("a plain network has no branches whose features could be scaled; cue it by a bias or a scale")
+    tree, provenance = net.tree, net.provenance
+    shift = None
+    if prior is not None:
+        shares = torch.tensor([prior.get(name, 1 / len(prior)) for name in tree.classes])
+        shift = prior_shift(shares, provenance.temperature or 1.0).to(net.device).expand(len(cues), -1)
+    if not any(cues):
+        return Effect(bias=shift)
+    neutral = 0.0 if attention.mode == "bias" else 1.0
+    width = tree.num_nodes if attention.mode == "gain" else len(tree.classes)
+    effect = np.full((len(cues), width), neutral, dtype=np.float32)
+    count = None if competing is None else set(competing)
+    known: dict[Cue, tuple[np.ndarray, float]] = {}
+    for row, own in enumerate(cues):
+        for cue in own:
+            if cue not in known:
+                named = cued_classes(tree, cue.node)
+                strength = _strength(cue, attention, provenance, named, count, len(tree.classes))
+                known[cue] = (_columns(tree, cue.node, named, attention), strength)
+            columns, strength = known[cue]
+            if attention.mode == "bias":
+                effect[row, columns] += strength
+            else:
+                effect[row, columns] *= strength
+    values = torch.from_numpy(effect).to(net.device)
+    if attention.mode == "bias":
+        return Effect(bias=values if shift is None else values + shift)
+    return Effect(gains=values, bias=shift) if attention.mode == "gain" else Effect(scale=values, bias=shift)
+
+
+def cued_classes(tree: ClassTree, node: str) -> tuple[int, ...]:
+    """Positions of the classes that a cue names; kept on the tree, since the same are named again and again."""
+    known: dict[str, tuple[int, ...]] = tree.__dict__.setdefault("_cued_classes", {})
+    if node not in known:
+        known[node] = select_classes(tree, node)
+    return known[node]
+
+
+def check_site(attention: Attention, tree: ClassTree) -> None:
+    """Warn, once and before the work, of what did harm where it was measured (docs/attention.md)."""
+    if attention.mode != "gain":
+        return
+    if attention.site == "path" and (attention.strength or 0) > PATH_LIMIT:
+        log.warning("along the whole path, gains above %g did harm even with right cues; try the leaves", PATH_LIMIT)
+    if attention.site == "node" and tree.num_levels > 1:
+        log.warning("on inner nodes, a gain did harm even with right cues; scaling the leaves under them did better")
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _strength(
+    cue: Cue, attention: Attention, provenance: Provenance, named: Sequence[int], count: set[int] | None, classes: int
+) -> float:
+    """The factor or shift of one cue."""
+    mode = attention.mode
+    given = cue.strength
+    if given is None and cue.reliability is None:
+        given = attention.strength
+    if given is not None:
+        if mode != "bias" and given < 0:
+            raise UsageError(f"{mode} {given:g} must be at least 0 (1 is neutral, 1.8 enhances, 0.5 inhibits)")
+        return given
+    fitted = provenance.attention
+    reliability = cue.reliability or attention.reliability or (fitted.reliability if fitted else None)
+    if reliability is None:
+        raise UsageError(
+            f"how strongly the cue on '{cue.node}' acts is not said: give a reliability or a strength, or fit one "
+            "(hlnet attend)"
+        )
+    if count is not None:
+        named, classes = [place for place in named if place in count], len(count)
+    evidence = cue_evidence(reliability, len(named), classes) if named else 0.0
+    if mode == "bias":
+        return evidence * (provenance.temperature or 1.0)
+    if attention.site != "leaves" and mode == "gain":
+        raise UsageError(f"at the site '{attention.site}' a gain needs a strength: curves are fitted for leaves")
+    curve = (fitted.gain if mode == "gain" else fitted.scale) if fitted else ()
+    if not curve:
+        raise UsageError(
+            f"this network holds no {mode} for a reliability: give a strength, cue by a bias, or fit one (hlnet attend)"
+        )
+    return curve_strength(curve, evidence)
+
+
+def _columns(tree: ClassTree, node: str, named: Sequence[int], attention: Attention) -> np.ndarray:
+    """What a cue acts on: classes, or in the order of gains, nodes."""
+    if attention.mode != "gain":
+        return np.array(named)
+    if attention.site == "leaves":
+        return np.array(named) + tree.offsets[-2]
+    if attention.site == "path":
+        rows = tree.rows(named)
+        return np.concatenate([np.array(row) + offset for row, offset in zip(rows, tree.offsets, strict=False)])
+    level, position = tree.find_node(node)
+    return np.array([tree.offsets[level] + position])

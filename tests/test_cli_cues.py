@@ -1,0 +1,147 @@
+"""``hlnet attend`` and the cues of ``hlnet eval``: what they print and store is what the library finds."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from evaluated_nets import TREE, build
+from PIL import Image
+from typer.testing import CliRunner
+
+import hlnet
+from hlnet.cli.main import app
+from hlnet.cue_report import attend
+from hlnet.errors import UsageError
+from hlnet.inference import optimize
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cues")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        path = root / "photos" / "val" / TREE.classes[i % 6] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    for name, net in {"full": build(), "plain": build("plain"), "other": build()}.items():
+        hlnet.save_checkpoint(net, root / f"{name}.safetensors")
+    return root
+
+
+def command(files, line):
+    words = [word.replace("@", f"{files}/") for word in line.split()]
+    arguments = [words[0], *words[1:], "--data", str(files / "photos"), "--workers", "0", "--device", "cpu"]
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb", "NO_COLOR": "1"})
+
+
+def as_json(files, line):
+    done = command(files, line + " --json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
+    picture, out = tmp_path / "cues.png", tmp_path / "cued.safetensors"
+    line = f"attend @full.safetensors --plain @plain.safetensors --gains 1.8,5 --picture {picture} --out {out}"
+    told = as_json(files, line)
+    nets = [hlnet.load_checkpoint(files / f"{name}.safetensors") for name in ("full", "plain")]
+    images = hlnet.load_data(files / "photos", "val")
+    batches = [hlnet.loader(hlnet.TreeData(images, net.tree, hlnet.eval_transform(net.transform)), 64) for net in nets]
+    found = attend(
+        optimize(nets[0]), batches[0], (optimize(nets[1]), batches[1]), gains=(1.8, 5), data=f"{files}/photos (val)"
+    )
+    assert told == found.model_dump(mode="json")
+    assert Image.open(picture).size[0] > 500
+    stored = hlnet.load_checkpoint(out).provenance
+    assert stored.attention == found.attention and stored.temperature == found.network.temperature
+    assert hlnet.load_checkpoint(files / "full.safetensors").provenance.attention is None  # the original is untouched
+    auto = as_json(files, f"eval {out} --attention-signal auto")
+    gain = hlnet.cues.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
+    fixed = as_json(files, f"eval {out} --attention-signal {gain!r}")
+    for part in ("accuracy", "wrong"):
+        assert auto["cued"][part] == fixed["cued"][part]
+
+
+def test_attend_shows_wrong_cues_beside_right_ones_and_saves(files):
+    done = command(files, "attend @other.safetensors --gains 3 --reliability 0.75 --wrong-cue sibling --save")
+    assert done.exit_code == 0, done.output
+    for words in ("all right", "all wrong (random)", "all wrong (sibling)", "all wrong (confusable)", "99.9 %", "75 %"):
+        assert words in done.output
+    stored = hlnet.load_checkpoint(files / "other.safetensors").provenance.attention
+    assert stored.reliability == 0.75 and stored.gain
+    shown = command(files, "attend @full.safetensors --gains 3").output
+    assert "nothing was stored" in shown
+    plain = command(files, "attend @plain.safetensors")
+    assert plain.exit_code == 0 and "bias" in plain.output and "gain" not in plain.output
+
+
+def test_eval_takes_cues_from_a_file(files, tmp_path):
+    """Right for images 0 and 1, wrong for 2; the others have none."""
+    rows = ["image,node,strength", "0.png,cat/tabby,1000", "1.png,cat,1000", "2.png,saw,1000"]
+    (tmp_path / "heard.csv").write_text("\n".join(rows))
+    told = as_json(files, f"eval @full.safetensors --cues {tmp_path}/heard.csv --cue-mode bias")
+    cued = told["cued"]
+    assert (cued["images"], cued["wrong"], cued["named"]) == (3, None, pytest.approx(2 / 3))
+    net = hlnet.load_checkpoint(files / "full.safetensors")
+    images = hlnet.load_data(files / "photos", "val")
+    found = hlnet.TreeData(images, net.tree, hlnet.eval_transform(net.transform))
+    logits = net(torch.stack([image for image, _ in found])).detach()
+    shift = {0: [0], 1: [0, 1], 2: [4]}
+    for position, (source, _) in enumerate(found.samples):
+        number = int(images.files[source].stem)
+        logits[position, shift.get(number, [])] += 1000
+    right = [int(row.argmax()) == label for row, label in zip(logits, found.labels, strict=True)]
+    assert cued["accuracy"]["top1"] == pytest.approx(np.mean(right))
+    assert (
+        "3 of 48 images cued"
+        in command(files, f"eval @full.safetensors --cues {tmp_path}/heard.csv --cue-mode bias").output
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_eval_mixes_right_and_wrong(files, share):
+    cued = as_json(files, f"eval @full.safetensors --attention-signal 50 --wrong-cues {share}")["cued"]
+    expected = (1 - share) * cued["accuracy"]["top1"] + share * cued["wrong"]["top1"]
+    assert cued["mixed"] == pytest.approx(expected) and cued["wrong_share"] == share
+    assert as_json(files, "eval @full.safetensors --cue-mode bias --reliability 0.7")["cued"]["wrong_share"] == (
+        pytest.approx(0.3)
+    )
+
+
+def test_eval_runs_only_what_is_certain(files):
+    cued = as_json(files, "eval @full.safetensors --cue-level 1 --certain")["cued"]
+    net = hlnet.load_checkpoint(files / "full.safetensors")
+    costs = [
+        hlnet.profile(net.config, net.tree, net.transform, classes=name).expert.gmacs
+        for name in ("cat", "dog", "saw", "axe")
+    ]
+    assert cued["gmacs"] == pytest.approx((2 * costs[0] + 2 * costs[1] + costs[2] + costs[3]) / 6)
+    assert cued["wrong"]["top1"] == 0 and cued["accuracy"]["top1"] > cued["wrong"]["top1"]
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("eval @full.safetensors --attention-signal loud", "'loud': expected a number such as 1.8, or auto"),
+        ("eval @full.safetensors --attention-signal auto", "holds no fitted attention"),
+        ("eval @full.safetensors --attention-signal 2 --reliability 0.9", "give one of them"),
+        ("eval @full.safetensors --reliability 1.5", "must lie between 0 and 1"),
+        ("eval @full.safetensors --reliability 0.9", "holds no gain for a reliability"),
+        ("eval @plain.safetensors --attention-signal 2", "plain network has no branches"),
+        ("eval @full.safetensors --cue-level 7 --attention-signal 2", "levels 1 to 2"),
+        ("eval @full.safetensors --cues @missing.csv", "missing.csv"),
+        ("attend @full.safetensors --reliability 0", "must lie between 0 and 1"),
+        ("attend @full.safetensors --gains 1,x", "--gains '1,x'"),
+        ("attend @full.safetensors --save --out @new.safetensors", "give one of them"),
+        ("attend @full.safetensors --save --cue-level 1", "leave --cue-level out"),
+        ("attend @full.safetensors --out @new.pt", "must end in .safetensors"),
+        ("attend @full.safetensors --plain @other.safetensors", "is no plain network"),
+        ("attend @full.safetensors --picture @cues.txt", "must end in"),
+        ("attend @full.safetensors --wrong-cue confusable --cue-level 1", "for classes"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(files, line, words):
+    done = command(files, line)
+    assert isinstance(done.exception, UsageError) and words in str(done.exception), done.exception
+    assert "\n" not in str(done.exception) and not done.stdout

@@ -1,0 +1,267 @@
+"""Cues as they are written: on the command line, in files, and for which images."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlnet.cue_files import make_cue, parse_cue, read_cues
+from hlnet.cue_images import CuesByImage, image_names, match_cues
+from hlnet.cues import Cue
+from hlnet.data import LabelledImages
+from hlnet.errors import SelectionError, UsageError
+from hlnet.tree import ClassTree
+
+TREE = ClassTree.from_nested(
+    {"animal": {"cat": ["tabby", "siamese"], "tench, Tinca tinca": {}}, "tool": ["E=mc2", "x=2", "chain saw"]}
+)
+
+
+def cue(node, reliability=None, strength=None):
+    return Cue(node=node, reliability=reliability, strength=strength)
+
+
+# ---------------------------------------------------------------------- one cue
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("animal/cat", cue("animal/cat")),
+        ("animal/cat=0.9", cue("animal/cat", 0.9)),
+        (" animal/cat = .9 ", cue("animal/cat", 0.9)),
+        ("tabby=9e-1", cue("tabby", 0.9)),
+        ("tabby=x1.8", cue("tabby", strength=1.8)),
+        ("tabby=*1.8", cue("tabby", strength=1.8)),
+        ("tabby=×2", cue("tabby", strength=2)),
+        ("tabby= x 0", cue("tabby", strength=0)),
+        ("tabby=+2.5", cue("tabby", strength=2.5)),
+        ("tabby=-2", cue("tabby", strength=-2)),
+        ("chain saw=0.5", cue("chain saw", 0.5)),
+        ("tabby, siamese=0.8", cue("tabby, siamese", 0.8)),
+        ("animal -tabby=0.8", cue("animal -tabby", 0.8)),
+        ("tench, Tinca tinca=0.8", cue("tench, Tinca tinca", 0.8)),
+        ("E=mc2=0.7", cue("E=mc2", 0.7)),
+        ("E=mc2=x3", cue("E=mc2", strength=3)),
+    ],
+)
+def test_a_cue(text, found):
+    assert parse_cue(text, TREE) == parse_cue(text) == found
+
+
+@pytest.mark.parametrize("text", ["E=mc2", "x=2", " tool/x=2 ", "tabby,E=mc2"])
+def test_a_name_goes_before_a_sign(text):
+    assert parse_cue(text, TREE) == cue(text.strip())
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("", "names no node"),
+        ("=0.9", "names no node"),
+        ("  = x2", "names no node"),
+        ("tabby=", "'' is neither a reliability, such as =0.9, nor a strength"),
+        ("tabby=high", "'high' is neither"),
+        ("tabby=90%", "'90%' is neither"),
+        ("tabby=x", "'x' is neither"),
+        ("tabby=x-1", "'x-1' is neither"),
+        ("tabby=0,9", "'0,9' is neither"),
+        ("tabby=nan", "'nan' is neither"),
+        ("tabby=1", "reliability 1: it must lie between 0 and 1.*certain"),
+        ("tabby=0", "reliability 0: it must"),
+        ("tabby=90", "reliability 90: it must"),
+        ("tabby=x1e999", "strength inf: it must be a finite number"),
+    ],
+)
+def test_what_is_no_cue(text, told):
+    for tree in (TREE, None):
+        with pytest.raises(UsageError, match=told) as caught:
+            parse_cue(text, tree)
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [("taby=0.9", "Did you mean 'tabby'"), ("animal/cta", "Did you mean 'animal/cat'"), ("E=mc3=1e-2", "E=mc")],
+)
+def test_cue_on_nothing(text, told):
+    with pytest.raises(SelectionError, match=told):
+        parse_cue(text, TREE)
+
+
+@pytest.mark.parametrize(
+    "text, modes", [("cat=x1.8", {"gain", "scale"}), ("cat=+2", {"bias"}), ("cat=-2", {"bias"}), ("cat=0.9", None)]
+)
+def test_a_factor_is_no_shift(text, modes):
+    for mode in ("gain", "bias", "scale"):
+        if modes is None or mode in modes:
+            assert parse_cue(text, TREE, mode) == parse_cue(text)
+        else:
+            with pytest.raises(UsageError, match=rf"but a {mode} is a (shift, such as =\+2|factor, such as =x1.8)"):
+                parse_cue(text, TREE, mode)
+
+
+def test_reliability_replaces_strength():
+    with pytest.raises(UsageError, match="both a reliability and a strength"):
+        make_cue("cat", 0.9, 2.0)
+
+
+# ---------------------------------------------------------------------- files
+
+
+FOUND = {"cat/1.jpg": [cue("cat", 0.9), cue("chain saw", strength=-2.0)], "2.jpg": [cue("tench, Tinca tinca")]}
+CSV = 'image,node,reliability,strength\ncat/1.jpg,cat,0.9,\n2.jpg,"tench, Tinca tinca"\ncat/1.jpg,chain saw,,-2\n'
+ROWS = [
+    {"image": "cat/1.jpg", "node": "cat", "reliability": 0.9},
+    {"image": "2.jpg", "node": "tench, Tinca tinca", "strength": None},
+    {"image": "cat/1.jpg", "node": " chain saw ", "strength": -2},
+]
+FILES = {
+    "plain": ("c.csv", CSV),
+    "in any order": ("c.csv", "Node,Image\ncat,1.jpg\n"),
+    "semicolons and decimal points": ("c.csv", "image;node;reliability\n1.jpg;cat;0.5\n"),
+    "tabs": ("c.CSV", "image\tnode\n1.jpg\tcat\n"),
+    "Windows": ("c.csv", "\ufeff" + CSV.replace("\n", "\r\n")),
+    "empty lines and blanks": ("c.csv", "\n" + CSV.replace(",cat,", " , cat ,  ").replace("\n", "\n\n")),
+    "objects": ("c.jsonl", "\n".join(map(json.dumps, ROWS))),
+    "objects, Windows": ("c.jsonl", "\ufeff" + "\r\n\r\n".join(map(json.dumps, ROWS)) + "\r\n"),
+    "number for a name": ("c.jsonl", '{"image": 7, "node": 0}'),
+}
+
+
+@pytest.mark.parametrize("name, text", FILES.values(), ids=FILES.keys())
+def test_files(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    others = {"in any order": [cue("cat")], "semicolons and decimal points": [cue("cat", 0.5)], "tabs": [cue("cat")]}
+    found = read_cues(str(tmp_path / name), TREE)
+    which = next(key for key, value in FILES.items() if value == (name, text))
+    expected = {"7": [cue("0")]} if which == "number for a name" else FOUND
+    assert found == ({"1.jpg": others[which]} if which in others else expected)
+    assert list(found) == list(dict.fromkeys(found))
+
+
+REFUSED = {
+    "no file": ("c.csv", None, "cannot be read: No such file"),
+    "another kind": ("c.txt", "image,node\n1,cat\n", r"must be a .csv or a .jsonl file, not '.txt'"),
+    "empty": ("c.csv", "", "has no rows"),
+    "only a header": ("c.csv", "image,node\n", "has no rows"),
+    "no objects": ("c.jsonl", "\n \n", "has no rows"),
+    "binary": ("c.csv", b"\xff\xfe\x00", "not a text file"),
+    "no header": ("c.csv", "1.jpg,cat,0.9\n2.jpg,cat,0.9\n", "line 2: there is no column '1.jpg'"),
+    "misspelt column": ("c.csv", "image,node,relability\n1,cat,0.9\n", "no column 'relability'. Did you mean 'reliab"),
+    "column twice": ("c.csv", "image,node,node\n1,cat,cat\n", "heading of its own"),
+    "column without a heading": ("c.csv", "image,node,\n1,cat,0.9\n", "heading of its own"),
+    "no node": ("c.csv", "image,node\n1.jpg,cat\n2.jpg,\n", "line 3: no node is given"),
+    "no image": ("c.jsonl", '{"node": "cat"}', "line 1: no image is given"),
+    "too many cells": ("c.csv", "image,node\n1,tench, Tinca tinca\n", "3 cells under 2 headings.*double quotes"),
+    "quote without end": ("c.csv", 'image,node\n1,"cat\n', "not readable as CSV"),
+    "no number": ("c.csv", "image,node,reliability\n1,cat,high\n", "line 2: reliability 'high' is no number"),
+    "decimal comma": ("c.csv", "image;node;reliability\n1;cat;0,9\n", "'0,9' is no number"),
+    "out of range": (
+        "c.csv",
+        "image,node,reliability\n\n1,cat,1.0\n",
+        "line 3: .* has the reliability 1: it",
+    ),
+    "nan": ("c.jsonl", '{"image": "1", "node": "cat", "reliability": NaN}', "line 1: .*reliability nan"),
+    "endless": ("c.csv", "image,node,strength\n1,cat,inf\n", "strength inf"),
+    "both": ("c.csv", "image,node,reliability,strength\n1,cat,.9,2\n", "both a reliability and a strength"),
+    "unknown node": ("c.csv", "image,node\n1,cat\n2,taby\n", "line 3: .*no class or node 'taby'. Did you mean 'tabby'"),
+    "no JSON": ("c.jsonl", '{"image": "1", "node": "cat"}\n{"image": \n', "line 2: not JSON"),
+    "no object": ("c.jsonl", '["1", "cat"]', "line 1: expected an object"),
+    "list of nodes": ("c.jsonl", '{"image": "1", "node": ["cat"]}', "'node' must be text or a number"),
+    "truth value": ("c.jsonl", '{"image": "1", "node": true}', "'node' must be text or a number, not True"),
+    "deep": ("c.jsonl", "[" * 100000, "line 1: not JSON"),
+}
+
+
+@pytest.mark.parametrize("name, text, told", REFUSED.values(), ids=REFUSED.keys())
+def test_files_refused(tmp_path, name, text, told):
+    path = tmp_path / name
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=told) as caught:
+        read_cues(path, TREE)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------- for which images
+
+
+IMAGES = ["/data/val/cat/1.jpg", "/data/val/cat/2.jpg", "/data/val/saw/1.jpg", "/data/val/saw/x1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "name, which",
+    [
+        *[("2.jpg", 1), ("x1.jpg", 3), ("cat/1.jpg", 0), ("saw/1.jpg", 2), ("val/saw/1.jpg", 2)],
+        *[("./cat/1.jpg", 0), ("cat//1.jpg", 0), ("cat\\1.jpg", 0), ("/data/val/cat/1.jpg", 0)],
+    ],
+)
+def test_images_by_the_ends_of_their_paths(name, which):
+    found = match_cues({name: [cue("cat")]}, IMAGES)
+    assert found == [[cue("cat")] if i == which else [] for i in range(len(IMAGES))]
+
+
+def test_names_of_one_image_add_up():
+    cues = {"2.jpg": [cue("tabby")], "cat/2.jpg": [cue("cat"), cue("tool")], "./2.jpg": [cue("siamese")]}
+    found = match_cues(cues, map(Path, IMAGES))
+    assert found[1] == [cue("tabby"), cue("siamese"), cue("cat"), cue("tool")] and not any(found[:1] + found[2:])
+
+
+def test_one_name_of_two_images():
+    with pytest.raises(UsageError, match=r"heard.csv: '1.jpg' is both '/data/val/cat/1.jpg' and '/data/val/saw/1.jpg'"):
+        match_cues({"1.jpg": [cue("cat")]}, IMAGES, "heard.csv")
+    assert match_cues({"1.jpg": [cue("cat")]}, IMAGES[:2] + IMAGES[:1])[2] == [cue("cat")]  # the same image again
+
+
+def test_relative_images_are_where_they_are(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    by_image = CuesByImage({str(tmp_path / "a" / "1.jpg"): [cue("cat")]})
+    assert by_image.of("a/1.jpg") == by_image.of("./a/../a/1.jpg") == [cue("cat")] and not by_image.of("1.jpg")
+
+
+@pytest.mark.parametrize("name", ["3.jpg", "at/1.jpg", "1", "dog/cat/1.jpg", "../1.jpg", "/1.jpg", "1.JPG", "jpg"])
+def test_names_that_fit_nothing(name, caplog):
+    with pytest.raises(UsageError, match=r"heard\.csv: none of the images named there"):
+        match_cues({name: [cue("cat")]}, IMAGES, "heard.csv")
+    found = match_cues({name: [cue("cat")], "2.jpg": [cue("tool")]}, IMAGES, "heard.csv")
+    assert found == [[], [cue("tool")], [], []]
+    assert caplog.messages == [f"heard.csv: 1 of 2 images named there fit none: {name}"]
+
+
+PARTS = st.lists(st.sampled_from("ab"), min_size=1, max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(PARTS.map(tuple), min_size=1, max_size=4), st.sets(PARTS.map(tuple), min_size=1, max_size=4))
+def test_any_names_and_images(names, images):
+    """Against a comparison of every name with every image's last parts."""
+    cues = {"/".join(name): [cue("/".join(name))] for name in names}
+    images = sorted(images)
+    fits = {name: [i for i, image in enumerate(images) if ("", *image)[-len(name) :] == name] for name in names}
+    by_image = CuesByImage(cues)
+    try:
+        found = [by_image.of("/" + "/".join(image)) for image in images]
+    except UsageError:
+        assert any(len(which) > 1 for which in fits.values())
+        return
+    assert not any(len(which) > 1 for which in fits.values())
+    for i, own in enumerate(found):
+        assert sorted(one.node for one in own) == sorted("/".join(name) for name in names if i in fits[name])
+    if any(fits.values()):
+        by_image.finish()
+    else:
+        with pytest.raises(UsageError, match="none of the images"):
+            by_image.finish()
+
+
+def test_what_images_of_a_data_set_are_called():
+    files = (Path("/d/val/cat/1.jpg"), Path("/d/val/cat/2.jpg"))
+    shown = {"name": "x", "classes": ("cat",), "labels": (0, 0), "load": None}
+    assert image_names(LabelledImages(**shown, files=files)) == ["/d/val/cat/1.jpg", "/d/val/cat/2.jpg"]
+    assert image_names(LabelledImages(**shown)) == ["0", "1"]
+    sharded = LabelledImages(**shown, files=(Path("/d/0.tar"),) * 2, members=("cat/1.jpg", "cat/2.jpg"))
+    assert match_cues({"2.jpg": [cue("cat")]}, image_names(sharded)) == [[], [cue("cat")]]
+    assert match_cues({"1": [cue("cat")]}, image_names(LabelledImages(**shown))) == [[], [cue("cat")]]

@@ -1,0 +1,229 @@
+"""The cue sweep and report: the same answers as cueing image by image, and figures that follow from them."""
+
+import numpy as np
+import pytest
+import torch
+from evaluated_nets import TREE, build, noise
+from naive import randomise
+
+from hlnet.attention import label_cues, wrong_classes
+from hlnet.cue_picture import plot_cue_report
+from hlnet.cue_report import RELIABILITIES, attend
+from hlnet.cue_sweep import Frontier, frontier, named_classes, right_answers, sweep_gains
+from hlnet.cue_test import CueTest, mixed
+from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, curve_strength
+from hlnet.data import loader
+from hlnet.errors import UsageError
+from hlnet.evaluation import evaluate
+from hlnet.inference import optimize
+from hlnet.network import HierarchicalNet, NetworkConfig
+from hlnet.tree import ClassTree
+
+GAINS = (1.0, 3.0, 40.0)
+DEEP = ClassTree.from_nested({"a": {"x": ["1", "2"], "y": ["3"]}, "b": {"z": ["4", "5", "6"]}, "c": {"w": ["7"]}})
+
+
+@pytest.fixture(scope="module")
+def swept():
+    net, data = build(), noise()
+    return net, data, sweep_gains(net, loader(data, 7), GAINS)
+
+
+@pytest.mark.parametrize("level", [None, 1])
+@pytest.mark.parametrize("mode, strengths", [("gain", GAINS), ("bias", (0.0, 0.7, 5.0)), ("scale", (1.0, 0.5, 4.0))])
+@pytest.mark.parametrize("form", [lambda net: net, optimize], ids=["training", "inference"])
+def test_sweep_is_cueing_image_by_image(swept, mode, strengths, level, form):
+    net, data, found = swept
+    labels = torch.tensor(data.labels)
+    for cued in (labels, wrong_classes(TREE, labels, level=level)):
+        named = named_classes(TREE, cued, level)
+        for strength in strengths:
+            cues = label_cues(TREE, cued.tolist(), level)
+            images = torch.stack([image for image, _ in data])
+            with torch.no_grad():
+                logits = cue_effect(net, cues, Attention(mode=mode, strength=strength)).logits(form(net), images)
+            margin = logits.topk(2).values.diff().abs().min()
+            assert margin > 1e-6  # or rounding could decide
+            assert torch.equal(right_answers(found, named, mode, strength), logits.argmax(1) == labels)
+
+
+def test_frontier_begins_at_no_cue_and_is_what_evaluate_finds(swept):
+    net, data, found = swept
+    labels = torch.tensor(data.labels)
+    wrong = wrong_classes(TREE, labels, seed=3)
+    curve = frontier(found, named_classes(TREE, labels), {"random": named_classes(TREE, wrong)}, "gain", GAINS)
+    measured = evaluate(net, data, loader(data, 7), cues=CueTest(attention=Attention(strength=3.0), seed=3))
+    assert curve.right[0] == curve.wrong["random"][0] == pytest.approx(measured.neutral.top1)
+    assert curve.right[1] == pytest.approx(measured.cued.accuracy.top1)
+    assert curve.wrong["random"][1] == pytest.approx(measured.cued.wrong.top1)
+    assert measured.cued.mixed is None and measured.cued.named == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9, 1.0])
+def test_accuracy_is_linear_in_the_share_of_wrong_cues(swept, share):
+    """Over all ways to choose which cues are wrong, each with its probability: here, image by image."""
+    _, data, found = swept
+    labels = torch.tensor(data.labels)
+    named = named_classes(TREE, labels), named_classes(TREE, wrong_classes(TREE, labels))
+    right, wrong = (right_answers(found, one, "gain", 40.0).double() for one in named)
+    generator = np.random.default_rng(0)
+    drawn = torch.from_numpy(generator.random((20000, len(labels))) < share)
+    sampled = torch.where(drawn, wrong, right).mean(1).mean()
+    assert float(sampled) == pytest.approx(mixed(float(right.mean()), float(wrong.mean()), share), abs=2e-3)
+
+
+def test_equal_harm_is_read_off_the_curve():
+    curve = Frontier(mode="bias", strengths=(0, 1, 2), right=(0.6, 0.8, 1.0), wrong={"random": (0.6, 0.5, 0.1)})
+    assert [curve.right_at(wrong, "random") for wrong in (0.7, 0.6, 0.55, 0.3, 0.0)] == pytest.approx(
+        [0.6, 0.6, 0.7, 0.9, 1.0]
+    )
+
+
+# ---------------------------------------------------------------------- what cues name
+
+
+@pytest.mark.parametrize("level", [None, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["random", "sibling"])
+def test_wrong_cues_name_other_nodes(kind, level):
+    """Against the paths of the classes: another node at the level; of siblings, nothing nearer would have done."""
+    classes = torch.arange(7).repeat(60)
+    found = wrong_classes(DEEP, classes, kind, level, seed=1)
+    paths = [leaf.path.split("/") for leaf in DEEP.leaves]
+    depth = level or 3
+
+    def shared(a, b):
+        return next((i for i in range(3) if paths[a][i] != paths[b][i]), 3)
+
+    drawn = {}
+    for own, other in zip(classes.tolist(), found.tolist(), strict=True):
+        assert shared(own, other) < depth
+        drawn.setdefault(own, set()).add(other)
+    for own, others in drawn.items():
+        possible = [other for other in range(7) if shared(own, other) < depth]
+        if kind == "sibling":
+            nearest = max(shared(own, other) for other in possible)
+            possible = [other for other in possible if shared(own, other) == nearest]
+        assert others == set(possible)
+
+
+def test_a_level_without_another_node_is_refused():
+    one = ClassTree.from_nested({"dog": ["beagle", "boxer"]})
+    with pytest.raises(UsageError, match="deeper level"):
+        wrong_classes(one, torch.tensor([0]), level=1)
+    with pytest.raises(UsageError, match="levels 1 to 2"):
+        label_cues(one, [0], level=3)
+
+
+def test_label_cues_name_nodes_of_the_level():
+    assert [cues[0].node for cues in label_cues(DEEP, [2, 6], level=2)] == ["a/y", "c/w"]
+    assert label_cues(DEEP, [2, -1]) == [(Cue(node="3"),), ()]
+
+
+# ---------------------------------------------------------------------- the report
+
+
+@pytest.fixture(scope="module")
+def report():
+    net, data = build(), noise(count=40)
+    plain = build("plain")
+    return net, attend(net, loader(data, 7), (plain, loader(data, 7)), gains=GAINS, data="noise")
+
+
+def test_report_has_wrong_cues_beside_every_right_one(report):
+    _, found = report
+    assert (found.tuned_on, found.reported_on) == (20, 20)
+    assert [one.mode for one in found.plain.frontiers] == ["bias", "scale"]
+    for network in (found.network, found.plain):
+        for curve in network.frontiers:
+            assert set(curve.wrong) == {"random", "sibling", "confusable"}
+            assert {len(shares) for shares in (curve.right, *curve.wrong.values())} == {len(curve.strengths)}
+        shares = {choice.reliability for choice in network.choices}
+        assert shares == set(RELIABILITIES)
+        for choice in network.choices:
+            assert choice.top1 == pytest.approx(mixed(choice.right, choice.wrong, 1 - choice.reliability))
+            assert (choice.against_bias is None) == (choice.way == "bias")
+
+
+def test_strengths_are_chosen_on_the_other_half(report):
+    """By hand: the same halves, the best strength of one, the figure of the other."""
+    net, found = report
+    data = noise(count=40)
+    labels, generator = torch.tensor(data.labels), np.random.default_rng(0)
+    order = generator.permutation(40)
+    order = order[np.argsort(labels.numpy()[order], kind="stable")]
+    tune, rest = np.sort(order[::2]), np.sort(order[1::2])
+    wrong = wrong_classes(TREE, labels)
+    images = torch.stack([image for image, _ in data])
+    right = {}
+    with torch.no_grad():
+        for gain in GAINS:
+            for name, cued in (("right", labels), ("wrong", wrong)):
+                cues = label_cues(TREE, cued.tolist())
+                logits = cue_effect(net, cues, Attention(strength=gain)).logits(net, images)
+                right[gain, name] = (logits.argmax(1) == labels).double().numpy()
+    for choice in found.network.choices:
+        if choice.way == "gain":
+            p = choice.reliability
+            scores = {g: p * right[g, "right"][tune].mean() + (1 - p) * right[g, "wrong"][tune].mean() for g in GAINS}
+            assert scores[choice.strength] == pytest.approx(max(scores.values()))
+            assert choice.right == pytest.approx(right[choice.strength, "right"][rest].mean())
+            assert choice.wrong == pytest.approx(right[choice.strength, "wrong"][rest].mean())
+
+
+def test_what_is_stored_acts_as_chosen(report):
+    net, found = report
+    fitted = found.attention
+    assert fitted.data == "noise" and fitted.reliability == 0.9 and list(fitted.gain) == sorted(fitted.gain)
+    factors = [factor for _, factor in fitted.gain]
+    assert factors == sorted(factors)
+    for choice in found.network.choices:
+        if choice.way == "gain":
+            point = curve_strength(fitted.gain, cue_evidence(choice.reliability, 1, 6))
+            assert point >= choice.strength - 1e-5 and point in [pytest.approx(gain) for gain in GAINS]
+    net.provenance.attention = fitted
+    effect = cue_effect(net, [[Cue(node="saw")]], Attention())
+    assert float(effect.gains.max()) == pytest.approx(curve_strength(fitted.gain, cue_evidence(0.9, 1, 6)))
+
+
+def test_picture_is_drawn(report, tmp_path):
+    from PIL import Image
+
+    plot_cue_report(report[1], tmp_path / "cues.png")
+    assert Image.open(tmp_path / "cues.png").size[0] > 500
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_report_on_nodes_above(level):
+    torch.manual_seed(0)
+    net = HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(4, 4, 4), strides=(1, 1, 1)), DEEP)
+    randomise(net.head)
+    images, labels = torch.randn(42, 3, 32, 32), torch.arange(7).repeat(6)
+    found = attend(net.eval(), [(images, labels)], level=level, gains=(3.0,))
+    assert found.attention is None and set(found.network.frontiers[0].wrong) == {"random", "sibling"}
+    strong = found.network.frontier("bias")
+    within = [{"1": "x", "2": "x", "3": "y", "4": "z", "5": "z", "6": "z", "7": "w"}[name] for name in DEEP.classes]
+    if level == 1:
+        within = [{"x": "a", "y": "a", "z": "b", "w": "c"}[name] for name in within]
+    with torch.no_grad():
+        logits = net(images)
+    allowed = torch.tensor([[a == b for b in within] for a in within])[labels]
+    alone = (torch.where(allowed, logits, -1e9).argmax(1) == labels).double()
+    assert strong.right[-1] == pytest.approx(float(alone.mean()), abs=0.15)  # half of the images
+
+
+def test_what_cannot_be_reported_is_refused():
+    net, data = build(), noise()
+    batches = list(loader(data, 7))
+    with pytest.raises(UsageError, match="reliability"):
+        attend(net, batches, reliability=1.0)
+    with pytest.raises(UsageError, match="at least 0, got -1"):
+        attend(net, batches, gains=(-1.0,))
+    with pytest.raises(UsageError, match="one class"):
+        attend(build(tree=ClassTree.from_nested({"cat": ["tabby"]})), batches)
+    small = ClassTree.from_nested([name for name in TREE.classes if name != "axe"])
+    with pytest.raises(UsageError, match="lacks classes of the network: axe"):
+        attend(net, batches, (build("plain", small), batches))
+    with pytest.raises(UsageError, match="not those of the network"):
+        attend(net, batches, (build("plain"), batches[::-1]), gains=())
+    with pytest.raises(UsageError, match="confusable"):
+        attend(net, batches, wrong="confusable", level=1)
