@@ -5,12 +5,12 @@
     python benchmarks/cues.py --report cues_imagewoof.json cues_cifar100.json
 
 On one frozen pretrained trunk and the same cached features, seed by seed: N3HL; N3HL trained with cues (cue-aware);
-and as the plain control the head of N3HL's own blocks and cost of ``hierarchy.py``. Each is given to ``hlnet.attend``
-on the validation and test images, half to choose strengths and half to report. Then images of several objects are
-made of test images: the left half of one beside the right half of another, or four in the quarters, all of different
-classes. The cue names one of them (found, if the network answers it), or a class that is not there (harm, if it
-answers none of those there). The folder has ``train``, ``val`` and ``test``, with one folder a class. The file is
-rewritten after every network; run the command again to go on where it stopped.
+and as the plain control the head of N3HL's own blocks and cost of ``hierarchy.py``. Each is reported on as ``hlnet
+attend`` does, on the validation and test images, half to choose strengths and half to report. Then images of several
+objects are made of test images: the left half of one beside the right half of another, or four in the quarters, all
+of different classes. The cue names one of them (found, if the network answers it), or a class that is not there
+(harm, if it answers none of those there). The folder has ``train``, ``val`` and ``test``, with one folder a class.
+The file is rewritten after every network; run the command again to go on where it stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import hlnet
-from hlnet.cue_report import EVIDENCE, GAINS, SCALES, attend
+from hlnet.cue_report import EVIDENCE, GAINS, SCALES, report_cues
 from hlnet.cue_sweep import Frontier, right_answers, sweep_gains
 from hlnet.data import TreeData, eval_transform, load_data
 from hlnet.features import CachedFeatures
@@ -156,12 +156,13 @@ def search(net: Any, data: CachedFeatures, there: Tensor) -> dict[str, Any]:
 def measure(args: argparse.Namespace, kind: str, seed: int, tree: hlnet.ClassTree, data: Any, made: Any) -> Any:
     net, val_top1 = trained(args, kind, seed, tree, data)
     found: dict[str, Any] = {"val top-1": val_top1}
+    swept = sweep_gains(net, batches([data["val"], data["test"]]), GAINS if net.has_branches else ())
     for level in (None, *range(1, tree.num_levels)):
         if level is not None and len({node.path for node in tree.levels[level - 1]}) < 2:
             continue
         kind_of_wrong = ("random", "sibling") if level is None else ("random",)
         for wrong in kind_of_wrong:
-            report = attend(net, batches([data["val"], data["test"]]), wrong=wrong, level=level, seed=seed)  # type: ignore[arg-type]
+            report = report_cues(tree, swept, wrong=wrong, level=level, seed=seed)  # type: ignore[arg-type]
             found[f"{wrong}, level {level or 'classes'}"] = report.model_dump(mode="json")
     found |= {f"{objects} objects": search(net, *made[objects]) for objects in made}
     return found

@@ -1,7 +1,7 @@
 """The page of ``hlnet app``: drop an image, cue and cut nodes of the tree, and watch answers, cost and maps.
 
-Notable here: one page and two requests, all from this machine to itself. The server listens on loopback only, answers no
-other host name, and takes nothing that a page of somebody else's could send without asking.
+Notable here: one page and two requests, all from this machine to itself. The server listens on loopback only, answers
+no other host name, and takes nothing that a page of somebody else's could send without asking.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hlnet.errors import HlnetError, UsageError, one_line
 from hlnet.live import COLOURS, ForgottenImageError, LiveNet, Question
@@ -51,24 +51,24 @@ def create_app(live: LiveNet, title: str = "hlnet") -> Starlette:
         answer: Response = responses.HTMLResponse(html, headers={"Cache-Control": "no-store"})
         return answer
 
-    async def answered(request: Request, kind: str, ask: Callable[[bytes], Any]) -> Response:
+    def refused(told: str, status: int = 400) -> Response:
+        answer: Response = responses.JSONResponse({"error": told}, status)
+        return answer
+
+    async def answered(request: Request, kind: str, ask: Callable[[bytes], BaseModel]) -> Response:
         """Run what takes time beside the loop; say in one line what was wrong."""
-        status = 400
+        if request.headers.get("content-type", "").partition(";")[0] != kind:
+            return refused(f"expected {kind}", 415)  # what a browser sends to its own server only
         try:
-            if request.headers.get("content-type", "").partition(";")[0] != kind:
-                status = 415
-                raise UsageError(f"expected {kind}")  # a browser sends it to its own server only
-            content = await _body(request)
-            return responses.Response(
-                (await concurrency.run_in_threadpool(ask, content)).model_dump_json(), media_type="application/json"
-            )
+            found: BaseModel = await concurrency.run_in_threadpool(ask, await _body(request))
         except ForgottenImageError as error:
-            status, told = 410, str(error)
+            return refused(str(error), 410)
         except ValidationError as error:
-            told = f"the request is not understood: {one_line(error)}"
+            return refused(f"the request is not understood: {one_line(error)}")
         except HlnetError as error:
-            told = str(error)
-        return responses.JSONResponse({"error": told}, status)
+            return refused(str(error))
+        answer: Response = responses.Response(found.model_dump_json(), media_type="application/json")
+        return answer
 
     async def see(request: Request) -> Response:
         return await answered(request, "application/octet-stream", live.see)
@@ -109,11 +109,15 @@ def serve(app: Starlette, port: int = PORT, on_ready: Callable[[str], None] | No
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or "it must lie in 0..65535"
             raise UsageError(f"port {port} cannot be used ({reason}); another --port, or 0 for any free one") from error
-        listening.listen()
-        if on_ready:
-            on_ready(f"http://{HOST}:{listening.getsockname()[1]}/")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-        server.run(sockets=[listening])
+        address = f"http://{HOST}:{listening.getsockname()[1]}/"
+
+        class Server(uvicorn.Server):  # type: ignore[name-defined,misc]
+            async def startup(self, sockets: Any = None) -> None:
+                await super().startup(sockets)
+                if on_ready:  # not before an interrupt would end it in good order
+                    on_ready(address)
+
+        Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
 
 
 def app_page(live: LiveNet, title: str) -> str:

@@ -28,8 +28,10 @@ def plot_cue_report(report: CueReport, path: str | Path) -> None:
         path: file to write; matplotlib knows its ending.
     """
     kinds = [kind for kind in TITLES if kind in report.network.frontiers[0].wrong]
-    figure = Figure(figsize=(4.2 * (len(kinds) + 1), 4), layout="constrained")
-    *panels, last = figure.subplots(1, len(kinds) + 1)
+    rows = 2 if len(kinds) == 3 else 1
+    columns = (len(kinds) + 1) // rows
+    figure = Figure(figsize=(4.4 * columns, 3.9 * rows), layout="constrained")
+    *panels, last = figure.subplots(rows, columns).flat
     for axes, kind in zip(panels, kinds, strict=True):
         _frontiers(axes, report.network, kind, "")
         if report.plain is not None:

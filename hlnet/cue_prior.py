@@ -77,8 +77,10 @@ def read_prior(source: str | Path | Mapping[str, float], tree: ClassTree) -> Ten
         left = [i for i in classes if not prior[i]]
         rest = share - float(prior[at].sum())
         what = f"{name}: the probabilities" + ("" if classes == everything else f" under '{_path(tree, classes)}'")
-        if rest < -TOLERANCE * share or (not left and rest > TOLERANCE * share):
-            raise UsageError(f"{what} add up to {share - rest:.6g}; expected {share:g}")
+        if rest < -TOLERANCE * share:
+            raise UsageError(f"{what} add up to {share - rest:.6g}, which is more than {share:g}")
+        if not left and rest > TOLERANCE * share:
+            raise UsageError(f"{what}, of all classes, add up to {share - rest:.6g}; expected {share:g}")
         if left and rest <= TOLERANCE * share:
             names = some((f"'{tree.classes[i]}'" for i in left), 3)
             raise UsageError(

@@ -167,26 +167,53 @@ def attend(
         raise UsageError(f"the plain network lacks classes of the network: {some(lacking)}")
     gains = sorted({1.0, *map(float, gains)}) if net.has_branches else []
     swept = sweep_gains(net, batches, gains, on_batch)
+    beside = None
+    if plain is not None:
+        columns = [places[name] for name in net.tree.classes]
+        beside = sweep_gains(plain[0], plain[1], (), on_batch)
+        beside = SweptLogits(beside.labels, beside.neutral[:, columns], {})
+    return report_cues(net.tree, swept, beside, reliability, wrong, level, data, seed)
+
+
+def report_cues(
+    tree: ClassTree,
+    swept: SweptLogits,
+    plain: SweptLogits | None = None,
+    reliability: float = 0.9,
+    wrong: WrongCue = "random",
+    level: int | None = None,
+    data: str = "",
+    seed: int = 0,
+) -> CueReport:
+    """The report from logits that were swept before, which several reports may share.
+
+    Args:
+        tree: the network's.
+        swept: the network's logits, :func:`hlnet.cue_sweep.sweep_gains`.
+        plain: those of a plain network, its columns in the order of ``tree.classes``.
+        reliability, wrong, level, data, seed: as :func:`attend` takes them.
+
+    Raises:
+        UsageError: for fewer than four images, if no cue of the level can be wrong, or the plain network's images are
+            others.
+    """
+    if plain is not None and not torch.equal(plain.labels, swept.labels):
+        raise UsageError("the plain network's images are not those of the network, in the same order")
     tune, report = _halves(swept.labels, seed)
     if not len(tune) or not len(report):
         raise UsageError(f"{len(swept.labels)} images are too few to tune on one half and report on the other")
-    targets = _targets(net.tree, swept, tune, level, seed)
+    targets = _targets(tree, swept, tune, level, seed)
     found = CueReport(
         tuned_on=len(tune),
         reported_on=len(report),
-        classes=len(net.tree.classes),
+        classes=len(tree.classes),
         level=level,
         wrong=wrong,
         reliability=reliability,
         network=_judge(swept, targets, tune, report, wrong, reliability, seed),
     )
     if plain is not None:
-        beside = sweep_gains(plain[0], plain[1], (), on_batch)
-        if not torch.equal(beside.labels, swept.labels):
-            raise UsageError("the plain network's images are not those of the network, in the same order")
-        columns = [places[name] for name in net.tree.classes]
-        beside = SweptLogits(beside.labels, beside.neutral[:, columns], {})
-        found.plain = _judge(beside, targets, tune, report, wrong, reliability, seed)
+        found.plain = _judge(plain, targets, tune, report, wrong, reliability, seed)
     if level is None:
         found.attention = _fitted(found, data)
     return found

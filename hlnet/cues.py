@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from hlnet.errors import UsageError
 from hlnet.cue_prior import prior_shift
+from hlnet.errors import UsageError
 from hlnet.provenance import Curve, Provenance
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from hlnet.accuracy import Accuracy, accuracy
 from hlnet.calibration import calibration_error, class_probabilities
-from hlnet.certain import certain_logits
 from hlnet.cue_test import CuedAccuracy, CuedRun, CueTest, columns_of, cued_accuracy
-from hlnet.cues import cue_effect
+from hlnet.cued_logits import cued_logits, plain_logits
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import UsageError, some
 from hlnet.inference import InferenceNet
@@ -88,13 +87,13 @@ def logits_of(
             end = start + len(target)
             labels.append(target.cpu())
             images = images.to(net.device)
-            if net.has_branches and net.head is not None:
-                features = net.features(images)
-                neutral = net.head(features)
-            else:
-                features, neutral = None, net(images)
+            features, neutral = plain_logits(net, images)
             for logits, run in zip(found, runs, strict=True):
-                logits.append(_cued(net, features, neutral, run, start, end, competing).float().cpu())
+                under = neutral
+                if run is not None:
+                    cues = run.cues[start:end]
+                    under = cued_logits(net, features, neutral, cues, run.attention, run.certain, run.prior, competing)
+                logits.append(under.float().cpu())
             start = end
             if on_batch:
                 on_batch()
@@ -243,30 +242,6 @@ def evaluate_beside(
 def _acting(runs: Sequence[CuedRun], test: CueTest | None) -> list[CuedRun]:
     """The same cues, acting as a network's own test says; none without one."""
     return [] if test is None else [replace(run, attention=test.attention) for run in runs]
-
-
-def _cued(
-    net: Net,
-    features: Tensor | None,
-    neutral: Tensor,
-    run: CuedRun | None,
-    start: int,
-    end: int,
-    competing: Sequence[int] | None,
-) -> Tensor:
-    """Logits of a batch under the cues of a run."""
-    cues = () if run is None else run.cues[start:end]
-    if run is None or not (any(cues) or run.prior):
-        return neutral
-    if run.certain:
-        if not isinstance(net, InferenceNet) or features is None:
-            raise UsageError("certain cues skip branches: optimise the network (hlnet.optimize); a plain one has none")
-        return certain_logits(net, features, cues)
-    effect = cue_effect(net, cues, run.attention, competing, run.prior)
-    if effect.gains is not None:
-        assert net.head is not None and features is not None  # a gain on a plain network was refused
-        neutral = net.head(features, effect.gains)
-    return effect.shifted(neutral)
 
 
 def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:

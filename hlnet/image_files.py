@@ -68,11 +68,12 @@ def _meant(word: str) -> Iterator[str]:
         yield from _inside(word)
     elif _is_pattern(word):
         parts = list(Path(word).parts)
-        while parts[-1:] == ["**"]:  # all that lies in what the rest matches
+        files = parts[-1] != "**"
+        while parts[-1:] == ["**"]:  # all images in the folders that the rest matches
             parts.pop()
         fixed = next((i for i, part in enumerate(parts) if _is_magic(part)), len(parts))
         folder = os.path.join(*parts[:fixed]) if fixed else ""
-        yield from _inside(folder or ".") if fixed == len(parts) else _matches(folder, parts[fixed:], {0})
+        yield from _inside(folder or ".") if fixed == len(parts) else _matches(folder, parts[fixed:], {0}, files)
     else:
         yield word
 
@@ -102,7 +103,7 @@ def _inside(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[st
 
 
 def _matches(
-    folder: str, parts: Sequence[str], places: set[int], above: tuple[tuple[int, int], ...] = ()
+    folder: str, parts: Sequence[str], places: set[int], files: bool, above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[str]:
     """What a pattern matches in a folder; each file once, by whatever way the pattern gets there.
 
@@ -110,24 +111,24 @@ def _matches(
         folder: where to look.
         parts: of the pattern.
         places: how many parts the folders on the way may have used up.
+        files: whether files can match, not only folders.
         above: the folders on the way.
     """
     places = {last for place in places for last in _passed(parts, place)}
-    files, folders, here = _entries(folder)
+    names, folders, here = _entries(folder)
     if here is None:
-        yield from files
+        yield from names
     if here is None or here in above:
         return
-    for file in files:
-        if any(place == len(parts) - 1 and fnmatch(os.path.basename(file), parts[place]) for place in places):
-            yield file
+    if files and len(parts) - 1 in places:
+        yield from (name for name in names if fnmatch(os.path.basename(name), parts[-1]))
     for inner in folders:
         name = os.path.basename(inner)
         after = {place if parts[place] == "**" else place + 1 for place in places if fnmatch(name, parts[place])}
         if len(parts) in after:  # the folder itself is meant
             yield from _inside(inner, (*above, here))
         elif after:
-            yield from _matches(inner, parts, after, (*above, here))
+            yield from _matches(inner, parts, after, files, (*above, here))
 
 
 def _passed(parts: Sequence[str], place: int) -> Iterator[int]:

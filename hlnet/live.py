@@ -1,8 +1,8 @@
 """One network that answers at once, while cues and cuts change: what ``hlnet app`` asks.
 
-Notable here: an image passes the trunk once, when it is first seen. A cut is an expert at run time of the inference
-form, so an answer takes as long as the branches that are left; maps are taken from the training form, of the few blocks
-that are looked at.
+Notable here: an image passes the full network once, when it is first seen. A cut is an expert at run time of the
+inference form, so an answer takes as long as the branches that are left; maps are taken from the training form, of the
+few blocks that are looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -120,6 +121,14 @@ class Answer(BaseModel):
     maps: list[BranchMap]
 
 
+class _Known(NamedTuple):
+    """An image's features, and the full network's logits and probabilities without a cue."""
+
+    features: Tensor
+    logits: Numbers
+    shares: Numbers
+
+
 class LiveNet:
     """A network for one person at a time; calls from several threads wait for each other.
 
@@ -148,7 +157,7 @@ class LiveNet:
         self.net = net.eval()
         self._fast = optimize(net)
         self._units, _ = unit_costs(net.config, net.transform)
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: OrderedDict[str, _Known] = OrderedDict()
         self._lock = Lock()
 
     @property
@@ -165,9 +174,10 @@ class LiveNet:
         batch = eval_transform(self.net.transform)(open_image(name, io.BytesIO(content)))[None].to(self.net.device)
         image = hashlib.sha256(content).hexdigest()[:32]
         with self._lock, torch.inference_mode():
-            self._features[image] = self._fast.features(batch)
-            while len(self._features) > MOST_IMAGES:
-                self._features.popitem(last=False)
+            features = self._fast.features(batch)
+            self._known[image] = _Known(features, *self._run(self._fast, features, Effect()))
+            while len(self._known) > MOST_IMAGES:
+                self._known.popitem(last=False)
         pixels = (255 * as_pixels(batch, self.net.transform)[0]).round().astype(np.uint8)
         return Seen(image=image, picture=_uri(Image.fromarray(pixels)))
 
@@ -180,14 +190,14 @@ class LiveNet:
             SelectionError: for a path that the tree does not have.
         """
         with self._lock, torch.inference_mode():
-            features = self._features.get(question.image)
-            if features is None:
+            known = self._known.get(question.image)
+            if known is None:
                 raise ForgottenImageError("the image is not in memory any more; give it again")
-            self._features.move_to_end(question.image)
-            return self._answer(features, question)
+            self._known.move_to_end(question.image)
+            return self._answer(known, question)
 
-    def _answer(self, features: Tensor, question: Question) -> Answer:
-        tree = self.tree
+    def _answer(self, known: _Known, question: Question) -> Answer:
+        tree, (features, before, shares) = self.tree, known
         gone = {leaf for path in question.cut for leaf in tree.leaves_under(path)}
         kept = [leaf for leaf in range(len(tree.classes)) if leaf not in gone]
         if not kept:
@@ -197,7 +207,6 @@ class LiveNet:
         cues = [Cue(node=_selection(tree, leaves)) for leaves in cued if leaves]
         attention = Attention(mode=question.mode, strength=question.strength, reliability=question.reliability)
         effect = cue_effect(net, [cues], attention)
-        before, shares = self._run(self._fast, features, Effect())
         now, shares_now = self._run(net, features, effect)
         rank = {leaf: place for place, leaf in enumerate(kept)}
         leading, led = (np.argsort(-logits, kind="stable").tolist() for logits in (now, before))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hlnet.errors import HlnetError, some
 from hlnet.cues import cue_evidence, curve_strength
+from hlnet.errors import HlnetError, some
 from hlnet.network import HierarchicalNet
 from hlnet.profiling import Cost, plain_cost, profile
 from hlnet.selection import select_classes

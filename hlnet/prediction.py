@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hlnet.calibration import class_probabilities
+from hlnet.cued_logits import CueSource, cued_logits, plain_logits
+from hlnet.cues import Cue
 from hlnet.data import eval_transform, loader, open_image
 from hlnet.errors import DataError, RunError, UsageError, one_line
 from hlnet.inference import InferenceNet
@@ -71,6 +73,7 @@ class Prediction(BaseModel):
         score: how familiar the image is, of a network that holds a fitted threshold or has one class only.
         score_name: which score that is, see :func:`hlnet.rejection.rejection_scores`.
         rejected: whether the score lies below the threshold, "none of these"; ``None`` without a threshold.
+        cues: what cues named, where the image had some.
         error: why it could not be read.
     """
 
@@ -80,6 +83,7 @@ class Prediction(BaseModel):
     score: float | None = None
     score_name: Score | None = None
     rejected: bool | None = None
+    cues: list[str] | None = None
     error: str | None = None
 
 
@@ -91,6 +95,7 @@ def predict(
     min_confidence: float | None = None,
     coverage: float | None = None,
     workers: int = 0,
+    cues: CueSource | None = None,
 ) -> Iterator[Prediction]:
     """The most probable classes of each image, in the order given.
 
@@ -113,10 +118,12 @@ def predict(
         coverage: how often the answered node is to hold the image's class, on average over images like those that the
             thresholds were fitted on (:func:`hlnet.calibrate_paths`); rejected ones count, too.
         workers: processes that load images while the network runs. They read paths ahead, a few batches of them.
+        cues: what is known of the images from outside. Whether an image is rejected is settled without them.
 
     Raises:
         UsageError: if ``top`` or ``batch_size`` is below 1, ``min_confidence`` is not in 0..1, both it and ``coverage``
-            are given or either for a network of one class, or the network was not fitted for such a coverage.
+            are given or either for a network of one class, or the network was not fitted for such a coverage, or there
+            are cues, for which no coverage was fitted; as :func:`hlnet.cue_effect`.
         RunError: if a worker process is lost.
 
     Example:
@@ -131,7 +138,9 @@ def predict(
     """
     if top < 1 or batch_size < 1:
         raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
-    return _predict(net, images, top, batch_size, _threshold(net, min_confidence, coverage), workers)
+    if cues is not None and coverage is not None:
+        raise UsageError("a coverage was fitted without cues, and does not hold under them; give a least confidence")
+    return _predict(net, images, top, batch_size, _threshold(net, min_confidence, coverage), workers, cues)
 
 
 def _threshold(
@@ -169,6 +178,7 @@ def _predict(
     batch_size: int,
     threshold: float | None,
     workers: int,
+    cues: CueSource | None,
 ) -> Iterator[Prediction]:
     net.eval()
     files, paths = _Files(eval_transform(net.transform), net.transform.input_size), TreePaths(net.tree)
@@ -178,9 +188,8 @@ def _predict(
             answers: Iterator[Prediction] = iter(())
             if whole := [i for i, error in enumerate(errors) if not error]:
                 pixels = pixels if len(whole) == len(errors) else pixels[whole]
-                with torch.inference_mode():
-                    logits = net(pixels.to(net.device)).float().cpu()
-                answers = _answers(net, logits, top, threshold, paths)
+                own = [cues.of(names[i]) for i in whole] if cues else None
+                answers = _answers(net, *_logits(net, pixels, own, cues), top, threshold, paths, own)
             for name, error in zip(names, errors, strict=True):
                 yield Prediction(image=name, error=error) if error else next(answers).model_copy(update={"image": name})
     except RuntimeError as error:
@@ -189,6 +198,22 @@ def _predict(
         raise RunError(
             f"a process that loads images was lost ({one_line(error)}); memory may be short: try fewer workers"
         ) from error
+
+
+@torch.inference_mode()
+def _logits(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    pixels: Tensor,
+    own: Sequence[Sequence[Cue]] | None,
+    cues: CueSource | None,
+) -> tuple[Tensor, Tensor]:
+    """Logits of a batch, under its cues and without."""
+    if cues is None or own is None:
+        logits = net(pixels.to(net.device)).float().cpu()
+        return logits, logits
+    features, neutral = plain_logits(net, pixels.to(net.device))
+    found = cued_logits(net, features, neutral, own, cues.attention, cues.certain, cues.prior)
+    return found.float().cpu(), neutral.float().cpu()
 
 
 class _Files(Dataset[tuple[str, Tensor, str]]):
@@ -218,9 +243,15 @@ def printable(path: str | Path) -> str:
 
 
 def _answers(
-    net: HierarchicalNet | PlainNet | InferenceNet, logits: Tensor, top: int, threshold: float | None, paths: TreePaths
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    logits: Tensor,
+    neutral: Tensor,
+    top: int,
+    threshold: float | None,
+    paths: TreePaths,
+    cues: Sequence[Sequence[Cue]] | None,
 ) -> Iterator[Prediction]:
-    """What the network says of images with these logits, ``[B, K]``; whose they are is not told."""
+    """What the network says of images with these logits, ``[B, K]``, under cues and without; of which is not told."""
     known, leaves = net.provenance, net.tree.leaves
     shares = class_probabilities(logits.double(), known.one_vs_all, known.temperature)
     exclusive = class_probabilities(logits.double(), temperature=known.temperature)
@@ -229,7 +260,7 @@ def _answers(
     scores: list[float] | None = None
     if known.rejection or alone:
         score_name = known.rejection.score if known.rejection else default_score(known)
-        scores = rejection_scores(logits, score_name).tolist()
+        scores = rejection_scores(neutral, score_name).tolist()
     places = logits.topk(min(top, len(leaves))).indices  # of logits: sigmoids of large ones are all 1
     along = paths.along(paths.node_probabilities(exclusive), places).tolist()
     ends = _ends(net, exclusive, threshold, paths) if threshold is not None else None
@@ -245,9 +276,18 @@ def _answers(
                 path_probabilities=None if alone else along[i][j][: int(paths.depths[place])],
             )
             for j, place in enumerate(best)
+            if logits[i, place] > -torch.inf  # what was not run is no candidate
         ]
         answer = ends[i] if ends and not rejected else None
-        yield Prediction(image="", labels=labels, answer=answer, score=score, score_name=score_name, rejected=rejected)
+        yield Prediction(
+            image="",
+            labels=labels,
+            answer=answer,
+            score=score,
+            score_name=score_name,
+            rejected=rejected,
+            cues=[cue.node for cue in cues[i]] if cues and cues[i] else None,
+        )
 
 
 def _ends(

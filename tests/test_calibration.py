@@ -171,7 +171,9 @@ def network(recipe=None, tree=TREE, plain=False):
         net = HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(4, 4), strides=(1, 1)), tree)
         randomise(net.head)
     net.transform = InputTransform(input_size=(3, 32, 32))
-    net.provenance = Provenance(recipe=recipe or {}, metrics={"top1": 0.5}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),)))
+    net.provenance = Provenance(
+        recipe=recipe or {}, metrics={"top1": 0.5}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),))
+    )
     return net.eval()
 
 

@@ -39,7 +39,11 @@ def build(kind="bottleneck"):
     if isinstance(model, HierarchicalNet):
         randomise(model.head)
     model.transform = InputTransform(input_size=(3, 64, 64), mean=(0.1, 0.2, 0.3), crop_pct=0.95, crop_mode="squash")
-    model.provenance = Provenance(recipe={"lr": 0.1, "tags": ["a", None]}, metrics={"a": 1 / 3}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),)))
+    model.provenance = Provenance(
+        recipe={"lr": 0.1, "tags": ["a", None]},
+        metrics={"a": 1 / 3},
+        attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),)),
+    )
     return model
 
 

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from evaluated_nets import TREE, build
+from evaluated_nets import TREE, build, expert_of
 from PIL import Image
 from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli.main import app
 from hlnet.cue_report import attend
+from hlnet.cued_logits import CueSource
+from hlnet.cues import Attention, Cue
 from hlnet.errors import UsageError
 from hlnet.inference import optimize
 
@@ -43,81 +45,92 @@ def as_json(files, line):
 
 def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     picture, out = tmp_path / "cues.png", tmp_path / "cued.safetensors"
-    line = f"attend @full.safetensors --plain @plain.safetensors --gains 1.8,5 --picture {picture} --out {out}"
-    told = as_json(files, line)
-    nets = [hlnet.load_checkpoint(files / f"{name}.safetensors") for name in ("full", "plain")]
-    images = hlnet.load_data(files / "photos", "val")
-    batches = [hlnet.loader(hlnet.TreeData(images, net.tree, hlnet.eval_transform(net.transform)), 64) for net in nets]
-    found = attend(
-        optimize(nets[0]), batches[0], (optimize(nets[1]), batches[1]), gains=(1.8, 5), data=f"{files}/photos (val)"
-    )
-    assert told == found.model_dump(mode="json")
-    assert Image.open(picture).size[0] > 500
-    stored = hlnet.load_checkpoint(out).provenance
-    assert stored.attention == found.attention and stored.temperature == found.network.temperature
-    assert hlnet.load_checkpoint(files / "full.safetensors").provenance.attention is None  # the original is untouched
-    auto = as_json(files, f"eval {out} --attention-signal auto")
-    gain = hlnet.cues.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
-    fixed = as_json(files, f"eval {out} --attention-signal {gain!r}")
-    for part in ("accuracy", "wrong"):
-        assert auto["cued"][part] == fixed["cued"][part]
+    known = f"--cues {tmp_path}/heard.csv --prior {tmp_path}/prior.csv"
+    found = predictions(files, f"@full.safetensors @photos/val --top 6 --cue cat=0.9 {known}")
+    net = hlnet.load_checkpoint(files / "full.safetensors").eval()
+    prepare = hlnet.eval_transform(net.transform)
+    assert len(found) == 48
+    for one in found:
+        with torch.no_grad():
+            logits = net(prepare(Image.open(one["image"]).convert("RGB"))[None])[0].double()
+        logits[:2] += np.log(0.9 / 0.1 * 4 / 2) + np.log(0.4 * 6)
+        logits[2:] += np.log(0.05 * 6)
+        first = one["image"].endswith("/0.png")
+        logits[4] += 3 if first else 0
+        shares = {label["name"]: label["probability"] for label in one["labels"]}
+        assert shares == pytest.approx(dict(zip(TREE.classes, logits.softmax(0).tolist(), strict=True)), abs=1e-4)
+        assert one["cues"] == (["cat", "saw"] if first else ["cat"])
+    assert all("cues" not in one for one in predictions(files, "@full.safetensors @photos/val"))
 
 
-def test_attend_shows_wrong_cues_beside_right_ones_and_saves(files):
-    done = command(files, "attend @other.safetensors --gains 3 --reliability 0.75 --wrong-cue sibling --save")
-    assert done.exit_code == 0, done.output
-    for words in ("all right", "all wrong (random)", "all wrong (sibling)", "all wrong (confusable)", "99.9 %", "75 %"):
-        assert words in done.output
-    stored = hlnet.load_checkpoint(files / "other.safetensors").provenance.attention
-    assert stored.reliability == 0.75 and stored.gain
-    shown = command(files, "attend @full.safetensors --gains 3").output
-    assert "nothing was stored" in shown
-    plain = command(files, "attend @plain.safetensors")
-    assert plain.exit_code == 0 and "bias" in plain.output and "gain" not in plain.output
+def test_predict_by_gain_and_by_words(files):
+    net = hlnet.load_checkpoint(files / "full.safetensors").eval()
+    prepare = hlnet.eval_transform(net.transform)
+    gained = predictions(files, "@full.safetensors @photos/val --top 6 --cue dog=x4")
+    heard = predictions(files, "@full.safetensors @photos/val --top 6 --text woof! --attention-signal 4")
+    assert gained == heard and gained[0]["cues"] == ["dog"]
+    gains = torch.ones(TREE.num_nodes)
+    gains[[TREE.offsets[-2] + 2, TREE.offsets[-2] + 3]] = 4
+    for one in gained[:5]:
+        with torch.no_grad():
+            shares = net(prepare(Image.open(one["image"]).convert("RGB"))[None], gains)[0].softmax(0).tolist()
+        expected = dict(zip(TREE.classes, shares, strict=True))
+        assert {label["name"]: label["probability"] for label in one["labels"]} == pytest.approx(expected, abs=1e-4)
 
 
-def test_eval_takes_cues_from_a_file(files, tmp_path):
-    """Right for images 0 and 1, wrong for 2; the others have none."""
-    rows = ["image,node,strength", "0.png,cat/tabby,1000", "1.png,cat,1000", "2.png,saw,1000"]
-    (tmp_path / "heard.csv").write_text("\n".join(rows))
-    told = as_json(files, f"eval @full.safetensors --cues {tmp_path}/heard.csv --cue-mode bias")
-    cued = told["cued"]
-    assert (cued["images"], cued["wrong"], cued["named"]) == (3, None, pytest.approx(2 / 3))
-    net = hlnet.load_checkpoint(files / "full.safetensors")
-    images = hlnet.load_data(files / "photos", "val")
-    found = hlnet.TreeData(images, net.tree, hlnet.eval_transform(net.transform))
-    logits = net(torch.stack([image for image, _ in found])).detach()
-    shift = {0: [0], 1: [0, 1], 2: [4]}
-    for position, (source, _) in enumerate(found.samples):
-        number = int(images.files[source].stem)
-        logits[position, shift.get(number, [])] += 1000
-    right = [int(row.argmax()) == label for row, label in zip(logits, found.labels, strict=True)]
-    assert cued["accuracy"]["top1"] == pytest.approx(np.mean(right))
-    assert (
-        "3 of 48 images cued"
-        in command(files, f"eval @full.safetensors --cues {tmp_path}/heard.csv --cue-mode bias").output
-    )
+def test_predict_runs_only_what_is_certain(files):
+    certain = predictions(files, "@full.safetensors @photos/val --cue dog --certain")
+    for one in certain:
+        assert [label["path"][:4] for label in one["labels"]] == ["dog/", "dog/"]
+        assert sum(label["probability"] for label in one["labels"]) == pytest.approx(1)
+    hlnet.save_checkpoint(hlnet.cut_expert(files / "full.safetensors", "dog"), files / "dogs.safetensors")
+    expert = predictions(files, "@dogs.safetensors @photos/val")
+    for one, other in zip(certain, expert, strict=True):
+        for ours, theirs in zip(one["labels"], other["labels"], strict=True):
+            assert ours["name"] == theirs["name"] and ours["probability"] == pytest.approx(
+                theirs["probability"], abs=1e-5
+            )
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_eval_mixes_right_and_wrong(files, share):
-    cued = as_json(files, f"eval @full.safetensors --attention-signal 50 --wrong-cues {share}")["cued"]
-    expected = (1 - share) * cued["accuracy"]["top1"] + share * cued["wrong"]["top1"]
-    assert cued["mixed"] == pytest.approx(expected) and cued["wrong_share"] == share
-    assert as_json(files, "eval @full.safetensors --cue-mode bias --reliability 0.7")["cued"]["wrong_share"] == (
-        pytest.approx(0.3)
-    )
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--cue babby=0.9", "no class or node 'babby'"),
+        ("--cue cat=1.5", "must lie between 0 and 1"),
+        ("--cue cat=+2 --cue-mode gain", "is a shift"),
+        ("--cue cat", "how strongly the cue on 'cat' acts is not said"),
+        ("--certain", "none is given"),
+        ("--reliability 0.9", "none is given"),
+        ("--text blah", "names nothing"),
+        ("--cues @missing.csv", "missing.csv"),
+        ("--cue cat=0.9 --coverage 0.9", "a coverage was fitted without cues"),
+        ("--cue cat --cue dog --certain", "contradict"),
+    ],
+)
+def test_wrong_cues_of_predict(files, line, words):
+    arguments = ["predict", f"{files}/full.safetensors", f"{files}/photos/val", "--workers", "0"]
+    done = CliRunner().invoke(app, [*arguments, *(word.replace("@", f"{files}/") for word in line.split())])
+    assert isinstance(done.exception, UsageError) and words in str(done.exception), done.exception
 
 
-def test_eval_runs_only_what_is_certain(files):
-    cued = as_json(files, "eval @full.safetensors --cue-level 1 --certain")["cued"]
-    net = hlnet.load_checkpoint(files / "full.safetensors")
-    costs = [
-        hlnet.profile(net.config, net.tree, net.transform, classes=name).expert.gmacs
-        for name in ("cat", "dog", "saw", "axe")
-    ]
-    assert cued["gmacs"] == pytest.approx((2 * costs[0] + 2 * costs[1] + costs[2] + costs[3]) / 6)
-    assert cued["wrong"]["top1"] == 0 and cued["accuracy"]["top1"] > cued["wrong"]["top1"]
+def test_a_cue_does_not_make_an_image_familiar(tmp_path):
+    """Whether it is rejected is settled without the cue."""
+    expert, _ = expert_of("cat,dog")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    names = sorted(tmp_path.iterdir())
+    cues = CueSource(lambda image: [Cue(node="tabby")], Attention(mode="bias", strength=50.0))
+    plain, cued = (list(hlnet.predict(expert, names, cues=given)) for given in (None, cues))
+    assert [(one.score, one.rejected) for one in plain] == [(one.score, one.rejected) for one in cued]
+    assert {one.labels[0].name for one in cued} == {"tabby"} != {one.labels[0].name for one in plain}
+
+
+def test_eval_takes_a_prior(files, tmp_path):
+    (tmp_path / "prior.csv").write_text("node,probability\nsaw,0.99\n")
+    told = as_json(files, f"eval @full.safetensors --prior {tmp_path}/prior.csv")
+    assert told["cued"]["images"] == 0 and told["cued"]["accuracy"]["per_class"]["saw"] > 0.5
+    assert "prior from" in command(files, f"eval @full.safetensors --prior {tmp_path}/prior.csv").output
 
 
 @pytest.mark.parametrize(
@@ -127,7 +140,7 @@ def test_eval_runs_only_what_is_certain(files):
         ("eval @full.safetensors --attention-signal auto", "holds no fitted attention"),
         ("eval @full.safetensors --attention-signal 2 --reliability 0.9", "give one of them"),
         ("eval @full.safetensors --reliability 1.5", "must lie between 0 and 1"),
-        ("eval @full.safetensors --reliability 0.9", "holds no gain for a reliability"),
+        ("eval @full.safetensors --reliability 0.9 --cue-mode gain", "holds no gain for a reliability"),
         ("eval @plain.safetensors --attention-signal 2", "plain network has no branches"),
         ("eval @full.safetensors --cue-level 7 --attention-signal 2", "levels 1 to 2"),
         ("eval @full.safetensors --cues @missing.csv", "missing.csv"),

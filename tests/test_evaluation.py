@@ -101,7 +101,9 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
 
     cued, labels = by_hand(net, data, gains)
     neutral, _ = by_hand(net, data)
-    runs, order = logits_of(net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=signal))])
+    runs, order = logits_of(
+        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=signal))]
+    )
     assert torch.equal(order, labels)
     for run, expected in zip(runs, (neutral, cued), strict=True):
         torch.testing.assert_close(run, expected, rtol=1e-4, atol=1e-4)
@@ -114,7 +116,9 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
 
 def test_signal_of_one_is_neutral():
     net, data = build(), noise()
-    (neutral, cued), _ = logits_of(net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=1.0))])
+    (neutral, cued), _ = logits_of(
+        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=1.0))]
+    )
     assert torch.equal(neutral, cued)
     found = evaluate(net, data, loader(data, 7), cues=signal_of(1.0))
     assert found.cued.accuracy == found.cued.wrong == found.neutral

@@ -308,6 +308,12 @@ def test_baseline_and_other_networks_together(files):
     assert "with every cue wrong" in told
 
 
+def test_one_class_is_not_compared(files):
+    told = shown(files, "{tree} --classes beagle --compare {plain}")
+    assert "nothing to test" in told and "McNemar" not in told
+    assert "compare" not in json.loads(shown(files, "{tree} --classes beagle --compare {plain} --json"))
+
+
 @pytest.mark.parametrize(
     ("line", "error", "words"),
     [

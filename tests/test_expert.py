@@ -50,7 +50,9 @@ def build(tree=TREE, block="bottleneck", **settings):
     net = HierarchicalNet(NetworkConfig(block=block, **levels, **settings), tree).double()
     randomise(net.head)
     net.transform = InputTransform(input_size=(3, 32, 32), mean=(0.1, 0.2, 0.3))
-    net.provenance = Provenance(recipe={"epochs": 3}, metrics={"top1": 0.9}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),)))
+    net.provenance = Provenance(
+        recipe={"epochs": 3}, metrics={"top1": 0.9}, attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),))
+    )
     return net.eval()
 
 

@@ -1,5 +1,7 @@
 """The way down the tree, against sums over the names of paths."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def cases(draw):
     rows = []
     for _ in range(draw(st.integers(1, 3))):
         ends = [0, *sorted(draw(cuts)), PARTS]
-        rows.append([(b - a) / PARTS for a, b in zip(ends, ends[1:], strict=False)])
+        rows.append([(b - a) / PARTS for a, b in pairwise(ends)])
     return tree, rows
 
 

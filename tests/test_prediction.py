@@ -1,8 +1,10 @@
-"""Prediction: labels in the order of the images, whatever the batches, or "none of these"; unreadable files keep their
-place."""
+"""Prediction: labels in the order of the images, whatever the batches; answers that end where they were asked to, or
+"none of these"; unreadable files keep their place."""
 
 import json
 import math
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -11,14 +13,16 @@ from naive import randomise
 from PIL import Image
 from typer.testing import CliRunner
 
+from hlnet import prediction as module
 from hlnet.checkpoint import save_checkpoint
 from hlnet.cli.main import app
 from hlnet.data import eval_transform
+from hlnet.errors import RunError, UsageError
 from hlnet.expert import cut_expert
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.prediction import Prediction, predict
-from hlnet.provenance import Provenance, Rejection
+from hlnet.provenance import PathConformal, Provenance, Rejection
 from hlnet.rejection import SCORES, rejection_scores
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
@@ -209,7 +213,10 @@ def test_command_says_none_of_these(files, command, selection):
     if selection == "saw":
         assert lines[3] == f"  accepted  saw  (energy {scores[high]:.4g}, accepted from {threshold:.4g})"
     else:
-        assert " %  " in lines[3] and "accepted" not in lines[3]
+        best = next(predict(net, [high], top=1)).labels[0]
+        assert lines[3] == "  " + " / ".join(
+            f"{name} {share:.2f}" for name, share in zip(best.path.split("/"), best.path_probabilities, strict=True)
+        )
     (told, other), _ = command(net, low, high, "--json")
     assert json.loads(told)["rejected"] is True and json.loads(told)["labels"] and not json.loads(other)["rejected"]
 
@@ -218,9 +225,188 @@ def test_command_gives_the_score_of_a_single_class(files, command):
     net = cut_expert(build(), "beagle")
     lines, hints = command(net, files[0])
     assert (
-        lines[1] == f"  perhaps  dog/beagle  (score {float(logits_of(net, files[0])):.4g})" and "--calibrate" in hints
+        lines[1] == f"  perhaps  dog/beagle  (energy {float(logits_of(net, files[0])):.4g})" and "--calibrate" in hints
     )
     told = json.loads(command(net, files[0], "--json")[0][0])
     assert told["labels"] == [{"name": "beagle", "path": "dog/beagle", "index": 162}] and "rejected" not in told
+    assert told["score_name"] == "energy" and "answer" not in told
     net.provenance = Provenance(recipe=BCE)
-    assert " %  dog/beagle" in command(net, files[0])[0][1]
+    share = 1 / (1 + math.exp(-float(logits_of(net, files[0]))))
+    assert command(net, files[0])[0][1] == f"  perhaps  dog/beagle  (probability {share:.4g})"
+
+
+# ---------------------------------------------------------------------- answers that may end before a class
+
+#: Of six classes; saw ends early, and every cut keeps some of that.
+DEEP = ClassTree.from_nested(
+    {"beast": {"cat": {"tabby": 3, "siamese": 9}, "dog": {"beagle": 1, "boxer": 4}}, "saw": 7, "bird": {"owl": 5}}
+)
+
+
+class Columns(torch.nn.Module):
+    """A network whose logits are the brightness of an image's columns, a class each: they differ between images."""
+
+    has_branches, head, device = False, None, "cpu"
+
+    def __init__(self, tree=DEEP, recipe=None, **fitted):
+        super().__init__()
+        self.tree, self.transform = tree, InputTransform(input_size=(3, 32, 32), crop_pct=1.0)
+        self.provenance = Provenance(recipe=recipe or {}, **fitted)
+
+    def forward(self, images):
+        columns = torch.stack([images[..., 5 * i : 5 * i + 5] for i in range(len(self.tree.leaves))], dim=1)
+        return 5 * columns.mean((2, 3, 4))
+
+
+@pytest.fixture
+def striped(tmp_path):
+    """Twelve images for these; the third and the last are none."""
+    generator, paths = np.random.default_rng(1), [tmp_path / f"{i}.png" for i in range(12)]
+    for path in paths:
+        stripes = np.repeat(generator.integers(0, 256, (1, 7, 1)), 5, axis=1)[:, :32]
+        Image.fromarray(np.broadcast_to(stripes, (32, 32, 3)).astype(np.uint8)).save(path)
+    paths[2].write_text("no image")
+    paths[11].unlink()
+    return paths
+
+
+def shares_under(net, path, node):
+    """The softmax of z / T over the classes at or under a node, for one image."""
+    logits = logits_of(net, path)[0] / (net.provenance.temperature or 1)
+    shares = logits.softmax(0).tolist()
+    pairs = zip(net.tree.leaves, shares, strict=True)
+    return sum(share for leaf, share in pairs if f"{leaf.path}/".startswith(f"{node}/"))
+
+
+def steps_of(path):
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+@pytest.mark.parametrize("recipe", [{}, BCE], ids=["softmax", "bce"])
+@pytest.mark.parametrize("temperature", [None, 3.0])
+@pytest.mark.parametrize("kept", [range(6), (0, 1, 2, 4)])
+def test_paths_tell_the_share_of_every_node(striped, recipe, temperature, kept):
+    net = Columns(DEEP.prune(kept), recipe, temperature=temperature)
+    for found in predict(net, [path for path in striped[:11] if path != striped[2]], top=9):
+        for label in found.labels:
+            expected = [shares_under(net, found.image, node) for node in steps_of(label.path)]
+            assert label.path_probabilities == pytest.approx(expected, abs=1e-6)  # saw: once, not three times
+            assert recipe or label.path_probabilities[-1] == label.probability
+        assert found.answer is None
+
+
+@pytest.mark.parametrize("recipe", [{}, BCE], ids=["softmax", "bce"])
+@pytest.mark.parametrize("confidence", [0, 0.2, 0.5, 0.8, 0.97, 1])
+def test_answer_is_the_deepest_node_that_is_likely_enough(striped, recipe, confidence):
+    net = Columns(recipe=recipe, temperature=1.5)
+    levels = set()
+    for position, prediction in enumerate(predict(net, striped, batch_size=3, min_confidence=confidence)):
+        if position in (2, 11):
+            assert prediction.answer is None and prediction.error
+            continue
+        way, here = [], ""
+        while here not in {leaf.path for leaf in DEEP.leaves}:
+            children = {step for leaf in DEEP.leaves for step in steps_of(leaf.path) if step.rpartition("/")[0] == here}
+            here = max(children, key=lambda node: shares_under(net, prediction.image, node))
+            way.append(here)
+        shares = [shares_under(net, prediction.image, node) for node in way]
+        level = sum(share >= confidence for share in shares)
+        answer = prediction.answer
+        assert (answer.way, answer.level, answer.path) == (way[-1], level, way[level - 1] if level else "")
+        assert answer.way_probabilities == pytest.approx(shares, abs=1e-5)
+        assert answer.probability == (answer.way_probabilities[level - 1] if level else 1)
+        below = [leaf for leaf in DEEP.leaves if not level or f"{leaf.path}/".startswith(f"{answer.path}/")]
+        assert answer.classes == len(below)
+        levels.add(level)
+    assert (levels == {0}) == (confidence == 1) and (len(levels) > 1 or confidence == 1)
+
+
+def test_coverage_is_a_confidence_that_was_fitted(striped):
+    net = Columns(conformal=PathConformal(thresholds=(0.1, 0.6, 0.7), images=20))
+    for coverage, confidence in ((0.5, 0.1), (0.501, 0.6), (0.5011, 0.7)):
+        ours, theirs = predict(net, striped, coverage=coverage), predict(net, striped, min_confidence=confidence)
+        assert list(ours) == list(theirs)
+
+
+def test_rejected_images_have_no_answer(files):
+    net, _ = calibrated(build(), files)
+    found = [prediction for prediction in predict(net, files, min_confidence=0.5) if prediction.error is None]
+    assert [prediction.answer is None for prediction in found] == [prediction.rejected for prediction in found]
+    assert sum(prediction.rejected for prediction in found) == 2 and all(prediction.labels for prediction in found)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"min_confidence": 80}, "confidence of 80: expected a probability between 0 and 1"),
+        ({"min_confidence": math.nan}, "between 0 and 1"),
+        ({"min_confidence": 0.5, "coverage": 0.9}, "give one"),
+        ({"coverage": 0.9}, "hlnet calibrate MODEL --data DATA"),
+        ({"top": 0}, "at least 1"),
+    ],
+)
+def test_wrong_requests_are_refused_before_any_image(settings, words):
+    with pytest.raises(UsageError, match=words):
+        predict(build(), unread(), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"min_confidence": 0.5}, {"coverage": 0.9}])
+def test_one_class_has_nothing_to_end_before(settings):
+    with pytest.raises(UsageError, match=r"one class \(beagle\).* make-expert --calibrate"):
+        predict(cut_expert(build(), "beagle"), unread(), **settings)
+
+
+def unread():
+    raise AssertionError("images were asked for")
+    yield
+
+
+# ---------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_workers_change_nothing(files, batch_size):
+    alone = list(predict(build(), files, batch_size=batch_size))
+    assert list(predict(build(), iter(files), batch_size=batch_size, workers=2)) == alone
+
+
+def test_workers_read_only_so_far_ahead(files):
+    read = []
+    stream = predict(build(), (read.append(0) or files[0] for _ in range(1000)), batch_size=4, workers=2)
+    next(stream)
+    assert len(read) <= 4 * 6  # two batches for each worker, those at work, and the next
+    stream.close()
+
+
+def test_whatever_a_decoder_raises_is_told_of_the_image(files, monkeypatch):
+    def odd(path):
+        raise MemoryError if "g.png" in str(path) else ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(module, "open_image", odd)
+    first, second = predict(build(), files[:2])
+    assert first.error == f"cannot read image '{files[0]}': MemoryError; remove or replace it"
+    assert second.error == f"cannot read image '{files[1]}': by zero; remove or replace it"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_need_not_be_text(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png")
+    Image.new("RGB", (8, 8)).save(path)
+    whole, missing = predict(build(), [path, path.replace("png", "jpg")], top=1)
+    assert whole.labels and whole.image == str(tmp_path / "\\xe9.png")
+    assert missing.error.startswith(f"cannot read image '{tmp_path}/\\xe9.jpg'")
+    json.loads(whole.model_dump_json()), json.loads(missing.model_dump_json())
+
+
+def test_lost_worker_is_one_line(files):
+    net = build()
+    with pytest.raises(RunError, match=r"a process that loads images was lost .* fewer workers"):
+        list(predict(net, [Deadly(files[0])], workers=1))
+
+
+class Deadly(str):
+    """A path that ends whoever looks at it."""
+
+    def __str__(self):
+        return os._exit(3) or ""

@@ -16,7 +16,10 @@ import hlnet
 from hlnet.cli import main as cli
 from hlnet.cli import output
 
-COMMANDS = ("demo", "build-tree", "train", "eval", "make-expert", "merge", "graft", "export", "profile", "predict")
+COMMANDS = (
+    *("demo", "build-tree", "train", "calibrate", "eval", "attend", "predict", "show", "app"),
+    *("make-expert", "merge", "graft", "export", "profile"),
+)
 TREE_COMMANDS = ("tree show", "tree check", "tree compare", "tree convert")
 TREE = '{"animal": {"pet": {"cat": None, "dog": None}}}'
 

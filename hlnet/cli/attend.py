@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
     from hlnet.cue_report import CuedNetwork, CueReport
+    from hlnet.trunk import InputTransform
 
 
 class WrongCue(StrEnum):
@@ -98,7 +99,7 @@ def attend(
         raise UsageError(f"--plain '{plain}' is no plain network; hlnet train --plain makes one")
     images = load_data(data, split.value, data_root)
 
-    def batches(transform):  # type: ignore[no-untyped-def]
+    def batches(transform: InputTransform) -> Any:
         return loader(TreeData(images, net.tree, eval_transform(transform), subset=True), batch_size, workers)
 
     own = batches(net.transform)
@@ -186,7 +187,7 @@ def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
         ends.append((strongest.right[-1], strongest.wrong[report.wrong][-1], report.network.neutral))
     for name, network in networks.items():
         for way in ("gain", "bias", "scale"):
-            if choice := network.choice(way, report.reliability):  # type: ignore[arg-type]
+            if choice := network.choice(way, report.reliability):
                 columns.append(f"{name}{way} {choice.strength:.3g}")
                 ends.append((choice.right, choice.wrong, network.neutral))
     rows = [

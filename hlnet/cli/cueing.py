@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.cued_logits import CueSource
     from hlnet.cues import Attention, Cue
     from hlnet.data import LabelledImages
+    from hlnet.inference import InferenceNet
     from hlnet.provenance import Provenance
     from hlnet.tree import ClassTree
 
@@ -33,9 +36,14 @@ class CueSite(StrEnum):
     path = "path"
 
 
+def option(*names: str, **settings: Any) -> Any:
+    """An option, listed under its own head."""
+    return typer.Option(*names, rich_help_panel="Cues", **settings)
+
+
 AttentionSignal = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="NUMBER|auto",
         help="How strongly a cue acts: the factor of a gain or scale (1 is neutral), the shift of a bias; auto takes "
         "what 'hlnet attend' stored.",
@@ -43,16 +51,40 @@ AttentionSignal = Annotated[
 ]
 Mode = Annotated[
     CueMode | None,
-    typer.Option(help="gain: scale features (the paper's, default); bias: shift logits; scale: multiply logits."),
+    option(
+        help="gain: scale features (the paper's; default for strengths); bias: shift logits (default for "
+        "reliabilities); scale: multiply logits."
+    ),
 ]
 SiteOption = Annotated[
     CueSite | None,
-    typer.Option(help="Where a gain acts: the leaves under the node (default), the node's own block, the whole path."),
+    option(help="Where a gain acts: the leaves under the node (default), the node's own block, the whole path."),
 ]
 Reliability = Annotated[
     float | None,
-    typer.Option(help="How often a cue is right, between 0 and 1, in place of a strength; below chance it inhibits."),
+    option(help="How often a cue is right, between 0 and 1, in place of a strength; below chance it inhibits."),
 ]
+CuesFile = Annotated[
+    Path | None,
+    option("--cues", metavar="FILE", help="Cues from a .csv or .jsonl file: image, node, reliability."),
+]
+CueOption = Annotated[
+    list[str] | None,
+    option(
+        "--cue",
+        metavar="NODE=VALUE",
+        help="A cue on every image: a reliability (animal/cat=0.9), a factor (=x1.8) or a shift (=+2); repeatable.",
+    ),
+]
+Text = Annotated[
+    str | None,
+    option("--text", help="Cue every image on what this names: a sound (meow), a caption, a noun."),
+]
+Prior = Annotated[
+    Path | None,
+    option("--prior", metavar="FILE", help="How frequent nodes are where images come from: node,probability."),
+]
+Certain = Annotated[bool, option("--certain", help="Take cues as certain: run only the classes that they name.")]
 
 
 def attention(
@@ -86,7 +118,7 @@ def attention(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )
     return Attention(
-        mode=mode.value if mode else "gain",
+        mode=mode.value if mode else "gain" if signal is not None else "bias",
         site=site.value if site else "leaves",
         strength=strength,
         reliability=reliability,
@@ -96,12 +128,6 @@ def attention(
 def wanted(*options: object) -> bool:
     """Whether any option about cues was given."""
     return any(option is not None and option is not False for option in options)
-
-
-CuesFile = Annotated[
-    Path | None,
-    typer.Option("--cues", metavar="FILE", help="Cues from a .csv or .jsonl file: image, node, reliability."),
-]
 
 
 def read_cues(path: Path, tree: ClassTree, images: LabelledImages) -> dict[int, tuple[Cue, ...]]:
@@ -122,3 +148,44 @@ def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
     from hlnet.cue_prior import read_prior
 
     return None if path is None else dict(zip(tree.classes, read_prior(path, tree).tolist(), strict=True))
+
+
+def cue_source(
+    net: InferenceNet,
+    cue: Sequence[str],
+    file: Path | None,
+    text: str | None,
+    prior: Path | None,
+    how: Attention,
+    certain: bool,
+) -> tuple[CueSource, Callable[[], None]]:
+    """What these options say of images that come one by one; and what to call after the last of them.
+
+    Raises:
+        UsageError: if a cue or a file is malformed or names what the tree does not have; if a text names nothing.
+    """
+    from hlnet.cue_files import parse_cue, read_cues
+    from hlnet.cue_images import CuesByImage
+    from hlnet.cue_words import cues_from_text
+    from hlnet.cued_logits import CueSource
+    from hlnet.cues import check_site
+
+    check_site(how, net.tree)
+    everywhere = [parse_cue(one, net.tree, how.mode) for one in cue]
+    if text is not None:
+        heard = cues_from_text(text, net.tree)
+        if not heard:
+            raise UsageError(f"--text '{text}' names nothing that tells the tree's classes apart")
+        everywhere += heard
+    by_image = CuesByImage(read_cues(file, net.tree), f"'{file}'") if file is not None else None
+
+    def of(image: str) -> list[Cue]:
+        return everywhere + (by_image.of(image) if by_image else [])
+
+    finish = by_image.finish if by_image else lambda: None
+    return CueSource(of, how, certain, read_prior(prior, net.tree)), finish
+
+
+def are_factors(cues: Sequence[str]) -> bool:
+    """Whether cues are written with factors, which are a gain's."""
+    return any("=" in text and text.rpartition("=")[2].strip()[:1] in ("x", "×", "*") for text in cues)

@@ -38,19 +38,20 @@ def evaluate(
     cue_site: cueing.SiteOption = None,
     reliability: cueing.Reliability = None,
     cues: cueing.CuesFile = None,
+    prior: cueing.Prior = None,
     wrong_cues: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of cues that are wrong; default: 1 - reliability, where that is given."),
+        cueing.option(
+            min=0, max=1, help="Share of cues that are wrong; default: 1 - reliability, where that is given."
+        ),
     ] = None,
-    wrong_cue: Annotated[WrongCue, typer.Option(help="What a wrong cue names: any other class, or a sibling.")] = (
+    wrong_cue: Annotated[WrongCue, cueing.option(help="What a wrong cue names: any other class, or a sibling.")] = (
         WrongCue.random
     ),
     cue_level: Annotated[
-        int | None, typer.Option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
+        int | None, cueing.option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
     ] = None,
-    certain: Annotated[
-        bool, typer.Option("--certain", help="Take cues as certain: run only the classes that they name.")
-    ] = False,
+    certain: cueing.Certain = False,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -145,11 +146,14 @@ def evaluate(
         raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
     images = load_data(data, split.value, data_root)
     test = None
-    if cueing.wanted(attention_signal, cue_mode, cue_site, reliability, cues, wrong_cues, cue_level, certain):
+    if cueing.wanted(attention_signal, cue_mode, cue_site, reliability, cues, prior, wrong_cues, cue_level, certain):
+        how = (attention_signal, reliability, wrong_cues, cue_level)
+        only_prior = prior is not None and cues is None and not cueing.wanted(*how)
         test = CueTest(
             attention=cueing.attention(attention_signal, cue_mode, cue_site, reliability, nets[model].provenance),
-            cues=cueing.read_cues(cues, nets[model].tree, images) if cues else None,
-            source=f"'{cues}'" if cues else "",
+            cues=cueing.read_cues(cues, nets[model].tree, images) if cues else {} if only_prior else None,
+            source=f"'{cues or prior}'" if cues or only_prior else "",
+            prior=cueing.read_prior(prior, nets[model].tree),
             wrong=wrong_cue.value,
             wrong_share=wrong_cues,
             level=cue_level,
@@ -176,7 +180,9 @@ def evaluate(
     tree = _tree(nets[model], classes)
     if confusion is not None:
         _write_confusion(found[model], tree, confusion)
-    compared = {name: compare_evaluations(found[model], found[name], tree) for name in against}
+    compared = {}
+    if found[model].classes > 1:  # of one class, all answers are the same
+        compared = {name: compare_evaluations(found[model], found[name], tree) for name in against}
     costs = {name: _cost(net) for name, net in nets.items()} if len(nets) > 1 else {}
     if as_json:
         told = {name: run.model_dump(mode="json") for name, run in found.items()}
@@ -190,6 +196,8 @@ def evaluate(
     eval_tables.show_evaluations({short[name]: run for name, run in found.items()}, named_costs, per_class)
     for name, run in compared.items():
         eval_tables.show_comparison(short[model], short[name], run)
+    if against and not compared:
+        output.hint("with one class every answer is right: there is nothing to test one network against the other on")
     _hint_at_doubts(nets[model], found[model])
     if baseline is not None and found[model].cued and not found[baseline].cued:
         output.hint("the plain network was not cued: with --reliability, cues act on it as a bias (see hlnet attend)")

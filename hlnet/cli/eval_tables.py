@@ -139,7 +139,8 @@ def _tell_cues(name: str, run: Evaluation) -> None:
     """Where cues came from, and what they changed."""
     cued = run.cued
     assert cued is not None
-    told = f"{name}{cued.attention.mode} from {cued.source}, {cued.images} of {run.images} images cued: "
+    how = "certain cues" if cued.gmacs is not None else cued.attention.mode if cued.images else "prior"
+    told = f"{name}{how} from {cued.source}, {cued.images} of {run.images} images cued: "
     change = 100 * (cued.accuracy.top1 - run.neutral.top1)
     if cued.wrong is None:
         named = "" if cued.named is None else f"; {100 * cued.named:.1f} % of the cues named the image's class"

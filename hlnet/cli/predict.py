@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli import cueing, options
 from hlnet.cli.prediction_formats import COLUMNS, Format, csv_row, format_of, writer
 from hlnet.errors import RunError, UsageError
 
@@ -55,6 +55,15 @@ def predict(
             help="Answer with a node that holds the image's class this often; hlnet calibrate fits that.",
         ),
     ] = None,
+    cue: cueing.CueOption = None,
+    text: cueing.Text = None,
+    cues: cueing.CuesFile = None,
+    prior: cueing.Prior = None,
+    cue_mode: cueing.Mode = None,
+    cue_site: cueing.SiteOption = None,
+    attention_signal: cueing.AttentionSignal = None,
+    reliability: cueing.Reliability = None,
+    certain: cueing.Certain = False,
     form: Annotated[
         Format | None, typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl), else text.")
     ] = None,
@@ -72,6 +81,9 @@ def predict(
     network is sure. A network that holds a threshold (make-expert --calibrate) says "none of these" of images that
     score below it; one that has a single class and no threshold gives its score.
 
+    What is known from outside goes in as cues: --cue, --text, a file of --cues for single images, a --prior. With
+    reliabilities they shift logits by Bayes' rule, with factors they scale features.
+
     Images are found, read and answered one after the other, in order, however many there are. One that cannot be read
     is reported and does not end the run, but the exit code is then 1. Several processes share them:
     torchrun --nproc-per-node 2 -m hlnet predict MODEL photos --out answers.csv.
@@ -81,6 +93,8 @@ def predict(
         hlnet predict cats.safetensors photo.jpg
 
         hlnet predict runs/photos/best.safetensors holiday/ --coverage 0.9 --out answers.csv
+
+        hlnet predict runs/photos garden/ --text meow --reliability 0.9 --certain
 
         find . -name '*.jpg' | hlnet predict hf-hub:owner/pets - --min-confidence 0.8 --json
     """
@@ -103,16 +117,26 @@ def predict(
     if out is not None and share.first:
         check_writable(out)
     net = options.load_optimized(model, _device(device, share), dtype)
+    known, finish = None, None
+    if cueing.wanted(cue, text, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
+        if not cueing.wanted(cue, text, cues, prior):
+            raise UsageError("these options say how cues act, but none is given; add --cue, --text, --cues or --prior")
+        if cue_mode is None and cueing.are_factors(cue or ()):
+            cue_mode = cueing.CueMode.gain
+        how = cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
+        known, finish = cueing.cue_source(net, cue or (), cues, text, prior, how, certain)
     ends = min_confidence is not None or coverage is not None
     if share.first:
         _hint_at_doubts(net, images)
     if _are_few(images, batch_size):
         workers = 0
-    found = prediction.predict(net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers)
-    text = writer(form, net.provenance.rejection, top is not None or not ends)
-    counts = _write(found, text, csv_row(COLUMNS) if form is Format.csv else "", out, share, images)
+    found = prediction.predict(net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, known)
+    line = writer(form, net.provenance.rejection, top is not None or not ends)
+    counts = _write(found, line, csv_row(COLUMNS) if form is Format.csv else "", out, share, images)
     if counts is None:
         return
+    if finish is not None and share.count == 1:  # of several processes, none has seen all images
+        finish()
     if not counts["images"]:
         output.hint("no names of images came from standard input")
     if out is not None:

@@ -51,13 +51,7 @@ def show(
             "(=+2), or no value, but --reliability or --attention-signal; 4 at most, each alone.",
         ),
     ] = None,
-    cue_mode: Annotated[
-        cueing.CueMode | None,
-        typer.Option(
-            help="gain: scale features (the paper's; default for factors and with --attention-signal); bias: shift "
-            "logits (default else); scale: multiply logits."
-        ),
-    ] = None,
+    cue_mode: cueing.Mode = None,
     cue_site: cueing.SiteOption = None,
     attention_signal: cueing.AttentionSignal = None,
     reliability: cueing.Reliability = None,
@@ -93,9 +87,8 @@ def show(
     if isinstance(net, PlainNet) and not (cam or cue):
         cam = True
         output.hint("a plain network has no branches: its class activation maps are shown")
-    if cue_mode is None:
-        factors = attention_signal is not None or any(map(_is_factor, cue or ()))
-        cue_mode = cueing.CueMode.gain if factors else cueing.CueMode.bias
+    if cue_mode is None and cueing.are_factors(cue or ()):
+        cue_mode = cueing.CueMode.gain
     attention = cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
     words = _nodes(net.tree, nodes) if nodes is not None else None
     check_site(attention, net.tree)
@@ -133,11 +126,6 @@ def _nodes(tree: ClassTree, texts: list[str]) -> list[str]:
     if not found:
         raise UsageError(f"--nodes {' '.join(map(repr, texts))} names no node; name some, such as 'animal/cat,tabby'")
     return found
-
-
-def _is_factor(cue: str) -> bool:
-    _, sign, value = cue.rpartition("=")
-    return bool(sign) and value.lstrip().startswith("x")
 
 
 def short_name(model: str) -> str:
