@@ -180,8 +180,9 @@ def calibrate_paths(
             f"a network of one class ({net.tree.classes[0]}) has no path to choose; what it can say is 'none of "
             "these': make-expert --calibrate fits that"
         )
-    if data.absent:
-        log.warning("%s has no images of %s: nothing is promised of these", data.images.name, some(data.absent))
+    seen = set(data.labels)
+    if absent := [name for place, name in enumerate(net.tree.classes) if place not in seen]:
+        log.warning("%s has no images of %s: nothing is promised of these", data.images.name, some(absent))
     (logits,), labels = logits_of(net, batches, on_batch=on_batch)
     if not logits.isfinite().all():
         raise RunError("the network gives logits that are not numbers, so nothing can be fitted; check its weights")

@@ -45,6 +45,93 @@ def as_json(files, line):
 
 def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     picture, out = tmp_path / "cues.png", tmp_path / "cued.safetensors"
+    line = f"attend @full.safetensors --plain @plain.safetensors --gains 1.8,5 --picture {picture} --out {out}"
+    told = as_json(files, line)
+    nets = [hlnet.load_checkpoint(files / f"{name}.safetensors") for name in ("full", "plain")]
+    images = hlnet.load_data(files / "photos", "val")
+    batches = [hlnet.loader(hlnet.TreeData(images, net.tree, hlnet.eval_transform(net.transform)), 64) for net in nets]
+    found = attend(
+        optimize(nets[0]), batches[0], (optimize(nets[1]), batches[1]), gains=(1.8, 5), data=f"{files}/photos (val)"
+    )
+    assert told == found.model_dump(mode="json")
+    assert Image.open(picture).size[0] > 500
+    stored = hlnet.load_checkpoint(out).provenance
+    assert stored.attention == found.attention and stored.temperature == found.network.temperature
+    assert hlnet.load_checkpoint(files / "full.safetensors").provenance.attention is None  # the original is untouched
+    auto = as_json(files, f"eval {out} --attention-signal auto")
+    gain = hlnet.cues.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
+    fixed = as_json(files, f"eval {out} --attention-signal {gain!r}")
+    for part in ("accuracy", "wrong"):
+        assert auto["cued"][part] == fixed["cued"][part]
+
+
+def test_attend_shows_wrong_cues_beside_right_ones_and_saves(files):
+    done = command(files, "attend @other.safetensors --gains 3 --reliability 0.75 --wrong-cue sibling --save")
+    assert done.exit_code == 0, done.output
+    for words in ("all right", "all wrong (random)", "all wrong (sibling)", "all wrong (confusable)", "99.9 %", "75 %"):
+        assert words in done.output
+    stored = hlnet.load_checkpoint(files / "other.safetensors").provenance.attention
+    assert stored.reliability == 0.75 and stored.gain
+    shown = command(files, "attend @full.safetensors --gains 3").output
+    assert "nothing was stored" in shown
+    plain = command(files, "attend @plain.safetensors")
+    assert plain.exit_code == 0 and "bias" in plain.output and "gain" not in plain.output
+
+
+def test_eval_takes_cues_from_a_file(files, tmp_path):
+    """Right for images 0 and 1, wrong for 2; the others have none."""
+    rows = ["image,node,strength", "0.png,cat/tabby,1000", "1.png,cat,1000", "2.png,saw,1000"]
+    (tmp_path / "heard.csv").write_text("\n".join(rows))
+    told = as_json(files, f"eval @full.safetensors --cues {tmp_path}/heard.csv --cue-mode bias")
+    cued = told["cued"]
+    assert (cued["images"], cued["wrong"], cued["named"]) == (3, None, pytest.approx(2 / 3))
+    net = hlnet.load_checkpoint(files / "full.safetensors")
+    images = hlnet.load_data(files / "photos", "val")
+    found = hlnet.TreeData(images, net.tree, hlnet.eval_transform(net.transform))
+    logits = net(torch.stack([image for image, _ in found])).detach()
+    shift = {0: [0], 1: [0, 1], 2: [4]}
+    for position, (source, _) in enumerate(found.samples):
+        number = int(images.files[source].stem)
+        logits[position, shift.get(number, [])] += 1000
+    right = [int(row.argmax()) == label for row, label in zip(logits, found.labels, strict=True)]
+    assert cued["accuracy"]["top1"] == pytest.approx(np.mean(right))
+    assert (
+        "3 of 48 images cued"
+        in command(files, f"eval @full.safetensors --cues {tmp_path}/heard.csv --cue-mode bias").output
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_eval_mixes_right_and_wrong(files, share):
+    cued = as_json(files, f"eval @full.safetensors --attention-signal 50 --wrong-cues {share}")["cued"]
+    expected = (1 - share) * cued["accuracy"]["top1"] + share * cued["wrong"]["top1"]
+    assert cued["mixed"] == pytest.approx(expected) and cued["wrong_share"] == share
+    assert as_json(files, "eval @full.safetensors --cue-mode bias --reliability 0.7")["cued"]["wrong_share"] == (
+        pytest.approx(0.3)
+    )
+
+
+def test_eval_runs_only_what_is_certain(files):
+    cued = as_json(files, "eval @full.safetensors --cue-level 1 --certain")["cued"]
+    net = hlnet.load_checkpoint(files / "full.safetensors")
+    costs = [
+        hlnet.profile(net.config, net.tree, net.transform, classes=name).expert.gmacs
+        for name in ("cat", "dog", "saw", "axe")
+    ]
+    assert cued["gmacs"] == pytest.approx((2 * costs[0] + 2 * costs[1] + costs[2] + costs[3]) / 6)
+    assert cued["wrong"]["top1"] == 0 and cued["accuracy"]["top1"] > cued["wrong"]["top1"]
+
+
+def predictions(files, line):
+    words = [word.replace("@", f"{files}/") for word in line.split()]
+    done = CliRunner().invoke(app, ["predict", *words, "--device", "cpu", "--json"])
+    assert done.exit_code == 0, done.output
+    return [json.loads(row) for row in done.stdout.splitlines()]
+
+
+def test_predict_cues_single_images_and_all(files, tmp_path):
+    (tmp_path / "heard.csv").write_text("image,node,strength\n0.png,saw,3\n")
+    (tmp_path / "prior.csv").write_text("node,probability\ncat,0.8\n")
     known = f"--cues {tmp_path}/heard.csv --prior {tmp_path}/prior.csv"
     found = predictions(files, f"@full.safetensors @photos/val --top 6 --cue cat=0.9 {known}")
     net = hlnet.load_checkpoint(files / "full.safetensors").eval()

@@ -8,8 +8,8 @@ from naive import randomise
 
 from hlnet.attention import label_cues, wrong_classes
 from hlnet.cue_picture import plot_cue_report
-from hlnet.cue_report import RELIABILITIES, attend
-from hlnet.cue_sweep import Frontier, frontier, named_classes, right_answers, sweep_gains
+from hlnet.cue_report import RELIABILITIES, attend, report_cues
+from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
 from hlnet.cue_test import CueTest, mixed
 from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, curve_strength
 from hlnet.data import loader
@@ -227,3 +227,18 @@ def test_what_cannot_be_reported_is_refused():
         attend(net, batches, (build("plain"), batches[::-1]), gains=())
     with pytest.raises(UsageError, match="confusable"):
         attend(net, batches, wrong="confusable", level=1)
+
+
+@pytest.mark.parametrize("level, wrong", [(None, "random"), (None, "sibling"), (1, "random")])
+def test_bias_by_formula_is_as_good_as_the_tuned_one(level, wrong):
+    """Where probabilities are true and cues depend on the class alone, nothing needs tuning: within half a point."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 1.5 * torch.randn(24_000, 7, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    found = report_cues(DEEP, SweptLogits(labels, 3 * logits, {}), level=level, wrong=wrong)  # at a temperature of 3
+    assert found.network.temperature == pytest.approx(3, rel=0.03)
+    for reliability in RELIABILITIES:
+        tuned, formula = (found.network.choice(way, reliability) for way in ("bias", "bayes"))
+        lead = formula.top1 - tuned.top1  # over nodes of different sizes, one tuned bias for all is behind
+        assert -0.005 < lead < (0.005 if level is None else 0.02)
+    assert found.network.choice("bayes", 0.9).top1 > found.network.neutral + 0.2

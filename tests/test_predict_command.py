@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -93,18 +94,8 @@ def test_csv_has_fixed_columns(at, tmp_path, settings):
     out = tmp_path / "new" / "answers.csv"
     _, stderr, _ = run(at / "net.safetensors", at / "photos", "--out", out, *settings.split())
     rows = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
-    columns = [
-        "image",
-        "answer",
-        "level",
-        "probability",
-        "classes",
-        "leaf",
-        "leaf_probability",
-        "score",
-        "rejected",
-        "error",
-    ]
+    head = "image,answer,level,probability,classes,leaf,leaf_probability,score,rejected,error"
+    columns = head.split(",")
     assert list(rows[0]) == columns and f"9 images; the answers are in '{out}'" in stderr
     assert os.listdir(out.parent) == ["answers.csv"]
     coverage = float(settings.split()[-1]) if settings else None
@@ -141,7 +132,9 @@ def ended(level, *shares):
 
 
 TABBY = label("animal/cat/tabby", 0.991, 0.97, 0.41)
-THRESHOLD = Rejection(score="energy", threshold=1.5, max_false_positive=0.1)
+FITTED, FROM = Rejection(score="energy", threshold=0.5, max_false_positive=0.1), "accepted from 0.5"
+ONE = {"score": 0.3, "score_name": "probability"}
+ACCEPTED, REJECTED = ({"score": 1.25, "score_name": "energy", "rejected": rejected} for rejected in (False, True))
 
 
 @pytest.mark.parametrize(
@@ -152,23 +145,13 @@ THRESHOLD = Rejection(score="energy", threshold=1.5, max_false_positive=0.1)
         ([TABBY], {"answer": ended(2, 0.991, 0.97, 0.41)}, None, ["animal 0.99 / cat 0.97  (then tabby 0.41)"]),
         ([TABBY], {"answer": ended(3, 0.991, 0.97, 0.92)}, None, ["animal 0.99 / cat 0.97 / tabby 0.92"]),
         ([TABBY], {"answer": ended(0, 0.6, 0.5, 0.4)}, None, ["not sure  (then animal 0.60 / cat 0.50 / tabby 0.40)"]),
-        (
-            [TABBY],
-            {"rejected": True, "score": 1.25, "score_name": "energy"},
-            THRESHOLD,
-            ["none of these  (energy 1.25, accepted from 1.5)"],
-        ),
-        ([TABBY], {"rejected": False, "score": 2, "score_name": "energy"}, THRESHOLD, ["animal 0.99 / cat 0.97 / tabby 0.41"]),
-        (
-            [label("animal/cat", probability=0.3)],
-            {"rejected": False, "score": 2, "score_name": "energy"},
-            THRESHOLD,
-            ["accepted  animal/cat  (energy 2, accepted from 1.5)"],
-        ),
-        ([label("saw", probability=0.3)], {"score": 0.3, "score_name": "probability"}, None, ["perhaps  saw  (probability 0.3)"]),
-        ([TABBY], {"rejected": True, "score": None, "score_name": "energy"}, THRESHOLD, ["none of these  (energy –, accepted from 1.5)"]),
+        ([TABBY], ACCEPTED, FITTED, ["animal 0.99 / cat 0.97 / tabby 0.41"]),
+        ([TABBY], REJECTED, FITTED, ["none of these  (energy 1.25, accepted from 0.5)"]),
+        ([TABBY], REJECTED | {"score": None}, FITTED, ["none of these  (energy –, accepted from 0.5)"]),
+        ([label("animal/cat", probability=0.3)], ACCEPTED, FITTED, [f"accepted  animal/cat  (energy 1.25, {FROM})"]),
+        ([label("saw", probability=0.3)], ONE, None, ["perhaps  saw  (probability 0.3)"]),
     ],
-)  # fmt: skip
+)
 def test_text(labels, told, rejection, lines):
     text = prediction_formats.writer(prediction_formats.Format.text, rejection, labels="answer" not in told)
     assert text(Prediction(image=":cat:[b].png", labels=labels, **told)) == "\n  ".join([":cat:[b].png", *lines]) + "\n"
@@ -266,16 +249,18 @@ def test_bar_learns_how_many_there_are(at):
 
 
 @pytest.mark.parametrize("to_file", [True, False])
-def test_bar_is_drawn_where_results_are_not(at, tmp_path, monkeypatch, to_file):
-    drawn = []
+def test_bar_is_drawn_where_results_are_not(tmp_path, monkeypatch, to_file):
+    drawn, out = [], tmp_path / "x.txt" if to_file else None
     monkeypatch.setattr(command, "_watched", lambda found, bar, images, share: drawn.append(images) or found)
     monkeypatch.setattr(output.stderr, "_force_terminal", True)
-    words = ["--out", tmp_path / "x.txt"] if to_file else []
-    stdout, _, _ = run(at / "net.safetensors", at / "photos/b.png", *words, code=0)  # stdout is no terminal
-    assert len(drawn) == 1 and bool(stdout) != to_file
-    monkeypatch.setattr(io.TextIOWrapper, "isatty", lambda self: True)
-    run(at / "net.safetensors", at / "photos/b.png", *words, code=0)
-    assert len(drawn) == 1 + to_file
+    found = Prediction(image="x.png")
+    for terminal in (False, True):
+        stdout = io.StringIO()
+        stdout.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stdout", stdout)
+        counts = command._write(iter([found]), lambda one: f"<{one.image}>", "head ", out, Share(), ["x.png"])
+        assert counts["images"] == 1 and (out.read_text() if out else stdout.getvalue()) == "head <x.png>"
+    assert len(drawn) == (2 if to_file else 1)  # on a terminal, the results themselves tell how far it is
 
 
 # ---------------------------------------------------------------------- processes
@@ -322,7 +307,7 @@ def alike(file):
 
 
 def fails():
-    sharing.MEETING = sharing.timedelta(seconds=20)
+    sharing.MEETING = sharing.timedelta(seconds=3)
     command._device = lambda device, share: os._exit(7) if share.number else device
 
 
@@ -350,9 +335,7 @@ def test_a_lost_process_is_noticed(at, tmp_path, prepare, kills):
     told = Path(f"{out}.log0").read_text()
     assert codes == [1, -signal.SIGKILL if kills else 7], told
     assert "another process of this run has stopped" in told.splitlines()[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv.log0"] + ["x.csv.log1"] * bool(
-        codes[1] != 7 or True
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv.log0", "x.csv.log1"]
 
 
 def test_sigterm_leaves_nothing_behind(at, tmp_path):
