@@ -241,4 +241,4 @@ def test_bias_by_formula_is_as_good_as_the_tuned_one(level, wrong):
         tuned, formula = (found.network.choice(way, reliability) for way in ("bias", "bayes"))
         lead = formula.top1 - tuned.top1  # over nodes of different sizes, one tuned bias for all is behind
         assert -0.005 < lead < (0.005 if level is None else 0.02)
-    assert found.network.choice("bayes", 0.9).top1 > found.network.neutral + 0.2
+    assert found.network.choice("bayes", 0.9).top1 > found.network.neutral + 0.15
