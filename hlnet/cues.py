@@ -203,13 +203,13 @@ def cue_effect(
     neutral = 0.0 if attention.mode == "bias" else 1.0
     width = tree.num_nodes if attention.mode == "gain" else len(tree.classes)
     effect = np.full((len(cues), width), neutral, dtype=np.float32)
-    count = None if competing is None else set(competing)
+    among = None if competing is None else set(competing)
     known: dict[Cue, tuple[np.ndarray, float]] = {}
     for row, own in enumerate(cues):
         for cue in own:
             if cue not in known:
                 named = cued_classes(tree, cue.node)
-                strength = _strength(cue, attention, provenance, named, count, len(tree.classes))
+                strength = _strength(cue, attention, provenance, named, among, len(tree.classes))
                 known[cue] = (_columns(tree, cue.node, named, attention), strength)
             columns, strength = known[cue]
             if attention.mode == "bias":
@@ -244,7 +244,7 @@ def check_site(attention: Attention, tree: ClassTree) -> None:
 
 
 def _strength(
-    cue: Cue, attention: Attention, provenance: Provenance, named: Sequence[int], count: set[int] | None, classes: int
+    cue: Cue, attention: Attention, provenance: Provenance, named: Sequence[int], among: set[int] | None, classes: int
 ) -> float:
     """The factor or shift of one cue."""
     mode = attention.mode
@@ -262,8 +262,8 @@ def _strength(
             f"how strongly the cue on '{cue.node}' acts is not said: give a reliability or a strength, or fit one "
             "(hlnet attend)"
         )
-    if count is not None:
-        named, classes = [place for place in named if place in count], len(count)
+    if among is not None:
+        named, classes = [place for place in named if place in among], len(among)
     evidence = cue_evidence(reliability, len(named), classes) if named else 0.0
     if mode == "bias":
         return evidence * (provenance.temperature or 1.0)

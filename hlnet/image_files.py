@@ -26,9 +26,9 @@ def image_files(words: Iterable[str | Path], stdin: TextIO | None = None, option
     Args:
         words: files; folders, of which all images are meant, those of subfolders too; patterns, in which ``*``, ``?``
             and ``[a-z]`` stand for parts of one name and ``**`` for any number of folders; or once ``-``, for lines of
-            ``stdin``, each of which is a file or folder. Whether a named file is there is left to who opens it. Of
-            folders, only what has an image's suffix counts, a folder's own files before those of its subfolders; names
-            that begin with a dot are passed over in folders and by patterns.
+            ``stdin``, each of which is a file or folder. Whether a named file is there is left to who opens it. In
+            folders and by patterns, only what has an image's suffix is found, and no name that begins with a dot; a
+            folder's own files come before those of its subfolders.
         stdin: where names come from.
         option: what the words are called in messages.
 
@@ -50,8 +50,8 @@ def image_files(words: Iterable[str | Path], stdin: TextIO | None = None, option
         if word == STDIN and stdin is None:
             raise UsageError(f"{option}: there is no standard input to read names from")
         if word != STDIN and next(_meant(word), None) is None:
-            what = "is a folder without images" if os.path.isdir(word) else "matches no file"
-            raise UsageError(f"{option} '{word}' {what}")
+            what = "is a folder without images" if os.path.isdir(word) else "matches no image"
+            raise UsageError(f"{option} '{word}' {what} ({', '.join(sorted(IMAGE_SUFFIXES))}; others go by name)")
     return chain.from_iterable(_lines(stdin) if word == STDIN and stdin else _meant(word) for word in found)
 
 
@@ -97,7 +97,7 @@ def _inside(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[st
     files, folders, here = _entries(folder)
     if here in above:  # a link to a folder that we are in
         return
-    yield from (file for file in files if here is None or os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES)
+    yield from files
     for inner in folders:
         yield from _inside(inner, (*above, here) if here else above)
 
@@ -139,7 +139,7 @@ def _passed(parts: Sequence[str], place: int) -> Iterator[int]:
 
 
 def _entries(folder: str) -> tuple[list[str], list[str], tuple[int, int] | None]:
-    """Files, folders, and which folder it is; one that cannot be read stands for itself, as the only file of none."""
+    """Images, folders, and which folder it is; one that cannot be read stands for itself, as the only file of none."""
     try:
         status = os.stat(folder or ".")
         with os.scandir(folder or ".") as found:
@@ -148,9 +148,10 @@ def _entries(folder: str) -> tuple[list[str], list[str], tuple[int, int] | None]
         return [], [], None
     except OSError:
         return [folder], [], None
-    ordered = sorted(names)
-    files, folders = ([os.path.join(folder, name) for name in ordered if names[name] is kind] for kind in (False, True))
-    return files, folders, (status.st_dev, status.st_ino)
+    files = [name for name in names if not names[name] and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    folders = [name for name in names if names[name]]
+    images, inner = ([os.path.join(folder, name) for name in sorted(kind)] for kind in (files, folders))
+    return images, inner, (status.st_dev, status.st_ino)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

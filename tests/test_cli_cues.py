@@ -231,6 +231,7 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("eval @plain.safetensors --attention-signal 2", "plain network has no branches"),
         ("eval @full.safetensors --cue-level 7 --attention-signal 2", "levels 1 to 2"),
         ("eval @full.safetensors --cues @missing.csv", "missing.csv"),
+        ("eval @full.safetensors --cues @missing.csv --wrong-cues 0.5", "are for cues from labels"),
         ("attend @full.safetensors --reliability 0", "must lie between 0 and 1"),
         ("attend @full.safetensors --gains 1,x", "--gains '1,x'"),
         ("attend @full.safetensors --save --out @new.safetensors", "give one of them"),

@@ -199,7 +199,7 @@ def test_no_names_are_no_error(at):
     [
         ("{net} {photos} --min-confidence 0.5 --coverage 0.9", ["--min-confidence and --coverage", "give one"]),
         ("{net} {photos} --json --format csv", ["--json is --format jsonl", "csv"]),
-        ("{net} {photos}/*.gif", ["IMAGES", "*.gif' matches no file"]),
+        ("{net} {photos}/*.gif", ["IMAGES", "*.gif' matches no image"]),
         ("{net} - -", ["once only"]),
         ("{net} {photos} --coverage 0.9", ["0.9 takes at least 9 labelled images", "hlnet calibrate"]),
         ("{one} {photos} --coverage 0.9", ["one class (beagle)", "make-expert --calibrate"]),

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from hlnet.trunk import InputTransform
 
 
+#: A gain that costs less than this leaves too little to choose a bias by that costs as much.
+LEAST_COST = 0.002
+
+
 class WrongCue(StrEnum):
     """What a wrong cue names."""
 
@@ -165,12 +169,13 @@ def _show_strengths(report: CueReport, networks: dict[str, CuedNetwork]) -> None
         for network in networks.values():
             bias = network.frontier("bias")
             if found.mode == "gain" and bias is not None:
-                cost = wrong[report.wrong] - report.network.neutral
-                row.append(_points(bias.right_at(network.neutral + cost, report.wrong), network.neutral))
+                cost = report.network.neutral - wrong[report.wrong]
+                right = bias.right_at(network.neutral - cost, report.wrong)
+                row.append(_points(right, network.neutral) if cost >= LEAST_COST else "–")
         rows.append(row)
     columns = [found.mode, "all right", *(f"all wrong ({kind})" for kind in found.wrong)]
     if found.mode == "gain":
-        columns += [f"{name}bias, all right, that costs as much ({report.wrong})" for name in networks]
+        columns += [f"{name}bias of that cost ({report.wrong}), all right" for name in networks]
     output.show_table("Top-1 by strength, in points above no cue (paper, Table 4, with what it costs)", columns, rows)
 
 

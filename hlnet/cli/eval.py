@@ -136,6 +136,8 @@ def evaluate(
     for path in (roc, confusion):
         if path is not None:
             check_writable(path)
+    if cues is not None and cueing.wanted(wrong_cues, cue_level):
+        raise UsageError("--wrong-cues and --cue-level are for cues from labels; with --cues, the file says it all")
     names = [model, *(beside or [])]
     against = [name for name in dict.fromkeys([baseline, compare]) if name is not None]
     if len(set(names)) < len(names) or model in against:
