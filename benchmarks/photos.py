@@ -27,7 +27,7 @@ from torch import Tensor
 
 import hlnet
 from hlnet.accuracy import accuracy
-from hlnet.attention import gains_for
+from hlnet.cues import gains_for
 from hlnet.data import TreeData, eval_transform, train_transform
 from hlnet.features import CachedFeatures
 from hlnet.files import replacing

@@ -13,7 +13,6 @@ from hlnet.presets import register_with_timm
 
 if TYPE_CHECKING:
     from hlnet.accuracy import confusion_matrix
-    from hlnet.attention import gains_for, label_cues, wrong_classes
     from hlnet.branch_features import feature_maps
     from hlnet.budget import Budget, expert_costs, fit_counts, tree_for_budget
     from hlnet.calibration import calibrate, calibrate_paths
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from hlnet.cue_prior import prior_shift, read_prior
     from hlnet.cue_test import CueTest
     from hlnet.cue_words import cues_from_text
-    from hlnet.cues import Attention, Cue, cue_effect, cue_evidence
+    from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, gains_for
     from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
     from hlnet.errors import (
         BackboneError,
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from hlnet.merging import merge_experts
     from hlnet.model_card import make_model_card
     from hlnet.network import HierarchicalNet, NetworkConfig
+    from hlnet.oracle_cues import label_cues, wrong_classes
     from hlnet.outline import Outline
     from hlnet.plain import PlainConfig, PlainNet
     from hlnet.prediction import predict
@@ -88,7 +88,6 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "accuracy": ("confusion_matrix",),
-    "attention": ("gains_for", "label_cues", "wrong_classes"),
     "branch_features": ("feature_maps",),
     "budget": ("Budget", "expert_costs", "fit_counts", "tree_for_budget"),
     "calibration": ("calibrate", "calibrate_paths"),
@@ -113,7 +112,7 @@ _MODULES = {
     "cue_prior": ("prior_shift", "read_prior"),
     "cue_test": ("CueTest",),
     "cue_words": ("cues_from_text",),
-    "cues": ("Attention", "Cue", "cue_effect", "cue_evidence"),
+    "cues": ("Attention", "Cue", "cue_effect", "cue_evidence", "gains_for"),
     "data": ("TreeData", "eval_transform", "load_data", "loader", "train_transform"),
     "errors": (
         "BackboneError",
@@ -140,6 +139,7 @@ _MODULES = {
     "merging": ("merge_experts",),
     "model_card": ("make_model_card",),
     "network": ("HierarchicalNet", "NetworkConfig"),
+    "oracle_cues": ("label_cues", "wrong_classes"),
     "outline": ("Outline",),
     "plain": ("PlainConfig", "PlainNet"),
     "prediction": ("predict",),

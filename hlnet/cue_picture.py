@@ -21,12 +21,12 @@ TITLES = {
 
 
 def plot_cue_report(report: CueReport, path: str | Path) -> None:
-    """Draw the frontiers of each kind of wrong cue, and accuracy by the share of wrong cues.
+    """Write :func:`cue_figure` in one step; matplotlib knows the path's ending."""
+    save(cue_figure(report), path)
 
-    Args:
-        report: what to draw.
-        path: file to write; matplotlib knows its ending.
-    """
+
+def cue_figure(report: CueReport) -> Figure:
+    """The frontiers of each kind of wrong cue, and accuracy by the share of wrong cues."""
     kinds = [kind for kind in TITLES if kind in report.network.frontiers[0].wrong]
     rows = 2 if len(kinds) == 3 else 1
     columns = (len(kinds) + 1) // rows
@@ -40,7 +40,7 @@ def plot_cue_report(report: CueReport, path: str | Path) -> None:
         axes.set_title(TITLES[kind], fontsize=11)
     panels[0].legend(frameon=False, fontsize=9)
     _by_share(last, report)
-    save(figure, path)
+    return figure
 
 
 def _frontiers(axes: Axes, network: CuedNetwork, kind: str, name: str) -> None:

@@ -92,7 +92,7 @@ def read_prior(source: str | Path | Mapping[str, float], tree: ClassTree) -> Ten
     return prior / prior.sum()
 
 
-def prior_shift(prior: Tensor, temperature: float = 1.0) -> Tensor:
+def prior_shift(prior: Tensor, temperature: float = 1.0, one_vs_all: bool = False) -> Tensor:
     """What a prior adds to logits: ``T (ln prior - ln(1 / K))``, for classes that were equally frequent in training.
 
     Softmax of the shifted logits over T is then Bayes' rule: the network's probabilities times the prior, normalised.
@@ -100,6 +100,8 @@ def prior_shift(prior: Tensor, temperature: float = 1.0) -> Tensor:
     Args:
         prior: ``[classes]``, above 0, as :func:`read_prior` gives it.
         temperature: T, the network's fitted one if it has any.
+        one_vs_all: whether classes are detectors of their own, whose sigmoids are shifted: by the difference of
+            ``ln(p / (1 - p))`` between prior and 1 / K.
 
     Returns:
         ``[classes]``, float32; an even prior gives zeros.
@@ -108,6 +110,8 @@ def prior_shift(prior: Tensor, temperature: float = 1.0) -> Tensor:
         >>> prior_shift(torch.tensor([0.5, 0.25, 0.25]))
         tensor([ 0.4055, -0.2877, -0.2877])
     """
+    if one_vs_all and len(prior) > 1:
+        return (temperature * (prior.double().logit() + math.log(len(prior) - 1))).float()
     return (temperature * (prior.double().log() + math.log(len(prior)))).float()
 
 

@@ -14,7 +14,6 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from hlnet.attention import WrongCue, confusable_classes, wrong_classes
 from hlnet.calibration import fit_temperature
 from hlnet.comparison import Interval, paired_bootstrap
 from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
@@ -22,13 +21,14 @@ from hlnet.cues import Mode, cue_evidence
 from hlnet.errors import UsageError, some
 from hlnet.inference import InferenceNet
 from hlnet.network import HierarchicalNet
+from hlnet.oracle_cues import WrongCue, confusable_classes, wrong_classes
 from hlnet.plain import PlainNet
-from hlnet.provenance import Curve, FittedAttention
+from hlnet.provenance import Curve, FittedAttention, Provenance
 from hlnet.tree import ClassTree
 
 #: Factors that are tried.
-GAINS = (1.0, 1.1, 1.2, 1.4, 1.8, 2.5, 3.5, 5.0, 8.0, 12.0, 20.0, 40.0, 100.0)
-SCALES = (1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.2, 2.8, 3.5, 5.0, 8.0, 12.0, 20.0)
+GAINS = (1.0, 1.1, 1.2, 1.4, 1.8, 2.5, 3.5, 5.0, 8.0, 12.0, 20.0, 40.0, 100.0, 1000.0)
+SCALES = (1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.2, 2.8, 3.5, 5.0, 8.0, 12.0, 20.0, 40.0, 100.0, 1000.0)
 #: Biases that are tried, in units of the temperature.
 EVIDENCE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0)
 RELIABILITIES = (0.5, 0.75, 0.9, 0.95, 0.99)
@@ -65,7 +65,7 @@ class CuedNetwork(BaseModel):
 
     Attributes:
         neutral: top-1 without a cue, on the half that reports.
-        temperature: fitted on the half that tunes.
+        temperature: the network's, or fitted on the half that tunes.
         frontiers: of each mode.
         choices: for each reliability and way.
     """
@@ -172,7 +172,8 @@ def attend(
         columns = [places[name] for name in net.tree.classes]
         beside = sweep_gains(plain[0], plain[1], (), on_batch)
         beside = SweptLogits(beside.labels, beside.neutral[:, columns], {})
-    return report_cues(net.tree, swept, beside, reliability, wrong, level, data, seed)
+    known = (net.provenance, None if plain is None else plain[0].provenance)
+    return report_cues(net.tree, swept, beside, reliability, wrong, level, data, seed, known)
 
 
 def report_cues(
@@ -184,6 +185,7 @@ def report_cues(
     level: int | None = None,
     data: str = "",
     seed: int = 0,
+    known: tuple[Provenance | None, Provenance | None] = (None, None),
 ) -> CueReport:
     """The report from logits that were swept before, which several reports may share.
 
@@ -192,6 +194,8 @@ def report_cues(
         swept: the network's logits, :func:`hlnet.cue_sweep.sweep_gains`.
         plain: those of a plain network, its columns in the order of ``tree.classes``.
         reliability, wrong, level, data, seed: as :func:`attend` takes them.
+        known: what the network's and the plain network's files say: a temperature that was fitted before is used, and
+            of classes trained one against all it is the sigmoids'.
 
     Raises:
         UsageError: for fewer than four images, if no cue of the level can be wrong, or the plain network's images are
@@ -210,10 +214,10 @@ def report_cues(
         level=level,
         wrong=wrong,
         reliability=reliability,
-        network=_judge(swept, targets, tune, report, wrong, reliability, seed),
+        network=_judge(swept, targets, tune, report, wrong, reliability, seed, known[0]),
     )
     if plain is not None:
-        found.plain = _judge(plain, targets, tune, report, wrong, reliability, seed)
+        found.plain = _judge(plain, targets, tune, report, wrong, reliability, seed, known[1])
     if level is None:
         found.attention = _fitted(found, data)
     return found
@@ -253,12 +257,16 @@ def _judge(
     wrong: WrongCue,
     reliability: float,
     seed: int,
+    known: Provenance | None,
 ) -> CuedNetwork:
     """Frontiers, and the strengths that serve best."""
     if wrong not in targets:
         raise UsageError(f"'{wrong}' wrong cues are for classes; of nodes above them, choose random or sibling")
     halves = {True: (swept.part(tune), tune), False: (swept.part(report), report)}
-    temperature = fit_temperature(halves[True][0].neutral, halves[True][0].labels)
+    temperature = known.temperature if known else None
+    if temperature is None:
+        one_vs_all = known is not None and known.one_vs_all
+        temperature = fit_temperature(halves[True][0].neutral, halves[True][0].labels, one_vs_all)
     tried: dict[Mode, Sequence[float]] = {
         "gain": tuple(swept.gained),
         "bias": [temperature * evidence for evidence in EVIDENCE],
@@ -306,7 +314,9 @@ def _judge(
 def _best(found: Frontier, wrong: str, share: float) -> float:
     """The strength of the highest top-1 at this share of right cues; the weakest of equals."""
     mixed = share * np.array(found.right) + (1 - share) * np.array(found.wrong[wrong])
-    return found.strengths[int(np.argmax(mixed))]
+    neutral = 0.0 if found.mode == "bias" else 1.0
+    best = [strength for strength, top1 in zip(found.strengths, mixed, strict=True) if top1 == mixed.max()]
+    return min(best, key=lambda strength: abs(strength - neutral))
 
 
 def _choices(
@@ -340,19 +350,26 @@ def _choices(
 
 
 def _fitted(report: CueReport, data: str) -> FittedAttention:
-    """The chosen factors by a cue's evidence; they rise with it, so a dip, which is chance, is filled up."""
+    """The chosen factors by a cue's evidence; they rise with it from 1, so a dip, which is chance, is filled up."""
     curves: dict[str, Curve] = {}
     for mode in ("gain", "scale"):
         points: list[tuple[float, float]] = []
         for choice in report.network.choices:
             evidence = cue_evidence(choice.reliability, 1, report.classes)
             if choice.way == mode and evidence > 0:
-                points.append((round(evidence, 6), max([choice.strength, *(factor for _, factor in points)])))
+                points.append((round(evidence, 6), max([1.0, choice.strength, *(factor for _, factor in points)])))
         curves[mode] = tuple(points)
     best = {choice.way: choice for choice in report.network.choices if choice.reliability == report.reliability}
     metrics = {"images": report.reported_on, "neutral_top1": report.network.neutral}
     for way, choice in best.items():
         metrics |= {f"{way}_right_top1": choice.right, f"{way}_wrong_top1": choice.wrong, f"{way}_top1": choice.top1}
+    ways: list[Mode] = ["bias", "gain", "scale"]  # of equals the first, which needs no curve
+    mode = max((way for way in ways if way in best), key=lambda way: best[way].top1)
     return FittedAttention(
-        reliability=report.reliability, gain=curves["gain"], scale=curves["scale"], data=data, metrics=metrics
+        reliability=report.reliability,
+        mode=mode,
+        gain=curves["gain"],
+        scale=curves["scale"],
+        data=data,
+        metrics=metrics,
     )

@@ -62,10 +62,14 @@ class Frontier(BaseModel):
     def right_at(self, wrong: float, kind: str) -> float:
         """Top-1 under right cues at the strength that costs as much: that has this top-1 under wrong ones.
 
-        Between strengths it is interpolated; where even the strongest costs less, it is the strongest's.
+        Strengths that another one beats on both counts are left out; between the others it is interpolated. Where even
+        the costliest costs less, it is that one's.
         """
-        order = np.lexsort((self.right, self.wrong[kind]))
-        return float(np.interp(wrong, np.array(self.wrong[kind])[order], np.array(self.right)[order]))
+        costs, right = np.array(self.wrong[kind]), np.array(self.right)
+        order = np.lexsort((-right, -costs))  # from the least harm on, of equal harm the best first
+        best = np.maximum.accumulate(right[order])
+        front = np.r_[True, best[1:] > best[:-1]]
+        return float(np.interp(wrong, costs[order][front][::-1], best[front][::-1]))
 
 
 @torch.inference_mode()
@@ -110,7 +114,8 @@ def sweep_gains(
             neutral.append(net(images).float().cpu())
         if on_batch:
             on_batch()
-    return SweptLogits(torch.cat(labels), torch.cat(neutral), {gain: torch.cat(runs) for gain, runs in gained.items()})
+    whole = {gain: torch.cat(gained.pop(gain)) for gain in gains}  # one by one, for they may be large
+    return SweptLogits(torch.cat(labels), torch.cat(neutral), whole)
 
 
 def right_answers(swept: SweptLogits, named: Tensor, mode: Mode, strength: float | Tensor) -> Tensor:

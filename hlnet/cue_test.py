@@ -6,7 +6,6 @@ measured with all cues right and with all wrong, and what lies between follows.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from hlnet.accuracy import Accuracy, accuracy
-from hlnet.attention import label_cues, wrong_classes
-from hlnet.certain import certain_classes
+from hlnet.certain import certain_gmacs
+from hlnet.cued_logits import CueUse
 from hlnet.cues import Attention, Cue, check_site, cued_classes
 from hlnet.data import TreeData
 from hlnet.errors import UsageError
 from hlnet.inference import InferenceNet
-from hlnet.network import HierarchicalNet, NetworkConfig
+from hlnet.network import HierarchicalNet
+from hlnet.oracle_cues import label_cues, wrong_classes
 from hlnet.plain import PlainNet
+from hlnet.selection import as_selection
 from hlnet.tree import ClassTree
 
 
@@ -33,15 +34,32 @@ class CuedRun:
 
     Attributes:
         cues: of each image, in the data set's order; none for an image without a cue.
-        attention: how they act.
-        certain: whether they are taken as certain: only the classes that they leave run, and can win.
-        prior: as :func:`hlnet.cue_effect` takes it.
+        use: what is made of them.
     """
 
     cues: Sequence[Sequence[Cue]]
-    attention: Attention
-    certain: bool = False
-    prior: Mapping[str, float] | None = None
+    use: CueUse
+
+    def of(self, tree: ClassTree, own: ClassTree) -> CuedRun:
+        """The same for a network with another tree: classes are told by name, and those that it lacks go uncued.
+
+        Args:
+            tree: the tree that the cues speak of.
+            own: the other network's.
+        """
+        if tree == own:
+            return self
+        places = {name: place for place, name in enumerate(own.classes)}
+        known: dict[str, str | None] = {}
+        for node in {cue.node for cues in self.cues for cue in cues}:
+            names = [tree.classes[place] for place in cued_classes(tree, node)]
+            there = [places[name] for name in names if name in places]
+            known[node] = as_selection(own, there) if there else None
+        moved = [
+            tuple(cue.model_copy(update={"node": word}) for cue in cues if (word := known[cue.node]) is not None)
+            for cues in self.cues
+        ]
+        return CuedRun(moved, self.use)
 
 
 class CuedAccuracy(BaseModel):
@@ -101,6 +119,11 @@ class CueTest(BaseModel):
     seed: int = 0
 
     @property
+    def use(self) -> CueUse:
+        """What is made of the cues."""
+        return CueUse(self.attention, self.certain, self.prior)
+
+    @property
     def share(self) -> float | None:
         """How many of the oracle's cues are to be wrong."""
         if self.wrong_share is None and self.attention.reliability is not None:
@@ -108,17 +131,29 @@ class CueTest(BaseModel):
         return self.wrong_share
 
     def fitting(self, net: HierarchicalNet | PlainNet | InferenceNet) -> CueTest | None:
-        """The same test of another network: of a plain one, which has no branches, cues act as a bias.
+        """The same test of another network; as a bias where it cannot be cued as here, but reliabilities are stated.
 
-        ``None`` where they cannot: cues that are certain, or that state the strength of a gain, not a reliability.
+        ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
         """
-        if net.has_branches or (self.attention.mode != "gain" and not self.certain):
-            return self
         cues = [cue for own in (self.cues or {}).values() for cue in own]
+        if all(self._acts_on(net, cue) for cue in cues or ([Cue(node="")] if self.cues is None else [])):
+            return self
+        factors = self.attention.strength is not None or any(cue.strength is not None for cue in cues)
         stated = self.attention.reliability is not None or (cues and all(cue.reliability for cue in cues))
-        if self.certain or not stated or any(cue.strength is not None for cue in cues):
+        if self.certain or factors or not stated:
             return None
         return self.model_copy(update={"attention": Attention(mode="bias", reliability=self.attention.reliability)})
+
+    def _acts_on(self, net: HierarchicalNet | PlainNet | InferenceNet, cue: Cue) -> bool:
+        """Whether a cue can act as it is to, and how strongly is known."""
+        mode, fitted = self.attention.mode, net.provenance.attention
+        if self.certain or (mode == "gain" and not net.has_branches):
+            return net.has_branches
+        if cue.strength is not None or (cue.reliability is None and self.attention.strength is not None):
+            return True
+        if mode == "bias":
+            return (cue.reliability or self.attention.reliability or fitted) is not None
+        return bool(fitted and (fitted.gain if mode == "gain" else fitted.scale))
 
     def runs(self, tree: ClassTree, data: TreeData, kept: Sequence[int]) -> list[CuedRun]:
         """The runs over these images, where the ``kept`` classes compete.
@@ -126,23 +161,20 @@ class CueTest(BaseModel):
         Raises:
             UsageError: as :func:`hlnet.label_cues`, or if no image has a cue.
         """
-        check_site(self.attention, tree)
+        check_site(self.attention)
         if self.cues is not None:
             given = [self.cues.get(source, ()) for source, _ in data.samples]
             if not any(given) and self.prior is None:
                 raise UsageError(f"none of the images evaluated has a cue in {self.source or 'those given'}")
-            return [CuedRun(given, self.attention, self.certain, self.prior)]
+            return [CuedRun(given, self.use)]
         place = {old: new for new, old in enumerate(kept)}
         within = tree.prune(kept)
         own = torch.tensor([place.get(label, -1) for label in data.labels])
         if len(kept) < 2:
-            return [CuedRun(label_cues(within, own.tolist(), self.level), self.attention, self.certain, self.prior)]
+            return [CuedRun(label_cues(within, own.tolist(), self.level), self.use)]
         wrong = torch.full_like(own, -1)
         wrong[own >= 0] = wrong_classes(within, own[own >= 0], self.wrong, self.level, self.seed)
-        return [
-            CuedRun(label_cues(within, which.tolist(), self.level), self.attention, self.certain, self.prior)
-            for which in (own, wrong)
-        ]
+        return [CuedRun(label_cues(within, which.tolist(), self.level), self.use) for which in (own, wrong)]
 
 
 def right_share(run: CuedRun, tree: ClassTree, labels: Sequence[int]) -> float | None:
@@ -192,22 +224,10 @@ def cued_accuracy(
         if test.share is not None:
             found.mixed = mixed(results[0].top1, results[1].top1, test.share)
     if test.certain and isinstance(net, InferenceNet):
-        found.gmacs = _mean_gmacs(net, [cues for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0])
+        used_cues = [tuple(cues) for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0]
+        cost = {cues: certain_gmacs(net, cues, kept) for cues in set(used_cues)}
+        found.gmacs = sum(cost[cues] for cues in used_cues) / len(used_cues)
     return found
-
-
-def _mean_gmacs(net: InferenceNet, cues: Sequence[Sequence[Cue]]) -> float:
-    """Mean cost of images of which only the cued classes run."""
-    from hlnet.profiling import total_cost, unit_costs
-
-    assert isinstance(net.config, NetworkConfig)
-    units = unit_costs(net.config, net.transform)[0]
-    times = Counter(certain_classes(net, own) for own in cues)
-    macs = [
-        count * total_cost(units, [len(row) for row in net.tree.rows(classes)]).gmacs
-        for classes, count in times.items()
-    ]
-    return sum(macs) / len(cues)
 
 
 def columns_of(labels: Tensor, kept: Sequence[int], classes: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""Logits under cues, however these act: what evaluation and prediction have in common."""
+"""Logits of a batch under cues, however these act: what evaluation and prediction have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -16,64 +17,89 @@ from hlnet.plain import PlainNet
 
 
 @dataclass(frozen=True)
-class CueSource:
-    """What is known from outside of images that come one by one.
+class CueUse:
+    """What is made of cues.
 
     Attributes:
-        of: gives the cues of an image, by its path.
         attention: how they act.
         certain: whether they are taken as certain: only the classes that they leave run, and can win.
         prior: how frequent classes are, by name, as :func:`hlnet.cue_effect` takes it.
     """
 
-    of: Callable[[str], Sequence[Cue]]
     attention: Attention
     certain: bool = False
     prior: Mapping[str, float] | None = None
 
 
-def plain_logits(net: HierarchicalNet | PlainNet | InferenceNet, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The trunk's features of images ``[B, 3, H, W]``, where there are branches, and the logits without a cue."""
-    if net.has_branches and net.head is not None:
-        features = net.features(images)
-        return features, net.head(features)
-    return None, net(images)
+@dataclass(frozen=True)
+class CueSource:
+    """What is known from outside of images that come one by one.
+
+    Attributes:
+        of: gives the cues of an image, by its path.
+        use: what is made of them.
+    """
+
+    of: Callable[[str], Sequence[Cue]]
+    use: CueUse
 
 
-def cued_logits(
-    net: HierarchicalNet | PlainNet | InferenceNet,
-    features: Tensor | None,
-    neutral: Tensor,
-    cues: Sequence[Sequence[Cue]],
-    attention: Attention,
-    certain: bool = False,
-    prior: Mapping[str, float] | None = None,
-    competing: Sequence[int] | None = None,
-) -> Tensor:
-    """What cues make of a batch.
+class BatchLogits:
+    """Logits of one batch of images, without cues and under them; each is computed when it is asked for.
 
     Args:
-        net: the network.
-        features, neutral: as :func:`plain_logits` gives them.
-        cues: of each image.
-        attention, competing, prior: as :func:`hlnet.cue_effect` takes them.
-        certain: run only what is cued, :func:`hlnet.certain_logits`.
+        net: the network, in evaluation mode.
+        images: ``[B, 3, H, W]``, on its device.
 
-    Returns:
-        ``[B, classes]``.
-
-    Raises:
-        UsageError: as :func:`hlnet.cue_effect`; for certain cues, if the network is plain or not optimised, or the cues
-            of an image leave no class.
+    Example:
+        >>> import hlnet, torch
+        >>> net = hlnet.create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]}).eval()
+        >>> batch = BatchLogits(net, torch.zeros(1, 3, 64, 64))
+        >>> shift = batch.under([[Cue(node="cat", strength=2.0)]], CueUse(Attention(mode="bias"))) - batch.neutral
+        >>> shift.detach().round().tolist()
+        [[2.0, 2.0, 0.0]]
     """
-    if not (any(cues) or prior):
-        return neutral
-    if certain:
-        if not isinstance(net, InferenceNet) or features is None:
-            raise UsageError("certain cues skip branches: optimise the network (hlnet.optimize); a plain one has none")
-        neutral, cues = certain_logits(net, features, cues), [()] * len(cues)
-    effect = cue_effect(net, cues, attention, competing, prior)
-    if effect.gains is not None:
-        assert net.head is not None and features is not None  # a gain on a plain network was refused
-        neutral = net.head(features, effect.gains)
-    return effect.shifted(neutral)
+
+    def __init__(self, net: HierarchicalNet | PlainNet | InferenceNet, images: Tensor) -> None:
+        self.net, self.images = net, images
+
+    @cached_property
+    def features(self) -> Tensor:
+        """The trunk's output, ``[B, C, h, w]``."""
+        return self.net.features(self.images)
+
+    @cached_property
+    def neutral(self) -> Tensor:
+        """``[B, classes]`` without cues."""
+        return self._run(None)
+
+    def under(self, cues: Sequence[Sequence[Cue]], use: CueUse, competing: Sequence[int] | None = None) -> Tensor:
+        """``[B, classes]`` under the cues of each image.
+
+        Args:
+            cues: of each image; none for an image without a cue.
+            use: what is made of them.
+            competing: as :func:`hlnet.cue_effect` takes it.
+
+        Raises:
+            UsageError: as :func:`hlnet.cue_effect`; for certain cues, if the network is plain or not optimised, or the
+                cues of an image leave no class.
+        """
+        if not (any(cues) or use.prior):
+            return self.neutral
+        if use.certain:
+            if not isinstance(self.net, InferenceNet) or not self.net.has_branches:
+                raise UsageError(
+                    "certain cues skip branches: optimise the network (hlnet.optimize); a plain one has none"
+                )
+            logits = certain_logits(self.net, self.features, cues, competing)
+            return cue_effect(self.net, [()] * len(cues), use.attention, competing, use.prior).shifted(logits)
+        effect = cue_effect(self.net, cues, use.attention, competing, use.prior)
+        return effect.shifted(self.neutral if effect.gains is None else self._run(effect.gains))
+
+    def _run(self, gains: Tensor | None) -> Tensor:
+        if not self.net.has_branches or self.net.head is None:
+            logits: Tensor = self.net(self.images)  # a gain on a plain network was refused before
+        else:
+            logits = self.net.head(self.features, gains)
+        return logits

@@ -11,15 +11,15 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from hlnet.cue_prior import prior_shift
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, some
 from hlnet.provenance import Curve, Provenance
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
@@ -37,8 +37,6 @@ Mode = Literal["gain", "bias", "scale"]
 #: Where a gain acts: the leaves under the cued node, the node's own block, or all blocks on the way to its leaves.
 Site = Literal["leaves", "node", "path"]
 Probability = Annotated[float, Field(gt=0, lt=1)]
-#: Above this, a gain along the whole path did harm even where the cue was right.
-PATH_LIMIT = 1.5
 
 
 class Cue(BaseModel):
@@ -63,6 +61,11 @@ class Cue(BaseModel):
     reliability: Probability | None = None
     strength: float | None = Field(default=None, allow_inf_nan=False)
 
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        _check_one(self)
+        return self
+
 
 class Attention(BaseModel):
     """How cues act.
@@ -83,6 +86,11 @@ class Attention(BaseModel):
     site: Site = "leaves"
     strength: float | None = Field(default=None, allow_inf_nan=False)
     reliability: Probability | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        _check_one(self)
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,35 @@ class Effect:
         return self.shifted(net(images) if self.gains is None else net(images, self.gains))
 
 
-def cue_evidence(reliability: float, named: int, classes: int) -> float:
+def gains_for(tree: ClassTree, classes: Tensor, signal: float) -> Tensor:
+    """One gain per image and node: ``signal`` on the leaf of the cued class, 1 elsewhere.
+
+    Args:
+        tree: the network's tree.
+        classes: ``[B]``, position in ``tree.classes`` of the class that is cued for each image.
+        signal: the factor; 1 is neutral, more enhances, less inhibits. At least 0.
+
+    Returns:
+        ``[B, tree.num_nodes]``, as :meth:`HierarchicalNet.forward` takes it.
+
+    Raises:
+        UsageError: if the signal is negative or not a number, or a class is out of range.
+
+    Example:
+        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
+        >>> gains_for(tree, torch.tensor([2]), 1.8)
+        tensor([[1.0000, 1.0000, 1.0000, 1.0000, 1.8000]])
+    """
+    if not 0 <= signal < float("inf"):
+        raise UsageError(f"attention signal {signal} must be a number of at least 0 (1 is neutral, 1.8 enhances)")
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(tree.classes):
+        raise UsageError(f"cued classes must be positions in 0..{len(tree.classes) - 1}")
+    gains = torch.ones(len(classes), tree.num_nodes, device=classes.device)
+    gains[torch.arange(len(classes), device=classes.device), tree.offsets[-2] + classes] = signal
+    return gains
+
+
+def cue_evidence(reliability: float, named: float, classes: float) -> float:
     """By how much a cue moves the odds of what it names: the logarithm of the Bayes factor, in nats.
 
     ``ln(p / (1 - p)) - ln(m / (K - m))``: the odds that the cue is right over those of naming m of K equally frequent
@@ -118,8 +154,8 @@ def cue_evidence(reliability: float, named: int, classes: int) -> float:
 
     Args:
         reliability: p, above 0 and below 1.
-        named: m.
-        classes: K.
+        named: m; or how frequent the classes named are, where classes are not equally so.
+        classes: K; or how frequent all are.
 
     Raises:
         UsageError: if the reliability is no such number.
@@ -133,7 +169,7 @@ def cue_evidence(reliability: float, named: int, classes: int) -> float:
             f"reliability {reliability} must lie between 0 and 1, both excluded; where a cue cannot be wrong, run only "
             "the classes that it names (certain)"
         )
-    if named == classes:
+    if named >= classes * (1 - 1e-9):  # all, to rounding
         return 0.0
     return math.log(reliability / (1 - reliability)) - math.log(named / (classes - named))
 
@@ -175,8 +211,8 @@ def cue_effect(
         cues: of each of the B images; none for an image without a cue.
         attention: how they act.
         competing: positions of the classes that compete, where not all do; they set K and m.
-        prior: how frequent classes are where the images come from, by name; all images' logits are shifted by it
-            (:func:`hlnet.prior_shift`), whatever the mode. Classes that it lacks must not compete.
+        prior: how frequent each class is where the images come from, by class name; all images' logits are shifted by
+            it (:func:`hlnet.prior_shift`), whatever the mode, and reliabilities are weighed against it.
 
     Raises:
         UsageError: for a gain on a plain network, a negative factor, a strength that is neither given nor fitted, or a
@@ -194,22 +230,27 @@ def cue_effect(
     if attention.mode == "gain" and not net.has_branches:
         raise UsageError("a plain network has no branches whose features could be scaled; cue it by a bias or a scale")
     tree, provenance = net.tree, net.provenance
-    shift = None
+    competing = range(len(tree.classes)) if competing is None else competing
+    frequency, shift = np.ones(len(tree.classes)), None
     if prior is not None:
-        shares = torch.tensor([prior.get(name, 1 / len(prior)) for name in tree.classes])
-        shift = prior_shift(shares, provenance.temperature or 1.0).to(net.device).expand(len(cues), -1)
+        frequency = _frequencies(tree, prior, competing)
+        shares = torch.from_numpy(frequency / frequency.sum())
+        same = prior_shift(shares, provenance.temperature or 1.0, provenance.one_vs_all)
+        shift = same.to(net.device).expand(len(cues), -1)
     if not any(cues):
         return Effect(bias=shift)
     neutral = 0.0 if attention.mode == "bias" else 1.0
     width = tree.num_nodes if attention.mode == "gain" else len(tree.classes)
     effect = np.full((len(cues), width), neutral, dtype=np.float32)
-    among = None if competing is None else set(competing)
+    among = np.zeros(len(tree.classes), dtype=bool)
+    among[list(competing)] = True
+    frequency = frequency * among
     known: dict[Cue, tuple[np.ndarray, float]] = {}
     for row, own in enumerate(cues):
         for cue in own:
             if cue not in known:
                 named = cued_classes(tree, cue.node)
-                strength = _strength(cue, attention, provenance, named, among, len(tree.classes))
+                strength = _strength(cue, attention, provenance, frequency[list(named)].sum(), frequency.sum())
                 known[cue] = (_columns(tree, cue.node, named, attention), strength)
             columns, strength = known[cue]
             if attention.mode == "bias":
@@ -230,23 +271,24 @@ def cued_classes(tree: ClassTree, node: str) -> tuple[int, ...]:
     return known[node]
 
 
-def check_site(attention: Attention, tree: ClassTree) -> None:
-    """Warn, once and before the work, of what did harm where it was measured (docs/attention.md)."""
-    if attention.mode != "gain":
-        return
-    if attention.site == "path" and (attention.strength or 0) > PATH_LIMIT:
-        log.warning("along the whole path, gains above %g did harm even with right cues; try the leaves", PATH_LIMIT)
-    if attention.site == "node" and tree.num_levels > 1:
-        log.warning("on inner nodes, a gain did harm even with right cues; scaling the leaves under them did better")
+def check_site(attention: Attention) -> None:
+    """Warn, once and before the work, of sites that served worse where they were measured (docs/attention.md)."""
+    if attention.mode == "gain" and attention.site == "path":
+        log.warning("gains along the whole path ebb early and cost the most when wrong; try --cue-site leaves")
+    if attention.mode == "gain" and attention.site == "node":
+        log.warning("a gain on an inner node's own block did less, and harm at level 1; try --cue-site leaves")
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _strength(
-    cue: Cue, attention: Attention, provenance: Provenance, named: Sequence[int], among: set[int] | None, classes: int
-) -> float:
-    """The factor or shift of one cue."""
+def _check_one(stated: Cue | Attention) -> None:
+    if stated.reliability is not None and stated.strength is not None:
+        raise ValueError("a reliability and a strength both say how strongly a cue acts; give one of them")
+
+
+def _strength(cue: Cue, attention: Attention, provenance: Provenance, named: float, classes: float) -> float:
+    """The factor or shift of one cue; how frequent the classes named are, and all that compete."""
     mode = attention.mode
     given = cue.strength
     if given is None and cue.reliability is None:
@@ -262,9 +304,7 @@ def _strength(
             f"how strongly the cue on '{cue.node}' acts is not said: give a reliability or a strength, or fit one "
             "(hlnet attend)"
         )
-    if among is not None:
-        named, classes = [place for place in named if place in among], len(among)
-    evidence = cue_evidence(reliability, len(named), classes) if named else 0.0
+    evidence = cue_evidence(reliability, named, classes) if named else 0.0
     if mode == "bias":
         return evidence * (provenance.temperature or 1.0)
     if attention.site != "leaves" and mode == "gain":
@@ -275,6 +315,20 @@ def _strength(
             f"this network holds no {mode} for a reliability: give a strength, cue by a bias, or fit one (hlnet attend)"
         )
     return curve_strength(curve, evidence)
+
+
+def _frequencies(tree: ClassTree, prior: Mapping[str, float], competing: Sequence[int]) -> np.ndarray:
+    """The prior of each class; of those that do not compete, whatever it may be."""
+    if lacking := [tree.classes[place] for place in competing if tree.classes[place] not in prior]:
+        raise UsageError(
+            f"the prior says nothing of {some(lacking)}; it takes every class by name, as hlnet.read_prior spreads "
+            "probabilities of nodes over their classes"
+        )
+    found = np.array([prior.get(name, 0.0) for name in tree.classes])
+    if not (found[list(competing)] > 0).all():
+        raise UsageError("a prior must be above 0 for each class; cut an expert without those that cannot be")
+    found[found <= 0] = found[found > 0].min()
+    return found
 
 
 def _columns(tree: ClassTree, node: str, named: Sequence[int], attention: Attention) -> np.ndarray:

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from hlnet import plots
 from hlnet.accuracy import accuracy
-from hlnet.attention import gains_for, wrong_classes
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.clustering import class_means, cluster_tree
 from hlnet.cue_sweep import Frontier, frontier, named_classes, sweep_gains
+from hlnet.cues import gains_for
 from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
 from hlnet.errors import UsageError
 from hlnet.evaluation import logits_of
 from hlnet.expert import cut_expert, verify_expert
 from hlnet.files import make_folder, replacing
 from hlnet.network import HierarchicalNet
+from hlnet.oracle_cues import wrong_classes
 from hlnet.presets import create_model
 from hlnet.profiling import Profile, profile, with_latency
 from hlnet.train_config import TrainConfig

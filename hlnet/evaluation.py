@@ -13,7 +13,7 @@ from torch import Tensor
 from hlnet.accuracy import Accuracy, accuracy
 from hlnet.calibration import calibration_error, class_probabilities
 from hlnet.cue_test import CuedAccuracy, CuedRun, CueTest, columns_of, cued_accuracy
-from hlnet.cued_logits import cued_logits, plain_logits
+from hlnet.cued_logits import BatchLogits
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import UsageError, some
 from hlnet.inference import InferenceNet
@@ -87,12 +87,9 @@ def logits_of(
             end = start + len(target)
             labels.append(target.cpu())
             images = images.to(net.device)
-            features, neutral = plain_logits(net, images)
+            batch = BatchLogits(net, images)
             for logits, run in zip(found, runs, strict=True):
-                under = neutral
-                if run is not None:
-                    cues = run.cues[start:end]
-                    under = cued_logits(net, features, neutral, cues, run.attention, run.certain, run.prior, competing)
+                under = batch.neutral if run is None else batch.under(run.cues[start:end], run.use, competing)
                 logits.append(under.float().cpu())
             start = end
             if on_batch:
@@ -217,10 +214,11 @@ def evaluate_beside(
     for transform, group in alike.items():
         parts: dict[str, list[tuple[list[Tensor], Tensor]]] = {name: [] for name in group}
         cued = [] if cues is None else cues.runs(lead.tree, data[transform], kept)
+        acting = {name: _acting(cued, tests[name], lead.tree, nets[name].tree) for name in group}
         start = 0
         for pixels, labels in batches[transform]:
             for name in group:
-                batch, runs = [(pixels, places[name][labels])], [None, *_acting(cued, tests[name])]
+                batch, runs = [(pixels, places[name][labels])], [None, *acting[name]]
                 parts[name].append(logits_of(nets[name], batch, runs, competing=columns[name], start=start))
             done, start = done + 1, start + len(labels)
             if on_batch:
@@ -232,16 +230,16 @@ def evaluate_beside(
             net, own = nets[name], columns[name]
             found[name] = _evaluation(net, own, tree, logits[0], labels, left_out, detectors[name])
             if test := tests[name]:
-                found[name].cued = cued_accuracy(net, own, tree, test, _acting(cued, test), logits[1:], labels)
+                found[name].cued = cued_accuracy(net, own, tree, test, acting[name], logits[1:], labels)
     return {name: found[name] for name in nets}
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _acting(runs: Sequence[CuedRun], test: CueTest | None) -> list[CuedRun]:
-    """The same cues, acting as a network's own test says; none without one."""
-    return [] if test is None else [replace(run, attention=test.attention) for run in runs]
+def _acting(runs: Sequence[CuedRun], test: CueTest | None, tree: ClassTree, own: ClassTree) -> list[CuedRun]:
+    """The same cues, in the words of a network's own tree and acting as its own test says; none without one."""
+    return [] if test is None else [replace(run, use=test.use).of(tree, own) for run in runs]
 
 
 def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:

@@ -31,6 +31,7 @@ from hlnet.inference import InferenceNet, optimize
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 from hlnet.profiling import total_cost, unit_costs
+from hlnet.selection import as_selection
 from hlnet.showing import Numbers, as_numbers, as_pixels, scale_end
 from hlnet.tree import ClassTree
 
@@ -203,8 +204,10 @@ class LiveNet:
         if not kept:
             raise UsageError("every class is cut away; leave at least one")
         net = self._fast if not gone else self._fast.select([tree.indices[leaf] or 0 for leaf in kept])
+        if gone:  # before and now are to be on one scale
+            net.provenance.temperature = self._fast.provenance.temperature
         cued = [[leaf for leaf in tree.leaves_under(path) if leaf not in gone] for path in question.cues]
-        cues = [Cue(node=_selection(tree, leaves)) for leaves in cued if leaves]
+        cues = [Cue(node=as_selection(tree, leaves)) for leaves in cued if leaves]
         attention = Attention(mode=question.mode, strength=question.strength, reliability=question.reliability)
         effect = cue_effect(net, [cues], attention)
         now, shares_now = self._run(net, features, effect)
@@ -269,11 +272,6 @@ class LiveNet:
 
 
 # ---------------------------------------------------------------------- helpers
-
-
-def _selection(tree: ClassTree, leaves: Sequence[int]) -> str:
-    """What is left of a cued node, class by class: the node's own path may be another class's name."""
-    return ",".join(tree.leaves[leaf].path for leaf in leaves)
 
 
 def _full_gains(tree: ClassTree, kept: Sequence[int], gains: Tensor | None) -> Tensor | None:

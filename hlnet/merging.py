@@ -82,6 +82,8 @@ def merge_experts(sources: Iterable[HierarchicalNet | str | Path]) -> Hierarchic
         provenance.parent, provenance.parent_counts = first.parent, first.parent_counts
         provenance.next_index = first.header.provenance.next_index or first.tree.next_index
         provenance.parent_rows = tuple(tuple(sorted(rows)) for rows in held)
+        if all(part.header.provenance.attention == first.header.provenance.attention for part in parts):
+            provenance.attention = first.header.provenance.attention
     else:
         log.warning(
             "the merged networks have no known parent in common: if their logits were not trained against each other, "

@@ -134,9 +134,9 @@ def _costs(model: HierarchicalNet | PlainNet) -> dict[str, Cost]:
 
 
 def _gain(model: HierarchicalNet | PlainNet) -> float | None:
-    """The gain on a class that its fitted attention gives, if it has one."""
+    """The gain on a class that its fitted attention gives, if it was fitted to this network and has one."""
     fitted, classes = model.provenance.attention, len(model.tree.classes)
-    if fitted is None or not fitted.gain or classes < 2:
+    if fitted is None or not fitted.gain or classes < 2 or model.provenance.parent_counts is not None:
         return None
     return curve_strength(fitted.gain, cue_evidence(fitted.reliability, 1, classes))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hlnet.calibration import class_probabilities
-from hlnet.cued_logits import CueSource, cued_logits, plain_logits
+from hlnet.cued_logits import BatchLogits, CueSource
 from hlnet.cues import Cue
 from hlnet.data import eval_transform, loader, open_image
 from hlnet.errors import DataError, RunError, UsageError, one_line
@@ -188,8 +188,12 @@ def _predict(
             answers: Iterator[Prediction] = iter(())
             if whole := [i for i, error in enumerate(errors) if not error]:
                 pixels = pixels if len(whole) == len(errors) else pixels[whole]
-                own = [cues.of(names[i]) for i in whole] if cues else None
-                answers = _answers(net, *_logits(net, pixels, own, cues), top, threshold, paths, own)
+                batch = BatchLogits(net, pixels.to(net.device))
+                own = [cues.of(names[i]) for i in whole] if cues else [()] * len(whole)
+                with torch.inference_mode():
+                    logits = batch.under(own, cues.use) if cues else batch.neutral
+                    familiar = batch.neutral if net.provenance.rejection or len(net.tree.classes) == 1 else None
+                answers = _answers(net, logits.float().cpu(), familiar, top, threshold, paths, own)
             for name, error in zip(names, errors, strict=True):
                 yield Prediction(image=name, error=error) if error else next(answers).model_copy(update={"image": name})
     except RuntimeError as error:
@@ -198,22 +202,6 @@ def _predict(
         raise RunError(
             f"a process that loads images was lost ({one_line(error)}); memory may be short: try fewer workers"
         ) from error
-
-
-@torch.inference_mode()
-def _logits(
-    net: HierarchicalNet | PlainNet | InferenceNet,
-    pixels: Tensor,
-    own: Sequence[Sequence[Cue]] | None,
-    cues: CueSource | None,
-) -> tuple[Tensor, Tensor]:
-    """Logits of a batch, under its cues and without."""
-    if cues is None or own is None:
-        logits = net(pixels.to(net.device)).float().cpu()
-        return logits, logits
-    features, neutral = plain_logits(net, pixels.to(net.device))
-    found = cued_logits(net, features, neutral, own, cues.attention, cues.certain, cues.prior)
-    return found.float().cpu(), neutral.float().cpu()
 
 
 class _Files(Dataset[tuple[str, Tensor, str]]):
@@ -245,22 +233,25 @@ def printable(path: str | Path) -> str:
 def _answers(
     net: HierarchicalNet | PlainNet | InferenceNet,
     logits: Tensor,
-    neutral: Tensor,
+    neutral: Tensor | None,
     top: int,
     threshold: float | None,
     paths: TreePaths,
-    cues: Sequence[Sequence[Cue]] | None,
+    cues: Sequence[Sequence[Cue]],
 ) -> Iterator[Prediction]:
-    """What the network says of images with these logits, ``[B, K]``, under cues and without; of which is not told."""
+    """What the network says of images with these logits, ``[B, K]``, under cues; of which images is not told.
+
+    Those without cues say how familiar an image is, where that is asked.
+    """
     known, leaves = net.provenance, net.tree.leaves
     shares = class_probabilities(logits.double(), known.one_vs_all, known.temperature)
     exclusive = class_probabilities(logits.double(), temperature=known.temperature)
     alone = len(leaves) == 1
     score_name: Score | None = None
     scores: list[float] | None = None
-    if known.rejection or alone:
+    if neutral is not None:
         score_name = known.rejection.score if known.rejection else default_score(known)
-        scores = rejection_scores(neutral, score_name).tolist()
+        scores = rejection_scores(neutral.float().cpu(), score_name).tolist()
     places = logits.topk(min(top, len(leaves))).indices  # of logits: sigmoids of large ones are all 1
     along = paths.along(paths.node_probabilities(exclusive), places).tolist()
     ends = _ends(net, exclusive, threshold, paths) if threshold is not None else None
@@ -286,7 +277,7 @@ def _answers(
             score=score,
             score_name=score_name,
             rejected=rejected,
-            cues=[cue.node for cue in cues[i]] if cues and cues[i] else None,
+            cues=[cue.node for cue in cues[i]] or None,
         )
 
 

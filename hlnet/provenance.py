@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 #: A row of numbers for each level, level 1 first: which nodes of another network's level these are.
 Rows = tuple[tuple[int, ...], ...]
@@ -40,6 +40,7 @@ class FittedAttention(BaseModel):
 
     Attributes:
         reliability: of cues of which nothing is said.
+        mode: the way of cueing that served best at that reliability: ``gain``, ``bias`` or ``scale``.
         gain, scale: the factor by a cue's evidence, see :func:`hlnet.cues.curve_strength`.
         data: the images that it was fitted on; empty where it was trained for.
         metrics: what was measured.
@@ -48,10 +49,19 @@ class FittedAttention(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reliability: float = Field(gt=0, lt=1)
+    mode: Literal["gain", "bias", "scale"] = "gain"
     gain: Curve = ()
     scale: Curve = ()
     data: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("gain", "scale")
+    @classmethod
+    def _rising(cls, curve: Curve) -> Curve:
+        evidence = [at for at, _ in curve]
+        if evidence != sorted(set(evidence)) or any(at <= 0 or factor <= 0 for at, factor in curve):
+            raise ValueError("a curve's points must have evidence above 0 and rising, and factors above 0")
+        return curve
 
 
 class PathConformal(BaseModel):

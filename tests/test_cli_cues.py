@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import hlnet
 from hlnet.cli.main import app
 from hlnet.cue_report import attend
-from hlnet.cued_logits import CueSource
+from hlnet.cued_logits import CueSource, CueUse
 from hlnet.cues import Attention, Cue
 from hlnet.errors import UsageError
 from hlnet.inference import optimize
@@ -59,16 +59,21 @@ def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     assert stored.attention == found.attention and stored.temperature == found.network.temperature
     assert hlnet.load_checkpoint(files / "full.safetensors").provenance.attention is None  # the original is untouched
     auto = as_json(files, f"eval {out} --attention-signal auto")
+    best = {choice.way: choice.top1 for choice in found.network.choices if choice.reliability == 0.9}
+    mode = found.attention.mode
+    assert best[mode] == max(best[way] for way in ("gain", "bias", "scale"))
+    fixed = as_json(files, f"eval {out} --cue-mode {mode} --reliability 0.9")
+    assert auto["cued"] == fixed["cued"] and auto["cued"]["wrong_share"] == pytest.approx(0.1)
     gain = hlnet.cues.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
-    fixed = as_json(files, f"eval {out} --attention-signal {gain!r}")
-    for part in ("accuracy", "wrong"):
-        assert auto["cued"][part] == fixed["cued"][part]
+    by_curve = as_json(files, f"eval {out} --attention-signal auto --cue-mode gain")["cued"]
+    by_hand = as_json(files, f"eval {out} --attention-signal {gain!r}")["cued"]
+    assert by_curve["accuracy"] == by_hand["accuracy"] and by_curve["wrong"] == by_hand["wrong"]
 
 
 def test_attend_shows_wrong_cues_beside_right_ones_and_saves(files):
     done = command(files, "attend @other.safetensors --gains 3 --reliability 0.75 --wrong-cue sibling --save")
     assert done.exit_code == 0, done.output
-    for words in ("all right", "all wrong (random)", "all wrong (sibling)", "all wrong (confusable)", "99.9 %", "75 %"):
+    for words in ("all right", "(random)", "(sibling)", "99.9 %", "75 %"):
         assert words in done.output
     stored = hlnet.load_checkpoint(files / "other.safetensors").provenance.attention
     assert stored.reliability == 0.75 and stored.gain
@@ -99,6 +104,21 @@ def test_eval_takes_cues_from_a_file(files, tmp_path):
         "3 of 48 images cued"
         in command(files, f"eval @full.safetensors --cues {tmp_path}/heard.csv --cue-mode bias").output
     )
+
+
+def test_auto_on_a_plain_network_is_what_was_stored(files):
+    out = files / "plain_fitted.safetensors"
+    as_json(files, f"attend @plain.safetensors --out {out}")
+    stored = hlnet.load_checkpoint(out).provenance.attention
+    assert stored.mode in ("bias", "scale") and not stored.gain
+    cued = as_json(files, f"eval {out} --attention-signal auto")["cued"]
+    assert cued["attention"]["mode"] == stored.mode and cued["attention"]["reliability"] == 0.9
+
+
+def test_certain_cues_outside_the_classes_are_refused(files):
+    (files / "dogs.csv").write_text("image,node\n" + "".join(f"{i}.png,dog\n" for i in range(48)))
+    done = command(files, f"eval @full.safetensors --cues {files}/dogs.csv --certain --classes cat")
+    assert isinstance(done.exception, UsageError) and "leave no class" in str(done.exception)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -133,14 +153,14 @@ def test_predict_cues_single_images_and_all(files, tmp_path):
     (tmp_path / "heard.csv").write_text("image,node,strength\n0.png,saw,3\n")
     (tmp_path / "prior.csv").write_text("node,probability\ncat,0.8\n")
     known = f"--cues {tmp_path}/heard.csv --prior {tmp_path}/prior.csv"
-    found = predictions(files, f"@full.safetensors @photos/val --top 6 --cue cat=0.9 {known}")
+    found = predictions(files, f"@full.safetensors @photos/val --top 6 --cue cat=0.9 --cue-mode bias {known}")
     net = hlnet.load_checkpoint(files / "full.safetensors").eval()
     prepare = hlnet.eval_transform(net.transform)
     assert len(found) == 48
     for one in found:
         with torch.no_grad():
             logits = net(prepare(Image.open(one["image"]).convert("RGB"))[None])[0].double()
-        logits[:2] += np.log(0.9 / 0.1 * 4 / 2) + np.log(0.4 * 6)
+        logits[:2] += np.log(0.9 / 0.1) - np.log(0.8 / 0.2) + np.log(0.4 * 6)
         logits[2:] += np.log(0.05 * 6)
         first = one["image"].endswith("/0.png")
         logits[4] += 3 if first else 0
@@ -191,7 +211,7 @@ def test_predict_runs_only_what_is_certain(files):
         ("--text blah", "names nothing"),
         ("--cues @missing.csv", "missing.csv"),
         ("--cue cat=0.9 --coverage 0.9", "a coverage was fitted without cues"),
-        ("--cue cat --cue dog --certain", "contradict"),
+        ("--cue cat --cue dog --certain", "leave no class"),
     ],
 )
 def test_wrong_cues_of_predict(files, line, words):
@@ -207,7 +227,7 @@ def test_a_cue_does_not_make_an_image_familiar(tmp_path):
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     names = sorted(tmp_path.iterdir())
-    cues = CueSource(lambda image: [Cue(node="tabby")], Attention(mode="bias", strength=50.0))
+    cues = CueSource(lambda image: [Cue(node="tabby")], CueUse(Attention(mode="bias", strength=50.0)))
     plain, cued = (list(hlnet.predict(expert, names, cues=given)) for given in (None, cues))
     assert [(one.score, one.rejected) for one in plain] == [(one.score, one.rejected) for one in cued]
     assert {one.labels[0].name for one in cued} == {"tabby"} != {one.labels[0].name for one in plain}

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from evaluated_nets import TREE, build, noise
+from evaluated_nets import BCE, TREE, build, noise
 from naive import randomise
 
-from hlnet.attention import label_cues, wrong_classes
-from hlnet.cue_picture import plot_cue_report
-from hlnet.cue_report import RELIABILITIES, attend, report_cues
+from hlnet.calibration import fit_temperature
+from hlnet.cue_picture import cue_figure, plot_cue_report
+from hlnet.cue_report import RELIABILITIES, _halves, attend, report_cues
 from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
 from hlnet.cue_test import CueTest, mixed
 from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, curve_strength
@@ -17,6 +17,8 @@ from hlnet.errors import UsageError
 from hlnet.evaluation import evaluate
 from hlnet.inference import optimize
 from hlnet.network import HierarchicalNet, NetworkConfig
+from hlnet.oracle_cues import label_cues, wrong_classes
+from hlnet.provenance import FittedAttention, Provenance
 from hlnet.tree import ClassTree
 
 GAINS = (1.0, 3.0, 40.0)
@@ -116,7 +118,7 @@ def test_a_level_without_another_node_is_refused():
 
 def test_label_cues_name_nodes_of_the_level():
     assert [cues[0].node for cues in label_cues(DEEP, [2, 6], level=2)] == ["a/y", "c/w"]
-    assert label_cues(DEEP, [2, -1]) == [(Cue(node="3"),), ()]
+    assert label_cues(DEEP, [2, -1]) == [(Cue(node="a/y/3"),), ()]
 
 
 # ---------------------------------------------------------------------- the report
@@ -185,11 +187,19 @@ def test_what_is_stored_acts_as_chosen(report):
     assert float(effect.gains.max()) == pytest.approx(curve_strength(fitted.gain, cue_evidence(0.9, 1, 6)))
 
 
-def test_picture_is_drawn(report, tmp_path):
-    from PIL import Image
-
-    plot_cue_report(report[1], tmp_path / "cues.png")
-    assert Image.open(tmp_path / "cues.png").size[0] > 500
+def test_picture_shows_the_frontiers(report, tmp_path):
+    """The lines of the SVG are read back: as many points as strengths, for each network, mode and kind."""
+    _, found = report
+    plot_cue_report(found, tmp_path / "cues.svg")
+    assert (tmp_path / "cues.svg").read_text().count("<path") > 20
+    figure = cue_figure(found)
+    panels = dict(zip(("random", "sibling", "confusable"), figure.axes, strict=False))
+    for kind, axes in panels.items():
+        drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        for name, network in (("", found.network), ("plain, ", found.plain)):
+            for curve in network.frontiers:
+                points = [[100 * x, 100 * y] for x, y in zip(curve.wrong[kind], curve.right, strict=True)]
+                assert drawn[f"{name}{curve.mode}"] == [pytest.approx(point) for point in points]
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -208,7 +218,39 @@ def test_report_on_nodes_above(level):
         logits = net(images)
     allowed = torch.tensor([[a == b for b in within] for a in within])[labels]
     alone = (torch.where(allowed, logits, -1e9).argmax(1) == labels).double()
-    assert strong.right[-1] == pytest.approx(float(alone.mean()), abs=0.15)  # half of the images
+    half = _halves(labels, 0)[1]
+    assert strong.right[-1] == pytest.approx(float(alone[half].mean()))  # so strong that only the cued classes compete
+
+
+def test_temperature_is_the_stored_one_or_the_detectors():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(400, 7, generator=generator) - 2
+    swept = SweptLogits(torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0], logits, {})
+
+    def found(**known):
+        return report_cues(DEEP, swept, known=(Provenance(**known), None)).network.temperature
+
+    half = swept.part(_halves(swept.labels, 0)[0])
+    assert found(temperature=1.7) == found(temperature=1.7, recipe=BCE) == 1.7
+    assert found() == fit_temperature(half.neutral, half.labels)
+    assert found(recipe=BCE) == fit_temperature(half.neutral, half.labels, one_vs_all=True)
+    assert abs(found() - found(recipe=BCE)) > 0.1
+
+
+def test_ties_go_to_the_weakest_and_curves_never_inhibit():
+    """A perfect network: every strength is as good as none."""
+    labels = torch.arange(7).repeat(12)
+    logits = 50.0 * torch.eye(7)[labels]
+    swept = SweptLogits(labels, logits, dict.fromkeys((0.0, 0.5, 1.0, 1.8), logits))
+    found = report_cues(DEEP, swept)
+    assert {choice.strength for choice in found.network.choices if choice.way == "gain"} == {1.0}
+    assert all(factor == 1 for _, factor in found.attention.gain) and found.attention.mode == "bias"
+
+
+@pytest.mark.parametrize("curve", [((1.0, 0.0),), ((2.0, 2.0), (1.0, 3.0)), ((-1.0, 2.0),)])
+def test_curves_that_could_not_be_read_are_refused(curve):
+    with pytest.raises(ValueError, match="curve"):
+        FittedAttention(reliability=0.9, gain=curve)
 
 
 def test_what_cannot_be_reported_is_refused():

@@ -7,12 +7,12 @@ import torch
 from evaluated_nets import TRANSFORM, TREE, build, noise
 from PIL import Image
 
-from hlnet.attention import label_cues
 from hlnet.checkpoint import load_checkpoint
 from hlnet.cue_training import TrainingCues, trained_attention
 from hlnet.cues import Attention, Cue, cue_effect, cue_evidence
 from hlnet.data import LabelledImages, TreeData, eval_transform
 from hlnet.errors import UsageError
+from hlnet.oracle_cues import label_cues
 from hlnet.train_config import TrainConfig
 from hlnet.training import train
 from hlnet.tree import ClassTree
@@ -74,6 +74,7 @@ def test_a_gain_becomes_calibrated_evidence(tmp_path):
             logits = cue_effect(net, cues, Attention(reliability=p)).logits(net, image)
         believed.append(float(logits.softmax(1).diagonal().mean()))
     assert believed == pytest.approx([0.5, 0.7, 0.9], abs=0.15)
+    assert 0.3 < believed[2] - believed[0] < 0.6 and believed == sorted(believed)
     with torch.no_grad():
         assert float(net(image[:1]).softmax(1).max()) < 0.35
 

@@ -6,14 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluated_nets import TREE, build
+from evaluated_nets import BCE, TREE, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
 from hlnet.certain import certain_classes, certain_logits
+from hlnet.cued_logits import BatchLogits, CueUse
 from hlnet.cues import Attention, Cue, check_site, cue_effect, cue_evidence, curve_strength
 from hlnet.errors import SelectionError, UsageError
+from hlnet.fast_tree import FastTree
 from hlnet.inference import optimize
 from hlnet.provenance import FittedAttention
 
@@ -166,7 +168,7 @@ def test_where_a_strength_comes_from(net):
     saw = "saw"
     assert gain(Cue(node=saw, strength=4.0), strength=2.0) == 4.0
     assert gain(Cue(node=saw, reliability=0.3), strength=2.0) == pytest.approx(by[0.3])
-    assert gain(Cue(node=saw), strength=2.0, reliability=0.5) == 2.0
+    assert gain(Cue(node=saw), strength=2.0) == 2.0
     assert gain(Cue(node=saw), reliability=0.5) == pytest.approx(by[0.5])
     assert gain(Cue(node=saw)) == pytest.approx(by[0.8])
     assert float(cue_effect(net, [[Cue(node=saw, reliability=0.02)]], Attention()).gains.min()) < 1
@@ -206,15 +208,41 @@ def test_misspelt_nodes_and_impossible_reliabilities(net):
     "attention, warned",
     [
         ({"strength": 9.0}, ""),
-        ({"site": "path", "strength": 1.4}, ""),
         ({"site": "path", "strength": 1.6}, "whole path"),
-        ({"site": "node", "strength": 1.1}, "inner nodes"),
+        ({"site": "node", "strength": 1.1}, "own block"),
         ({"site": "path", "strength": 1.6, "mode": "bias"}, ""),
     ],
 )
-def test_sites_that_did_harm_are_warned_of(caplog, attention, warned):
-    check_site(Attention(**attention), TREE)
+def test_sites_that_served_worse_are_warned_of(caplog, attention, warned):
+    check_site(Attention(**attention))
     assert len(caplog.records) == bool(warned) and warned in caplog.text
+
+
+def test_a_reliability_is_weighed_against_the_prior(net):
+    """An image that says nothing leaves the cue's reliability, and the prior's proportions within and without."""
+    prior = {"tabby": 0.3, "siamese": 0.1, "beagle": 0.2, "boxer": 0.1, "saw": 0.2, "axe": 0.1}
+    effect = cue_effect(net, [[Cue(node="cat", reliability=0.9)], []], Attention(mode="bias"), prior=prior)
+    cued, uncued = (effect.bias / net.provenance.temperature).softmax(1)
+    torch.testing.assert_close(uncued, torch.tensor(list(prior.values())))
+    expected = [0.9 * 0.75, 0.9 * 0.25, *(0.1 * share / 0.6 for share in (0.2, 0.1, 0.2, 0.1))]
+    torch.testing.assert_close(cued, torch.tensor(expected))
+    both = cue_effect(net, [[Cue(node="cat", strength=3.0)]], Attention(), prior=prior)
+    torch.testing.assert_close(both.bias[0], effect.bias[1])
+    assert both.gains.max() == 3
+    with pytest.raises(UsageError, match="says nothing of tabby, siamese"):
+        cue_effect(net, [[]], Attention(), prior={"cat": 0.9, "dog": 0.1})
+    with pytest.raises(UsageError, match="above 0 for each class"):
+        cue_effect(net, [[]], Attention(), prior=prior | {"axe": 0.0})
+
+
+def test_prior_of_detectors():
+    """Classes trained one against all: each one's own odds change from 1 / K to the prior's."""
+    net = build()
+    net.provenance.recipe = BCE
+    prior = dict(zip(TREE.classes, (0.5, 0.1, 0.1, 0.1, 0.1, 0.1), strict=True))
+    effect = cue_effect(net, [[]], Attention(), prior=prior)
+    at_chance = torch.tensor(1 / 6).logit()
+    torch.testing.assert_close((at_chance + effect.bias[0]).sigmoid(), torch.tensor(list(prior.values())))
 
 
 # ---------------------------------------------------------------------- certain cues
@@ -232,19 +260,36 @@ def test_certain_cues_run_only_their_expert(net, images):
         else:
             assert found[row, column] == -math.inf
     assert certain_classes(fast, cues[1]) == (3,)
-    with pytest.raises(UsageError, match="contradict"):
+    with pytest.raises(UsageError, match="leave no class"):
         certain_classes(fast, [Cue(node="cat"), Cue(node="saw")])
     with pytest.raises(UsageError, match="full network"):
         certain_logits(optimize(build("plain")), images, cues)
 
 
 def test_certain_cues_skip_branches(net, images, monkeypatch):
-    """Only the leaves that are named run."""
+    """Only the leaves that are named run, in prediction, too: the full tree runs for the image without a cue alone."""
     fast = optimize(net)
-    chosen = []
-    select = type(fast).select
-    monkeypatch.setattr(
-        type(fast), "select", lambda self, classes: chosen.append(list(classes)) or select(self, classes)
-    )
-    certain_logits(fast, fast.features(images), [[Cue(node="cat")], [Cue(node="saw")], [Cue(node="cat")], []])
-    assert chosen == [["tabby", "siamese"], ["saw"]]
+    ran = []
+    run = FastTree.run
+    monkeypatch.setattr(FastTree, "run", lambda self, x, *rest: ran.append((len(x), rest[-1])) or run(self, x, *rest))
+    cues = [[Cue(node="cat")], [Cue(node="saw")], [Cue(node="cat")], []]
+    certain = CueUse(Attention(), certain=True)
+    BatchLogits(fast, images).under(cues, certain)
+    assert sorted(ran) == [(1, 1), (1, 6), (2, 2)]
+    with pytest.raises(UsageError, match="leave no class"):
+        BatchLogits(fast, images).under(cues, certain, competing=[2, 3])
+    with pytest.raises(UsageError, match="optimise the network"):
+        BatchLogits(net, images).under(cues, certain)
+
+
+def test_batches_compute_what_is_asked_for_once(net, images, monkeypatch):
+    fast = optimize(net)
+    ran = []
+    run = FastTree.run
+    monkeypatch.setattr(FastTree, "run", lambda self, x, g, *rest: ran.append(g is not None) or run(self, x, g, *rest))
+    batch = BatchLogits(fast, images)
+    batch.under([[Cue(node="cat")]] * 4, CueUse(Attention(strength=2.0)))
+    assert ran == [True]
+    for _ in range(2):
+        batch.under([[Cue(node="cat")]] * 4, CueUse(Attention(mode="bias", strength=2.0)))
+    assert ran == [True, False] and batch.neutral is batch.under([[]] * 4, CueUse(Attention()))

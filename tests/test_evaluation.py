@@ -10,14 +10,15 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, top_k_a
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from hlnet.accuracy import accuracy, confusion_matrix
-from hlnet.attention import label_cues
 from hlnet.calibration import calibration_error, class_probabilities
 from hlnet.cue_test import CuedRun
+from hlnet.cued_logits import CueUse
 from hlnet.cues import Attention
 from hlnet.data import loader
 from hlnet.errors import SelectionError, UsageError
 from hlnet.evaluation import evaluate, logits_of
 from hlnet.expert import cut_expert
+from hlnet.oracle_cues import label_cues
 from hlnet.rejection import SCORES, rejection_scores
 
 
@@ -102,7 +103,7 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
     cued, labels = by_hand(net, data, gains)
     neutral, _ = by_hand(net, data)
     runs, order = logits_of(
-        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=signal))]
+        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), CueUse(Attention(strength=signal)))]
     )
     assert torch.equal(order, labels)
     for run, expected in zip(runs, (neutral, cued), strict=True):
@@ -117,7 +118,7 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
 def test_signal_of_one_is_neutral():
     net, data = build(), noise()
     (neutral, cued), _ = logits_of(
-        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), Attention(strength=1.0))]
+        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), CueUse(Attention(strength=1.0)))]
     )
     assert torch.equal(neutral, cued)
     found = evaluate(net, data, loader(data, 7), cues=signal_of(1.0))

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluated_nets import TRANSFORM, TREE, build, expert_of, noise, signal_of
+import torch
+from evaluated_nets import TRANSFORM, TREE, build, by_hand, expert_of, noise, signal_of
 from PIL import Image
 from typer.testing import CliRunner
 
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.cli.main import app
+from hlnet.cue_test import CueTest
+from hlnet.cues import Attention
 from hlnet.data import TreeData, eval_transform, load_data, loader
 from hlnet.errors import UsageError
 from hlnet.evaluation import evaluate, evaluate_beside
 from hlnet.expert import cut_expert
 from hlnet.inference import optimize
+from hlnet.provenance import FittedAttention
 from hlnet.tree import ClassTree
 
 
@@ -160,3 +164,31 @@ def test_command_refuses(files, tmp_path, monkeypatch, line, words):
     monkeypatch.chdir(tmp_path)
     done = command(files, line)
     assert isinstance(done.exception, UsageError) and words in str(done.exception) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("level", [None, 1])
+def test_cues_reach_a_network_of_another_tree_by_name(level):
+    """The plain network has no inner nodes; what the first one's nodes name is told it class by class."""
+    images, _ = photos()
+    cues = CueTest(attention=Attention(mode="bias", strength=3.0), level=level)
+    found = evaluate_beside({"full": build(), "flat": build("plain", mirrored())}, images, cues=cues)
+    alone = evaluate_beside({"same": build("plain", TREE)}, images, cues=cues)  # with the first one's tree
+    assert found["flat"].cued.images == 40 and found["flat"].cued.named == 1
+    net, data = build("plain", mirrored()), noise(mirrored())
+    logits, labels = by_hand(net, data)
+    parents = {"tabby": "cat", "siamese": "cat", "beagle": "dog", "boxer": "dog", "saw": "saw", "axe": "axe"}
+    group = [parents[name] if level else name for name in net.tree.classes]
+    shift = torch.tensor([[3.0 * (group[label] == one) for one in group] for label in labels.tolist()])
+    right = ((logits + shift).argmax(1) == labels).double().mean()
+    assert found["flat"].cued.accuracy.top1 == pytest.approx(float(right))
+    assert alone["same"].cued.images == 40
+
+
+def test_a_network_without_a_curve_is_cued_by_a_bias_beside_one_that_has_it():
+    images, _ = photos()
+    full, other = build(), build()
+    full.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 3.0),))
+    found = evaluate_beside({"full": full, "other": other}, images, cues=CueTest(attention=Attention(reliability=0.8)))
+    assert (found["full"].cued.attention.mode, found["other"].cued.attention.mode) == ("gain", "bias")
+    auto = evaluate_beside({"full": full, "other": other}, images, cues=CueTest())
+    assert auto["full"].cued is not None and auto["other"].cued is None

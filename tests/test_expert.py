@@ -305,7 +305,7 @@ def test_provenance_names_the_full_network(tmp_path):
     full, paths = build(), [tmp_path / f"{i}.safetensors" for i in range(3)]
     save_checkpoint(full, paths[0])
     known = {"recipe": {"epochs": 3}, "parent": read_header(paths[0]).fingerprint}
-    known |= {"parent_counts": (3, 5, 6), "next_index": 492}
+    known |= {"parent_counts": (3, 5, 6), "next_index": 492, "attention": full.provenance.attention}
     dogs = ((1,), (2, 3), (2, 3, 4))  # the rows of the full network, whatever they are of the expert between
     for source, target, selection, rows in [
         (paths[0], paths[1], "dog,saw", ((1, 2), (2, 3, 4), (2, 3, 4, 5))),

@@ -125,7 +125,7 @@ def attend(
     if picture is not None:
         plot_cue_report(report, picture)
     if target is not None:
-        kept = {"attention": report.attention, "temperature": net.provenance.temperature or report.network.temperature}
+        kept = {"attention": report.attention, "temperature": report.network.temperature}
         net.provenance = net.provenance.model_copy(update=kept)
         save_checkpoint(net, target)
     if as_json:
@@ -175,8 +175,11 @@ def _show_strengths(report: CueReport, networks: dict[str, CuedNetwork]) -> None
         rows.append(row)
     columns = [found.mode, "all right", *(f"all wrong ({kind})" for kind in found.wrong)]
     if found.mode == "gain":
-        columns += [f"{name}bias of that cost ({report.wrong}), all right" for name in networks]
-    output.show_table("Top-1 by strength, in points above no cue (paper, Table 4, with what it costs)", columns, rows)
+        columns += [f"{name}bias of that cost" for name in networks]
+    title = "Top-1 by strength, in points above no cue (paper, Table 4, with what it costs)"
+    if found.mode == "gain":
+        title += f"; last, what right cues give as a bias that costs as much ({report.wrong})"
+    output.show_table(title, columns, rows)
 
 
 def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:

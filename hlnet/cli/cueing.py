@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,6 +117,8 @@ def attention(
         raise UsageError(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )
+    if signal == "auto" and provenance.attention is not None:
+        mode, reliability = mode or CueMode(provenance.attention.mode), provenance.attention.reliability
     return Attention(
         mode=mode.value if mode else "gain" if signal is not None else "bias",
         site=site.value if site else "leaves",
@@ -156,34 +158,56 @@ def cue_source(
     file: Path | None,
     text: str | None,
     prior: Path | None,
-    how: Attention,
+    signal: str | None,
+    mode: CueMode | None,
+    site: CueSite | None,
+    reliability: float | None,
     certain: bool,
 ) -> tuple[CueSource, Callable[[], None]]:
     """What these options say of images that come one by one; and what to call after the last of them.
 
     Raises:
-        UsageError: if a cue or a file is malformed or names what the tree does not have; if a text names nothing.
+        UsageError: if a cue or a file is malformed or names what the tree does not have; if a text names nothing; as
+            :func:`attention`.
     """
+    from hlnet.cli import output
     from hlnet.cue_files import parse_cue, read_cues
     from hlnet.cue_images import CuesByImage
     from hlnet.cue_words import cues_from_text
-    from hlnet.cued_logits import CueSource
+    from hlnet.cued_logits import CueSource, CueUse
     from hlnet.cues import check_site
 
-    check_site(how, net.tree)
+    by_name = read_cues(file, net.tree) if file is not None else {}
+    if mode is None and (are_factors(cue) or have_strengths(by_name.values())):
+        mode = CueMode.gain
+    how = attention(signal, mode, site, reliability, net.provenance)
+    check_site(how)
     everywhere = [parse_cue(one, net.tree, how.mode) for one in cue]
     if text is not None:
         heard = cues_from_text(text, net.tree)
         if not heard:
             raise UsageError(f"--text '{text}' names nothing that tells the tree's classes apart")
         everywhere += heard
-    by_image = CuesByImage(read_cues(file, net.tree), f"'{file}'") if file is not None else None
+    by_image = CuesByImage(by_name, f"'{file}'") if file is not None else None
+    if certain and net.has_branches:
+        from hlnet.certain import certain_classes, certain_gmacs
+
+        left, cost, full = len(certain_classes(net, everywhere)), certain_gmacs(net, everywhere), certain_gmacs(net, ())
+        if everywhere:
+            output.hint(
+                f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image"
+            )
 
     def of(image: str) -> list[Cue]:
         return everywhere + (by_image.of(image) if by_image else [])
 
     finish = by_image.finish if by_image else lambda: None
-    return CueSource(of, how, certain, read_prior(prior, net.tree)), finish
+    return CueSource(of, CueUse(how, certain, read_prior(prior, net.tree))), finish
+
+
+def have_strengths(cues: Iterable[Iterable[Cue]]) -> bool:
+    """Whether any cue of a file states a strength."""
+    return any(cue.strength is not None for own in cues for cue in own)
 
 
 def are_factors(cues: Sequence[str]) -> bool:

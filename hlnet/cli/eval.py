@@ -151,9 +151,12 @@ def evaluate(
     if cueing.wanted(attention_signal, cue_mode, cue_site, reliability, cues, prior, wrong_cues, cue_level, certain):
         how = (attention_signal, reliability, wrong_cues, cue_level)
         only_prior = prior is not None and cues is None and not cueing.wanted(*how)
+        given = cueing.read_cues(cues, nets[model].tree, images) if cues else {} if only_prior else None
+        if cue_mode is None and cueing.have_strengths((given or {}).values()):
+            cue_mode = cueing.CueMode.gain
         test = CueTest(
             attention=cueing.attention(attention_signal, cue_mode, cue_site, reliability, nets[model].provenance),
-            cues=cueing.read_cues(cues, nets[model].tree, images) if cues else {} if only_prior else None,
+            cues=given,
             source=f"'{cues or prior}'" if cues or only_prior else "",
             prior=cueing.read_prior(prior, nets[model].tree),
             wrong=wrong_cue.value,

@@ -121,10 +121,9 @@ def predict(
     if cueing.wanted(cue, text, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
         if not cueing.wanted(cue, text, cues, prior):
             raise UsageError("these options say how cues act, but none is given; add --cue, --text, --cues or --prior")
-        if cue_mode is None and cueing.are_factors(cue or ()):
-            cue_mode = cueing.CueMode.gain
-        how = cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
-        known, finish = cueing.cue_source(net, cue or (), cues, text, prior, how, certain)
+        known, finish = cueing.cue_source(
+            net, cue or (), cues, text, prior, attention_signal, cue_mode, cue_site, reliability, certain
+        )
     ends = min_confidence is not None or coverage is not None
     if share.first:
         _hint_at_doubts(net, images)

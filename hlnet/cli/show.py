@@ -91,7 +91,7 @@ def show(
         cue_mode = cueing.CueMode.gain
     attention = cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
     words = _nodes(net.tree, nodes) if nodes is not None else None
-    check_site(attention, net.tree)
+    check_site(attention)
     cues = [parse_cue(text, net.tree, attention.mode) for text in cue or ()]
     view = look(net, files, words, level, cues, attention, cam, rgb)
     written = write_view(view, out, f"What {short_name(model)} sees", _about(net))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlnet.attention import gains_for
+from hlnet.cues import gains_for
 from hlnet.errors import UsageError
 from hlnet.tree import ClassTree
 

@@ -15,38 +15,11 @@ from torch import Tensor
 
 from hlnet.cues import Cue
 from hlnet.errors import UsageError
+from hlnet.selection import as_selection
 from hlnet.tree import ClassTree
 
 #: What a wrong cue names: any other class, one under the same node, or the one that is most easily confused with it.
 WrongCue = Literal["random", "sibling", "confusable"]
-
-
-def gains_for(tree: ClassTree, classes: Tensor, signal: float) -> Tensor:
-    """One gain per image and node: ``signal`` on the leaf of the cued class, 1 elsewhere.
-
-    Args:
-        tree: the network's tree.
-        classes: ``[B]``, position in ``tree.classes`` of the class that is cued for each image.
-        signal: the factor; 1 is neutral, more enhances, less inhibits. At least 0.
-
-    Returns:
-        ``[B, tree.num_nodes]``, as :meth:`HierarchicalNet.forward` takes it.
-
-    Raises:
-        UsageError: if the signal is negative or not a number, or a class is out of range.
-
-    Example:
-        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
-        >>> gains_for(tree, torch.tensor([2]), 1.8)
-        tensor([[1.0000, 1.0000, 1.0000, 1.0000, 1.8000]])
-    """
-    if not 0 <= signal < float("inf"):
-        raise UsageError(f"attention signal {signal} must be a number of at least 0 (1 is neutral, 1.8 enhances)")
-    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(tree.classes):
-        raise UsageError(f"cued classes must be positions in 0..{len(tree.classes) - 1}")
-    gains = torch.ones(len(classes), tree.num_nodes, device=classes.device)
-    gains[torch.arange(len(classes), device=classes.device), tree.offsets[-2] + classes] = signal
-    return gains
 
 
 def wrong_classes(
@@ -135,11 +108,15 @@ def label_cues(tree: ClassTree, labels: Iterable[int], level: int | None = None)
     """
     _check_level(tree, level)
     named: list[tuple[Cue, ...]] = []
+    known: dict[str, tuple[Cue, ...]] = {}
     for leaf in tree.leaves:
         at, node = tree.num_levels, leaf
         while level is not None and at > level:
             at, node = at - 1, tree.levels[at - 2][node.parent]
-        named.append((Cue(node=leaf.name if node.path == leaf.path else node.path),))
+        if node.path not in known:  # where the path is another class's name, its classes are listed
+            word = tree.node_names.words_for(node.path) or as_selection(tree, tree.leaves_under(node.path))
+            known[node.path] = (Cue(node=word),)
+        named.append(known[node.path])
     return [named[label] if label >= 0 else () for label in labels]
 
 
