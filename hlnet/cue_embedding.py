@@ -122,13 +122,9 @@ def cues_from_embedding(
 
 
 def _nodes(tree: ClassTree, encoder: Encoder) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Paths of all nodes and their names' vectors, kept on the tree for the next text."""
-    kept = tree.__dict__.get("_embedded")
-    if kept is None or kept[0] is not encoder:
-        paths = list(tree.node_names.below)
-        names = [path.rsplit("/", 1)[-1].replace("_", " ") for path in paths]
-        tree.__dict__["_embedded"] = kept = (encoder, paths, _vectors(encoder, names))
-    return kept[1], kept[2]
+    """Paths of all nodes, and their names' vectors."""
+    paths = list(tree.node_names.below)
+    return paths, _vectors(encoder, [path.rsplit("/", 1)[-1].replace("_", " ") for path in paths])
 
 
 def _vectors(encoder: Encoder, texts: list[str]) -> np.ndarray[Any, Any]:

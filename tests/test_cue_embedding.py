@@ -84,14 +84,6 @@ def test_reliability_and_hints(caplog):
     ]
 
 
-def test_names_are_encoded_once_for_an_encoder():
-    tree = ClassTree.from_nested({"cat": {}, "saw": {}})
-    first, second = Compass(), Compass()
-    for encoder in (first, first, second):
-        cues_from_embedding("kitty", tree, encoder)
-    assert first.asked == [["cat", "saw"], ["kitty"], ["kitty"]] and second.asked == [["cat", "saw"], ["kitty"]]
-
-
 @pytest.mark.parametrize("kind", [list, torch.tensor, lambda found: np.float32(found)])
 def test_whatever_an_encoder_gives(kind):
     encoder = types.SimpleNamespace(encode=lambda texts: kind(Compass().encode(texts).tolist()))
