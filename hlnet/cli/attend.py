@@ -196,7 +196,7 @@ def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
     for name, network in networks.items():
         for way in ("gain", "bias", "scale"):
             if choice := network.choice(way, report.reliability):
-                columns.append(f"{name}{way} {choice.strength:.3g}")
+                columns.append(f"{name}{way} {choice.strength:.4g}")
                 ends.append((choice.right, choice.wrong, network.neutral))
     rows = [
         [output.percent(share, 1), *(_points(mixed(right, wrong, share), neutral) for right, wrong, neutral in ends)]
@@ -226,7 +226,7 @@ def _show_choices(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
                     [
                         f"{100 * reliability:g} %",
                         f"{name}{told}",
-                        f"{choice.strength:.3g}",
+                        f"{choice.strength:.4g}",
                         output.percent(choice.top1),
                         f"{100 * above.mean:+.2f} [{100 * above.low:+.2f}, {100 * above.high:+.2f}]" if above else "",
                     ]
