@@ -361,6 +361,10 @@ for found in hlnet.predict(hlnet.optimize(net), ["photo.jpg"]):
 {% else %}
 - It cannot say "none of these": no threshold was fitted.
 {% endif %}
+{% if provenance.conformal %}
+- Answers with `hlnet predict --coverage` hold as often as asked for images like the {{ provenance.conformal.images }} of
+  {{ provenance.conformal.data | code }} that their thresholds were fitted on, on average over classes.
+{% endif %}
 {% if kind != "plain" %}
 - An expert knows nothing of the classes that were left out.
 - A cue helps only when it is right; a wrong one costs accuracy.

@@ -25,7 +25,7 @@ from hlnet.model_card import make_model_card
 from hlnet.network import HierarchicalNet, NetworkConfig
 from hlnet.plain import PlainConfig, PlainNet
 from hlnet.profiling import Cost, plain_cost, profile
-from hlnet.provenance import FittedAttention, Rejection
+from hlnet.provenance import FittedAttention, PathConformal, Rejection
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
@@ -314,3 +314,10 @@ def test_citation_agrees_with_the_project_s():
 
 def test_card_is_the_same_each_time():
     assert str(make_model_card(full(recipe=RECIPE))) == str(make_model_card(full(recipe=RECIPE)))
+
+
+def test_card_tells_what_coverage_is_fitted_to():
+    fitted = PathConformal(thresholds=(0.2, 0.3), images=500, data="photos (val)")
+    text = make_model_card(full(conformal=fitted)).text
+    assert "hold as often as asked for images like the 500 of\n  `photos (val)` that" in text
+    assert "coverage" not in make_model_card(full()).text
