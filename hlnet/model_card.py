@@ -362,8 +362,8 @@ for found in hlnet.predict(hlnet.optimize(net), ["photo.jpg"]):
 - It cannot say "none of these": no threshold was fitted.
 {% endif %}
 {% if provenance.conformal %}
-- Answers with `hlnet predict --coverage` hold as often as asked for images like the {{ provenance.conformal.images }} of
-  {{ provenance.conformal.data | code }} that their thresholds were fitted on, on average over classes.
+- Answers with `hlnet predict --coverage` hold as often as asked for images like the
+  {{ provenance.conformal.images }} of {{ provenance.conformal.data | code }} that their thresholds were fitted on, on average over classes.
 {% endif %}
 {% if kind != "plain" %}
 - An expert knows nothing of the classes that were left out.
