@@ -363,7 +363,8 @@ for found in hlnet.predict(hlnet.optimize(net), ["photo.jpg"]):
 {% endif %}
 {% if provenance.conformal %}
 - Answers with `hlnet predict --coverage` hold as often as asked for images like the
-  {{ provenance.conformal.images }} of {{ provenance.conformal.data | code }} that their thresholds were fitted on, on average over classes.
+  {{ provenance.conformal.images }} of {{ provenance.conformal.data | code }} that their thresholds were fitted on,
+  on average over classes.
 {% endif %}
 {% if kind != "plain" %}
 - An expert knows nothing of the classes that were left out.
