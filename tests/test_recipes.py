@@ -113,6 +113,7 @@ FLAGS = (
     ".safetensors --no-pretrained --backbone-arg drop_rate=0.25 --img-size 48 --mean 0.5 --std 0.1,0.2,0.3 --epochs 7 "
     "--batch-size auto --opt lamb --lr 0.25 --momentum 0.5 --weight-decay 0.125 --layer-decay 0.75 --sched step "
     "--min-lr 0.001 --warmup-epochs 4 --decay-epochs 11 --decay-rate 0.5 --loss bce --smoothing 0.25 "
+    "--cue-share 0.25 --cue-reliability 0.6,0.8 "
     "--hierarchical-alpha 0.5 --soft-labels-beta 4.5 --mixup 0.75 --cutmix 0.5 --clip-grad 2.5 --ema-decay 0.875 "
     "--mixed-precision no --aa none --scale 0.25,0.75 --hflip 0.25 --reprob 0.75 --skip-unreadable --frozen-trunk "
     "--unfreeze-epochs 3 --workers 5 --seed 9"
@@ -147,7 +148,7 @@ def test_options_replace_a_recipe(root, captured, recipe):
     given = dict(pair.split(" ") for pair in FLAGS.format(root=root).removeprefix("--").split(" --") if " " in pair)
     for name, default in hlnet.TrainConfig().model_dump().items():
         value = getattr(settings, name)
-        if name == "cache_views":  # which does not go with the others
+        if name in ("cache_views", "cue_aware"):  # which do not go with the others
             continue
         assert value != default, name
         if isinstance(value, bool):
@@ -168,7 +169,8 @@ def test_options_replace_a_recipe(root, captured, recipe):
 def test_every_setting_has_an_option_and_reaches_a_run():
     words = {word.removeprefix("--no-").removeprefix("--") for word in FLAGS.split() if word.startswith("--")}
     settings = {*hlnet.TrainConfig.model_fields, *hlnet.recipes.NetworkSettings.model_fields}
-    settings -= {"backbone_args", "block", "widths", "strides", "cache_views"}  # of branches; and see above
+    settings -= {"backbone_args", "block", "widths", "strides"}  # of branches
+    settings -= {"cache_views", "cue_aware"}  # see above
     assert {name.replace("_", "-") for name in settings} <= words
     assert not {word.replace("-", "_") for word in words} & NO_SETTINGS
 
@@ -181,6 +183,8 @@ def test_what_a_recipe_says_stays_without_an_option(root, captured):
     _, settings, *_ = captured(f"{data} --cache-views 0 --no-frozen-trunk --lr 1e-4")
     wanted = {"cache_views": 0, "frozen_trunk": False, "lr": 1e-4}
     assert settings == read_run_config("laptop").train.model_copy(update=wanted)
+    _, settings, *_ = captured(f"{data} --cue-aware --cue-reliability 0.6,0.8")
+    assert settings.cue_aware and settings.cue_reliability == (0.6, 0.8) and settings.cue_share == 0.5
 
 
 def create(backbone):

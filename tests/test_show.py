@@ -346,7 +346,7 @@ def test_an_attention_signal_makes_it_a_gain(at, tmp_path):
     _, hinted = invoke(
         "show {full} {a} --cue dog --attention-signal 1.8 --cue-site node --out {out}", **at, out=tmp_path / "x.html"
     )
-    assert "warning: on inner nodes, a gain did harm" in hinted
+    assert "warning: a gain on an inner node's own block" in hinted
 
 
 @pytest.mark.parametrize(
