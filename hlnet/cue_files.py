@@ -77,12 +77,12 @@ def make_cue(node: str, reliability: float | None = None, strength: float | None
         >>> make_cue("cat", 90)
         Traceback (most recent call last):
         hlnet.errors.UsageError: the cue on 'cat' has the reliability 90: it must lie between 0 and 1, both excluded; \
-of a cue that cannot be wrong, run the classes that it leaves alone (certain)
+where a cue cannot be wrong, run only what it names (certain)
     """
     if reliability is not None and not 0 < reliability < 1:
         raise UsageError(
             f"the cue on '{node}' has the reliability {reliability:g}: it must lie between 0 and 1, both excluded; "
-            "of a cue that cannot be wrong, run the classes that it leaves alone (certain)"
+            "where a cue cannot be wrong, run only what it names (certain)"
         )
     if strength is not None and not abs(strength) < float("inf"):
         raise UsageError(f"the cue on '{node}' has the strength {strength:g}: it must be a finite number")
