@@ -45,17 +45,12 @@ def written(net: PortableNet, out: Path, format: Format, about: dict[str, Any]) 
         RunError: if the network cannot be exported, or the file not be written.
     """
     with replacing(out) as draft:
-        weights = draft.with_suffix(".bin")
-        try:
-            with _our_errors(format):
-                _WRITERS[format](net, about, draft)
-            yield draft
-            if format == "openvino":  # the weights take their place first
-                with replacing(out.with_suffix(".bin")) as place:
-                    weights.replace(place)
-        finally:
-            if format == "openvino":
-                weights.unlink(missing_ok=True)
+        with _our_errors(format):
+            _WRITERS[format](net, about, draft)
+        yield draft
+        if format == "openvino":  # the weights take their place first
+            with replacing(out.with_suffix(".bin")) as place:
+                draft.with_suffix(".bin").replace(place)
 
 
 def check_packages(format: Format) -> None:

@@ -1,8 +1,13 @@
-"""Writing files so that no reader ever sees half of one."""
+"""Writing files so that no reader ever sees half of one.
+
+Notable here: a draft lies in a folder of its own beside its target. What a library writes on the way, under names that
+only it knows, lies there too, and is gone or found with it.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,12 +15,15 @@ from pathlib import Path
 
 from hlnet.errors import RunError
 
+#: How the names of folders with drafts begin.
+DRAFTS = ".hlnet-"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes ``path``'s place in one step.
+    """Yield the path of a draft, yet to be written; on success it takes ``path``'s place in one step.
 
-    On any error the temporary file is removed and whatever stood at ``path`` stays as it was.
+    On any error the draft is removed and whatever stood at ``path`` stays as it was.
 
     Raises:
         RunError: if the file cannot be written; an OSError within the block counts as that.
@@ -28,21 +36,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     target = Path(path)
-    draft = _draft(target)
-    try:
-        yield draft
-        # mkstemp makes the file private; give it the mode that open() would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        draft.chmod(0o666 & ~umask)
-        with draft.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(draft, target)
-        _settle(target.parent)
-    except OSError as error:
-        raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    if target.is_dir():
+        raise RunError(f"cannot write '{target}': it is a folder; give a file name")
+    with folder_beside(target) as folder:
+        draft = folder / target.name
+        try:
+            yield draft
+            # Some libraries make their files private; give it the mode that open() would have.
+            umask = os.umask(0)
+            os.umask(umask)
+            draft.chmod(0o666 & ~umask)
+            with draft.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(draft, target)
+            _settle(target.parent)
+        except OSError as error:
+            raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -51,20 +60,36 @@ def check_writable(path: str | Path) -> None:
     Raises:
         RunError: as :func:`replacing`.
     """
-    _draft(Path(path)).unlink(missing_ok=True)
-
-
-def _draft(target: Path) -> Path:
-    """A new empty file beside the target."""
+    target = Path(path)
     if target.is_dir():
         raise RunError(f"cannot write '{target}': it is a folder; give a file name")
+    with folder_beside(target):
+        pass
+
+
+@contextmanager
+def folder_beside(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, which is private and hidden, and gone in the end.
+
+    Raises:
+        RunError: if it cannot be made.
+    """
+    target = Path(path)
     make_folder(target.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".hlnet-", suffix=target.suffix)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=DRAFTS))
     except OSError as error:
         raise RunError(f"cannot write '{target}': {error.strerror or error}") from error
-    os.close(handle)
-    return Path(name)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what processes that were killed while writing have left in a folder, where none is at work."""
+    for left in folder.glob(f"{DRAFTS}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _settle(folder: Path) -> None:

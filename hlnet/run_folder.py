@@ -20,7 +20,7 @@ from torch import Tensor
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.data import is_source
 from hlnet.errors import UsageError
-from hlnet.files import replacing
+from hlnet.files import remove_drafts, replacing
 from hlnet.model_names import BEST_FILE, MODEL_FILES
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
@@ -181,8 +181,7 @@ class RunFolder:
         """What a run that was killed while writing has left."""
         assert self.out is not None
         for folder in (self.out, self.out / MODEL_FOLDER):  # and no deeper, where other runs may be at work
-            for draft in folder.glob(".hlnet-*"):
-                draft.unlink(missing_ok=True)
+            remove_drafts(folder)
 
 
 def _anywhere(name: str, value: Any) -> Any:

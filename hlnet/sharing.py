@@ -8,8 +8,6 @@ beginning and at the end only.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hlnet.errors import RunError, UsageError, one_line
-from hlnet.files import make_folder
+from hlnet.files import folder_beside
 
 #: How long processes wait for each other at the beginning, and in the end; one that dies in between is noticed at once.
 MEETING, PATIENCE = timedelta(minutes=10), timedelta(days=30)
@@ -92,42 +90,30 @@ def in_order(share: Share, lines: Iterator[str], beside: Path) -> Iterator[Itera
     from torch import distributed
 
     _together(distributed.init_process_group, "gloo", rank=share.number, world_size=share.count, timeout=MEETING)
-    folder: Path | None = None
     try:
-        patient = _together(distributed.new_group, backend="gloo", timeout=PATIENCE)
-        if share.first:
-            folder = _new_folder(beside)
-        told = [str(folder.resolve()) if folder else ""]
-        _together(distributed.broadcast_object_list, told)
-        parts = [Path(told[0]) / f"part-{number:05}-of-{share.count:05}" for number in range(share.count)]
-        try:
-            with parts[share.number].open("w", encoding="utf-8") as part:
-                part.writelines(f"{line}\n" for line in lines)
-        except OSError as error:
-            raise RunError(
-                f"cannot write '{parts[share.number]}': {error.strerror or error}; every process must see this folder"
-            ) from error
-        _together(distributed.barrier, patient)
-        if not share.first:
-            yield None
-            return
         with ExitStack() as stack:
+            patient = _together(distributed.new_group, backend="gloo", timeout=PATIENCE)
+            told = [str(stack.enter_context(folder_beside(beside)).resolve()) if share.first else ""]
+            _together(distributed.broadcast_object_list, told)
+            parts = [Path(told[0]) / f"part-{number:05}-of-{share.count:05}" for number in range(share.count)]
+            ours = parts[share.number]
+            try:
+                with ours.open("w", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in lines)
+            except OSError as error:
+                raise RunError(
+                    f"cannot write '{ours}': {error.strerror or error}; every process must see this folder"
+                ) from error
+            _together(distributed.barrier, patient)
+            if not share.first:
+                yield None
+                return
             yield _alternating([stack.enter_context(path.open(encoding="utf-8")) for path in parts])
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         distributed.destroy_process_group()
 
 
 # ---------------------------------------------------------------------- helpers
-
-
-def _new_folder(beside: Path) -> Path:
-    make_folder(beside.parent)
-    try:
-        return Path(tempfile.mkdtemp(dir=beside.parent, prefix=".hlnet-"))
-    except OSError as error:
-        raise RunError(f"cannot write '{beside}': {error.strerror or error}") from error
 
 
 def _alternating(parts: list[Iterator[str]]) -> Iterator[str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import yaml
 
 from hlnet import tree_graphs, tree_tables
 from hlnet.errors import RunError, TreeError, UsageError, did_you_mean, one_line
-from hlnet.files import make_folder, replacing
+from hlnet.files import folder_beside, replacing
 from hlnet.outline import Outline
 from hlnet.plain_yaml import read_yaml
 from hlnet.tree import ClassTree
@@ -263,26 +261,20 @@ def _write_folders(root: Outline, path: Path) -> None:
             raise UsageError(f"node '{node.name}' cannot be a folder that shows; rename it or choose another format")
     try:
         _check_free(path)
-        make_folder(path.parent)
-        draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=".hlnet-"))
+        with folder_beside(path) as draft:
+            top = draft / "tree"  # within, as the draft's own folder is private
+            # A folder 'train' at the top is read as the training images: put all into one, so that it lies below.
+            places = {id(root): top / "train" if any(child.name == "train" for child in root.children) else top}
+            places[id(root)].mkdir(parents=True)
+            for node in root.walk():
+                for child in node.children:
+                    places[id(child)] = places[id(node)] / child.name
+                    places[id(child)].mkdir()
+            if path.is_dir():
+                path.rmdir()  # it is empty; only some systems move a folder onto one
+            os.replace(top, path)
     except OSError as error:
         raise RunError(f"cannot write '{path}': {error.strerror or error}") from error
-    try:
-        top = draft / "tree"  # within, as mkdtemp's own folder is private
-        # A folder 'train' at the top is read as the training images: put all into one, so that it lies below.
-        places = {id(root): top / "train" if any(child.name == "train" for child in root.children) else top}
-        places[id(root)].mkdir(parents=True)
-        for node in root.walk():
-            for child in node.children:
-                places[id(child)] = places[id(node)] / child.name
-                places[id(child)].mkdir()
-        if path.is_dir():
-            path.rmdir()  # it is empty; only some systems move a folder onto one
-        os.replace(top, path)
-    except OSError as error:
-        raise RunError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_free(path: Path) -> None:

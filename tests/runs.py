@@ -124,7 +124,8 @@ def figures(out):
 
 def contents(out, *names):
     """The bytes of files in a folder, by name; of all in it, unless some are named. Not of drafts."""
-    found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
+    found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    found = {name: path for name, path in found.items() if "/." not in f"/{name}"}
     return {name: found[name].read_bytes() for name in names or found}
 
 

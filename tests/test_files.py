@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hlnet.errors import RunError
-from hlnet.files import check_writable, replacing
+from hlnet.files import check_writable, remove_drafts, replacing
 
 
 def names_in(folder):
@@ -20,7 +20,7 @@ def test_success_replaces_in_one_step(tmp_path, old):
         target.write_text(old)
     with replacing(str(target)) as draft:
         draft.write_text("new")
-        assert draft.parent == tmp_path and draft.suffix == ".txt" and draft != target
+        assert draft.parent.parent == tmp_path and draft.name == "note.txt" and names_in(draft.parent) == ["note.txt"]
         assert (target.read_text() if target.exists() else None) == old
     assert target.read_text() == "new" and names_in(tmp_path) == ["note.txt"]
 
@@ -37,6 +37,31 @@ def test_error_leaves_the_old_file(tmp_path, error, old):
         raise error
     assert names_in(tmp_path) == (["note.txt"] if old else [])
     assert not old or target.read_text() == old
+
+
+def test_what_else_was_written_on_the_way_is_gone(tmp_path):
+    """Libraries have temporary files of their own, beside the one that they were asked for."""
+    with replacing(tmp_path / "note.txt") as draft:
+        draft.write_text("new")
+        (draft.parent / ".tmpA5N7Zu").touch()
+    assert names_in(tmp_path) == ["note.txt"]
+
+
+def test_drafts_of_killed_processes_can_be_removed(tmp_path):
+    for name in (".hlnet-a", ".other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".tmpA5N7Zu").touch()
+    remove_drafts(tmp_path)
+    assert names_in(tmp_path) == [".other"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_file_made_private_by_a_library_is_not(tmp_path, mode):
+    with replacing(tmp_path / "note") as draft:
+        draft.touch(mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "note").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_failed_replacement_leaves_no_draft(tmp_path, monkeypatch):

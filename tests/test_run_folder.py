@@ -74,9 +74,10 @@ def test_two_classifiers_begin_as_detectors():
 def test_leftovers_of_other_runs_stay(tmp_path):
     other = tmp_path / "other" / ".hlnet-draft"
     ours = tmp_path / ".hlnet-draft"
-    other.parent.mkdir()
-    other.touch()
-    ours.touch()
+    for draft in (other, ours):
+        draft.mkdir(parents=True)
+        (draft / "last.safetensors").touch()
+        (draft / ".tmpA5N7Zu").touch()  # as safetensors calls what it writes
     RunFolder(tmp_path, config()).clear()
     assert other.exists() and not ours.exists()
 
