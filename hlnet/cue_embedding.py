@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -23,6 +24,8 @@ log = logging.getLogger("hlnet")
 
 #: A small model of sentence-transformers, as its hub calls it.
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+#: What an encoder made of the names of a tree's nodes, which takes far longer than one text does.
+_NAMES: WeakKeyDictionary[Encoder, dict[tuple[str, ...], np.ndarray[Any, Any]]] = WeakKeyDictionary()
 
 
 class Encoder(Protocol):
@@ -64,14 +67,15 @@ def cues_from_embedding(
 ) -> list[Cue]:
     """A cue on the node whose name is nearest to a text in meaning, by cosine similarity.
 
-    The text is taken as a whole: "a dog and a cat" lies between the two. For words that a dictionary has,
-    :func:`hlnet.cues_from_text` is the surer way.
+    The text is taken as a whole: "a dog and a cat" lies between the two. This is for sentences; of sounds and single
+    nouns :func:`hlnet.cues_from_text` is far more often right (docs/attention.md has figures of both).
 
     Args:
         text: in the model's language.
         tree: the classes.
-        encoder: the model, or what :func:`hlnet.load_encoder` takes; that is loaded at every call.
-        threshold: the least similarity, up to 1. It depends on the model.
+        encoder: the model, which is asked for the nodes' names once; or what :func:`hlnet.load_encoder` takes, which is
+            loaded at every call.
+        threshold: the least similarity, up to 1. What it is worth depends on the model.
         margin: nodes whose similarity is less by no more than this are named too, as alternatives; but of two of which
             one holds the other, the nearer alone.
         reliability: of the cue; default: what the attention says.
@@ -124,7 +128,11 @@ def cues_from_embedding(
 def _nodes(tree: ClassTree, encoder: Encoder) -> tuple[list[str], np.ndarray[Any, Any]]:
     """Paths of all nodes, and their names' vectors."""
     paths = list(tree.node_names.below)
-    return paths, _vectors(encoder, [path.rsplit("/", 1)[-1].replace("_", " ") for path in paths])
+    names = tuple(path.rsplit("/", 1)[-1].replace("_", " ") for path in paths)
+    known = _NAMES.setdefault(encoder, {})
+    if names not in known:
+        known[names] = _vectors(encoder, list(names))
+    return paths, known[names]
 
 
 def _vectors(encoder: Encoder, texts: list[str]) -> np.ndarray[Any, Any]:

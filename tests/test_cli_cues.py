@@ -1,6 +1,8 @@
 """``hlnet attend`` and the cues of ``hlnet eval``: what they print and store is what the library finds."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -185,6 +187,22 @@ def test_predict_by_gain_and_by_words(files):
         assert {label["name"]: label["probability"] for label in one["labels"]} == pytest.approx(expected, abs=1e-4)
 
 
+def test_predict_by_meaning(files, monkeypatch):
+    class Model:
+        def __init__(self, name, device):
+            assert name == "some/model"
+
+        def encode(self, texts):
+            return [[1, "hunts mice" in text or text == "cat"] for text in texts]
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=Model))
+    line = ["predict", f"{files}/full.safetensors", f"{files}/photos/val", "--reliability", "0.9", "--json"]
+    done = CliRunner().invoke(app, [*line, "--text", "what hunts mice", "--text-model", "some/model"])
+    assert [json.loads(row) for row in done.stdout.splitlines()] == predictions(
+        files, "@full.safetensors @photos/val --cue cat=0.9"
+    )
+
+
 def test_predict_runs_only_what_is_certain(files):
     certain = predictions(files, "@full.safetensors @photos/val --cue dog --certain")
     for one in certain:
@@ -209,6 +227,7 @@ def test_predict_runs_only_what_is_certain(files):
         ("--certain", "none is given"),
         ("--reliability 0.9", "none is given"),
         ("--text blah", "names nothing"),
+        ("--text-model some/model --cue cat=0.9", "none is given"),
         ("--cues @missing.csv", "missing.csv"),
         ("--cue cat=0.9 --coverage 0.9", "a coverage was fitted without cues"),
         ("--cue cat --cue dog --certain", "leave no class"),

@@ -45,6 +45,13 @@ class Compass:
         return np.stack([np.cos(angles), np.sin(angles)], 1) * np.arange(1, len(angles) + 1)[:, None]
 
 
+class Giving:
+    """Whatever a function makes of the texts."""
+
+    def __init__(self, found):
+        self.encode = found
+
+
 def near(text, **settings):
     return [cue.node for cue in cues_from_embedding(text, TREE, Compass(), **settings)]
 
@@ -84,9 +91,18 @@ def test_reliability_and_hints(caplog):
     ]
 
 
+def test_names_are_encoded_once():
+    encoder, same = Compass(), ClassTree.from_nested({"cat": {}, "saw": {}})
+    for tree in (TREE, same, ClassTree.from_nested({"cat": {}, "saw": {}})):
+        for text in ("kitty", "hammer"):
+            cues_from_embedding(text, tree, encoder)
+    assert sorted(map(len, encoder.asked)) == [1] * 6 + [2, 8]
+    assert [cue.node for cue in cues_from_embedding("kitty", same, encoder)] == ["cat"]
+
+
 @pytest.mark.parametrize("kind", [list, torch.tensor, lambda found: np.float32(found)])
 def test_whatever_an_encoder_gives(kind):
-    encoder = types.SimpleNamespace(encode=lambda texts: kind(Compass().encode(texts).tolist()))
+    encoder = Giving(lambda texts: kind(Compass().encode(texts).tolist()))
     tree = ClassTree.from_nested({"cat": {}, "saw": {}})
     assert [cue.node for cue in cues_from_embedding("kitty", tree, encoder)] == ["cat"]
 
@@ -98,14 +114,12 @@ def test_whatever_an_encoder_gives(kind):
 def test_what_is_no_vector(found):
     tree = ClassTree.from_nested({"cat": {}, "saw": {}})
     with pytest.raises(UsageError, match="the encoder gives"):
-        cues_from_embedding("kitty", tree, types.SimpleNamespace(encode=found))
+        cues_from_embedding("kitty", tree, Giving(found))
 
 
 def test_zero_vectors_are_near_nothing():
     tree = ClassTree.from_nested({"cat": {}, "saw": {}})
-    assert (
-        cues_from_embedding("kitty", tree, types.SimpleNamespace(encode=lambda texts: [[0.0, 0.0]] * len(texts))) == []
-    )
+    assert cues_from_embedding("kitty", tree, Giving(lambda texts: [[0.0, 0.0]] * len(texts))) == []
 
 
 @pytest.mark.parametrize(

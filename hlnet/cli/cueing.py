@@ -80,6 +80,14 @@ Text = Annotated[
     str | None,
     option("--text", help="Cue every image on what this names: a sound (meow), a caption, a noun."),
 ]
+TextModel = Annotated[
+    str | None,
+    option(
+        "--text-model",
+        metavar="NAME|FOLDER",
+        help="Find what --text means by this embedding model of sentence-transformers, not by its words.",
+    ),
+]
 Prior = Annotated[
     Path | None,
     option("--prior", metavar="FILE", help="How frequent nodes are where images come from: node,probability."),
@@ -157,6 +165,7 @@ def cue_source(
     cue: Sequence[str],
     file: Path | None,
     text: str | None,
+    text_model: str | None,
     prior: Path | None,
     signal: str | None,
     mode: CueMode | None,
@@ -171,12 +180,15 @@ def cue_source(
             :func:`attention`.
     """
     from hlnet.cli import output
+    from hlnet.cue_embedding import cues_from_embedding
     from hlnet.cue_files import parse_cue, read_cues
     from hlnet.cue_images import CuesByImage
     from hlnet.cue_words import cues_from_text
     from hlnet.cued_logits import CueSource, CueUse
     from hlnet.cues import check_site
 
+    if text_model is not None and text is None:
+        raise UsageError("--text-model says how to understand a --text, and none is given")
     by_name = read_cues(file, net.tree) if file is not None else {}
     if mode is None and (are_factors(cue) or have_strengths(by_name.values())):
         mode = CueMode.gain
@@ -184,7 +196,7 @@ def cue_source(
     check_site(how)
     everywhere = [parse_cue(one, net.tree, how.mode) for one in cue]
     if text is not None:
-        heard = cues_from_text(text, net.tree)
+        heard = cues_from_embedding(text, net.tree, text_model) if text_model else cues_from_text(text, net.tree)
         if not heard:
             raise UsageError(f"--text '{text}' names nothing that tells the tree's classes apart")
         everywhere += heard

@@ -57,6 +57,7 @@ def predict(
     ] = None,
     cue: cueing.CueOption = None,
     text: cueing.Text = None,
+    text_model: cueing.TextModel = None,
     cues: cueing.CuesFile = None,
     prior: cueing.Prior = None,
     cue_mode: cueing.Mode = None,
@@ -118,11 +119,11 @@ def predict(
         check_writable(out)
     net = options.load_optimized(model, _device(device, share), dtype)
     known, finish = None, None
-    if cueing.wanted(cue, text, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
+    if cueing.wanted(cue, text, text_model, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
         if not cueing.wanted(cue, text, cues, prior):
             raise UsageError("these options say how cues act, but none is given; add --cue, --text, --cues or --prior")
         known, finish = cueing.cue_source(
-            net, cue or (), cues, text, prior, attention_signal, cue_mode, cue_site, reliability, certain
+            net, cue or (), cues, text, text_model, prior, attention_signal, cue_mode, cue_site, reliability, certain
         )
     ends = min_confidence is not None or coverage is not None
     if share.first:
