@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import hlnet
-from hlnet.cue_report import EVIDENCE, GAINS, SCALES, report_cues
+from hlnet.cue_report import EVIDENCE, GAINS, SCALES, report_cues, stored_gains
 from hlnet.cue_sweep import Frontier, right_answers, sweep_gains
 from hlnet.data import TreeData, eval_transform, load_data
 from hlnet.features import CachedFeatures
@@ -156,7 +156,8 @@ def search(net: Any, data: CachedFeatures, there: Tensor) -> dict[str, Any]:
 def measure(args: argparse.Namespace, kind: str, seed: int, tree: hlnet.ClassTree, data: Any, made: Any) -> Any:
     net, val_top1 = trained(args, kind, seed, tree, data)
     found: dict[str, Any] = {"val top-1": val_top1}
-    swept = sweep_gains(net, batches([data["val"], data["test"]]), GAINS if net.has_branches else ())
+    gains = (*GAINS, *stored_gains(net).values()) if net.has_branches else ()
+    swept = sweep_gains(net, batches([data["val"], data["test"]]), gains)
     for level in (None, *range(1, tree.num_levels)):
         if level is not None and len({node.path for node in tree.levels[level - 1]}) < 2:
             continue
@@ -194,7 +195,7 @@ def show_choices(key: str, runs: dict[str, list[Any]]) -> None:
     print("| network | no cue | way | 50 % right | 75 % | 90 % | 99 % | above tuned bias at 90 %, by seed |")
     print("|---|---|---|---|---|---|---|---|")
     for kind, found in runs.items():
-        for way in ("gain", "scale", "bias", "bayes"):
+        for way in ("gain", "stored", "scale", "bias", "bayes"):
             reports = [run[key]["network"] for run in found]
             choices = [
                 {choice["reliability"]: choice for choice in one["choices"] if choice["way"] == way} for one in reports

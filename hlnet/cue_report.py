@@ -1,12 +1,14 @@
 """The cue report: what right cues give, what wrong ones cost, and which way of cueing makes the best of both.
 
-Notable here: strengths are chosen on one half of the images and judged on the other. No figure for right cues stands
-without the one for wrong cues: right cues help by whatever mechanism, and the stronger the better.
+Notable here: whatever is chosen, strengths and in the end the way of cueing, is chosen on one half of the images, and
+judged on the other. No figure for right cues stands without the one for wrong cues: right cues help by whatever
+mechanism, and the stronger the better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,13 +19,14 @@ from torch import Tensor
 from hlnet.calibration import fit_temperature
 from hlnet.comparison import Interval, paired_bootstrap
 from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
-from hlnet.cues import Mode, cue_evidence
+from hlnet.cue_training import is_trained
+from hlnet.cues import Mode, cue_evidence, curve_strength
 from hlnet.errors import UsageError, some
 from hlnet.inference import InferenceNet
 from hlnet.network import HierarchicalNet
 from hlnet.oracle_cues import WrongCue, confusable_classes, wrong_classes
 from hlnet.plain import PlainNet
-from hlnet.provenance import Curve, FittedAttention, Provenance
+from hlnet.provenance import Curve, FittedAttention
 from hlnet.tree import ClassTree
 
 #: Factors that are tried.
@@ -35,18 +38,22 @@ RELIABILITIES = (0.5, 0.75, 0.9, 0.95, 0.99)
 #: Shares of wrong cues (paper, Table 5).
 WRONG_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999, 1.0)
 KINDS: tuple[WrongCue, ...] = ("random", "sibling", "confusable")
-#: ``bayes`` is the bias that follows from the reliability, with nothing tuned.
-Way = Literal["gain", "bias", "scale", "bayes"]
+#: Each mode at its best strength; and with nothing tuned ``bayes``, the bias that follows from the reliability, and
+#: ``stored``, the gain that the network's file gives for it: found before, or trained for.
+Way = Literal["gain", "bias", "scale", "bayes", "stored"]
+MODES: dict[Way, Mode] = {"gain": "gain", "bias": "bias", "scale": "scale", "bayes": "bias", "stored": "gain"}
 
 
 class Choice(BaseModel):
     """The strength that serves cues of one reliability best, chosen on one half, and what it gives on the other.
 
     Attributes:
-        way: ``gain``, ``bias`` or ``scale``, tuned; or ``bayes``, the bias by :func:`hlnet.cue_evidence`.
+        way: ``gain``, ``bias`` or ``scale``, tuned; ``bayes``, the bias by :func:`hlnet.cue_evidence`; or ``stored``,
+            the gain by the curve in the network's file, where it has one and classes are cued.
         reliability: the share of right cues.
         strength: what was chosen; of ``bayes`` at a level above the classes, its mean.
-        top1: with that share of right cues.
+        tuned_top1: with that share of right cues, on the half that tunes.
+        top1: the same on the half that reports.
         right, wrong: with every cue right, and with every cue wrong.
         against_bias: by how much top-1 is above that of the tuned bias, with a paired 95 % interval.
     """
@@ -54,6 +61,7 @@ class Choice(BaseModel):
     way: Way
     reliability: float
     strength: float
+    tuned_top1: float
     top1: float
     right: float
     wrong: float
@@ -124,8 +132,11 @@ def attend(
     """Measure cues on labelled images: by gain, bias and scale, right and wrong, beside a plain network.
 
     Images are halved within each class. On one half the temperature is fitted and strengths are chosen, for each
-    reliability the one of the highest top-1 at that share of right cues; on the other everything is reported. Accuracy
-    is linear in the share of wrong cues, so those under all right and all wrong ones give it.
+    reliability the one of the highest top-1 at that share of right cues; and the way to store, likewise. On the other
+    everything is reported. Accuracy is linear in the share of wrong cues, so those under all right and all wrong ones
+    give it. A network that was trained with cues keeps the gains that it was trained for.
+
+    For memory see :func:`hlnet.cue_sweep.sweep_gains`; half of that comes on top.
 
     Args:
         net: the network.
@@ -135,7 +146,7 @@ def attend(
         reliability: what the stored setting is for, above 0 and below 1.
         wrong: what a wrong cue names where strengths are chosen; the frontiers have all three kinds.
         level: cue the nodes of this level, 1 nearest to the trunk; default: classes.
-        gains: that are tried; 1, neutral, is one of them always.
+        gains: that are tried; besides 1, neutral, and those that the network's file gives for the reliabilities.
         data: what the images are, for the file.
         seed: of halves, wrong cues and bootstrap.
         on_batch: called after each batch.
@@ -165,15 +176,22 @@ def attend(
     places = {} if plain is None else {name: place for place, name in enumerate(plain[0].tree.classes)}
     if plain is not None and (lacking := [name for name in net.tree.classes if name not in places]):
         raise UsageError(f"the plain network lacks classes of the network: {some(lacking)}")
-    gains = sorted({1.0, *map(float, gains)}) if net.has_branches else []
+    gains = [1.0, *gains, *stored_gains(net, reliability).values()] if net.has_branches else []
     swept = sweep_gains(net, batches, gains, on_batch)
     beside = None
     if plain is not None:
         columns = [places[name] for name in net.tree.classes]
         beside = sweep_gains(plain[0], plain[1], (), on_batch)
-        beside = SweptLogits(beside.labels, beside.neutral[:, columns], {})
-    known = (net.provenance, None if plain is None else plain[0].provenance)
-    return report_cues(net.tree, swept, beside, reliability, wrong, level, data, seed, known)
+        beside = SweptLogits(beside.labels, beside.neutral[:, columns], {}, beside.provenance)
+    return report_cues(net.tree, swept, beside, reliability, wrong, level, data, seed)
+
+
+def stored_gains(net: HierarchicalNet | PlainNet | InferenceNet, reliability: float = 0.9) -> dict[float, float]:
+    """The gains on a class that the network's file gives, by the reliabilities that are reported; empty without any."""
+    found = {
+        share: _stored_gain(net.provenance.attention, share, len(net.tree.classes)) for share in _shares(reliability)
+    }
+    return {share: gain for share, gain in found.items() if gain is not None}
 
 
 def report_cues(
@@ -185,42 +203,48 @@ def report_cues(
     level: int | None = None,
     data: str = "",
     seed: int = 0,
-    known: tuple[Provenance | None, Provenance | None] = (None, None),
 ) -> CueReport:
     """The report from logits that were swept before, which several reports may share.
 
     Args:
         tree: the network's.
-        swept: the network's logits, :func:`hlnet.cue_sweep.sweep_gains`.
+        swept: the network's logits, :func:`hlnet.cue_sweep.sweep_gains`. Of a temperature that was fitted before, no
+            other is fitted; that of classes trained one against all is the sigmoids'.
         plain: those of a plain network, its columns in the order of ``tree.classes``.
         reliability, wrong, level, data, seed: as :func:`attend` takes them.
-        known: what the network's and the plain network's files say: a temperature that was fitted before is used, and
-            of classes trained one against all it is the sigmoids'.
 
     Raises:
-        UsageError: for fewer than four images, if no cue of the level can be wrong, or the plain network's images are
-            others.
+        UsageError: for fewer than four images or one of another class, if no cue of the level can be wrong, or the
+            plain network's images are others.
     """
+    if bool((swept.labels < 0).any()):
+        raise UsageError("an image is of a class that the network does not have; leave such images out")
     if plain is not None and not torch.equal(plain.labels, swept.labels):
         raise UsageError("the plain network's images are not those of the network, in the same order")
-    tune, report = _halves(swept.labels, seed)
-    if not len(tune) or not len(report):
+    halves = _halves(swept.labels, seed)
+    if not all(map(len, halves)):
         raise UsageError(f"{len(swept.labels)} images are too few to tune on one half and report on the other")
-    targets = _targets(tree, swept, tune, level, seed)
-    found = CueReport(
-        tuned_on=len(tune),
-        reported_on=len(report),
+    targets = _targets(tree, swept, halves[0], level, seed)
+    if wrong not in targets:
+        raise UsageError(f"'{wrong}' wrong cues are for classes; of nodes above them, choose random or sibling")
+    networks = [
+        _judge(found, targets, halves, wrong, _shares(reliability), level is None, seed)
+        for found in (swept, plain)
+        if found is not None
+    ]
+    report = CueReport(
+        tuned_on=len(halves[0]),
+        reported_on=len(halves[1]),
         classes=len(tree.classes),
         level=level,
         wrong=wrong,
         reliability=reliability,
-        network=_judge(swept, targets, tune, report, wrong, reliability, seed, known[0]),
+        network=networks[0],
+        plain=networks[1] if plain is not None else None,
     )
-    if plain is not None:
-        found.plain = _judge(plain, targets, tune, report, wrong, reliability, seed, known[1])
     if level is None:
-        found.attention = _fitted(found, data)
-    return found
+        report.attention = _fitted(report, swept.provenance.attention, data)
+    return report
 
 
 # ---------------------------------------------------------------------- helpers
@@ -249,64 +273,95 @@ def _targets(tree: ClassTree, swept: SweptLogits, tune: Tensor, level: int | Non
     return targets
 
 
+@dataclass(frozen=True)
+class _Half:
+    """Some of the images, and what right cues and each kind of wrong ones name there, ``[n, K]``."""
+
+    swept: SweptLogits
+    named: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, swept: SweptLogits, targets: Mapping[str, Tensor], images: Tensor) -> _Half:
+        return cls(swept.part(images), {kind: named[images] for kind, named in targets.items()})
+
+    def frontiers(self, temperature: float, kinds: Iterable[str]) -> dict[Mode, Frontier]:
+        """Of each mode, with these kinds of wrong cues."""
+        tried: dict[Mode, Sequence[float]] = {
+            "gain": tuple(self.swept.gained),
+            "bias": [temperature * evidence for evidence in EVIDENCE],
+            "scale": SCALES,
+        }
+        wrong = {kind: self.named[kind] for kind in kinds}
+        return {
+            mode: frontier(self.swept, self.named["right"], wrong, mode, strengths)
+            for mode, strengths in tried.items()
+            if strengths
+        }
+
+    def answers(self, way: Way, strength: float | Tensor, wrong: str) -> tuple[Tensor, Tensor]:
+        """Which images are right, as 0 or 1, when every cue is right; and when every cue is wrong."""
+        right, bad = (
+            right_answers(self.swept, self.named[kind], MODES[way], strength).double() for kind in ("right", wrong)
+        )
+        return right, bad
+
+    def bayes(self, share: float, temperature: float) -> Tensor:
+        """The bias by formula for each image's cue."""
+        sizes, classes = self.named["right"].sum(1), self.swept.neutral.shape[1]
+        return temperature * torch.tensor([cue_evidence(share, size, classes) for size in sizes.tolist()])
+
+
 def _judge(
     swept: SweptLogits,
     targets: Mapping[str, Tensor],
-    tune: Tensor,
-    report: Tensor,
+    halves: tuple[Tensor, Tensor],
     wrong: WrongCue,
-    reliability: float,
+    shares: Sequence[float],
+    of_classes: bool,
     seed: int,
-    known: Provenance | None,
 ) -> CuedNetwork:
-    """Frontiers, and the strengths that serve best."""
-    if wrong not in targets:
-        raise UsageError(f"'{wrong}' wrong cues are for classes; of nodes above them, choose random or sibling")
-    halves = {True: (swept.part(tune), tune), False: (swept.part(report), report)}
-    temperature = known.temperature if known else None
-    if temperature is None:
-        one_vs_all = known is not None and known.one_vs_all
-        temperature = fit_temperature(halves[True][0].neutral, halves[True][0].labels, one_vs_all)
-    tried: dict[Mode, Sequence[float]] = {
-        "gain": tuple(swept.gained),
-        "bias": [temperature * evidence for evidence in EVIDENCE],
-        "scale": SCALES,
-    }
-    if not swept.gained:
-        del tried["gain"]
-    named = {half: {kind: target[rows] for kind, target in targets.items()} for half, (_, rows) in halves.items()}
-    frontiers = {
-        half: {
-            mode: frontier(
-                halves[half][0],
-                named[half]["right"],
-                {
-                    kind: target
-                    for kind, target in named[half].items()
-                    if kind != "right" and (not half or kind == wrong)
-                },
-                mode,
-                strengths,
+    """Strengths that serve best on the first half of the images, and what they and all others give on the second."""
+    known, classes = swept.provenance, swept.neutral.shape[1]
+    tune = _Half.of(swept, targets, halves[0])
+    temperature = known.temperature or fit_temperature(tune.swept.neutral, tune.swept.labels, known.one_vs_all)
+    tuned = tune.frontiers(temperature, [wrong])
+    chosen: dict[tuple[float, Way], float | None] = {}  # None: by formula, from cue to cue
+    for share in shares:
+        chosen |= {(share, mode): _best(found, wrong, share) for mode, found in tuned.items()}
+        chosen[share, "bayes"] = None
+        stored = _stored_gain(known.attention, share, classes)
+        if of_classes and stored in swept.gained:
+            chosen[share, "stored"] = stored
+    before: dict[tuple[float, Way], float] = {}
+    for (share, way), strength in chosen.items():
+        right, bad = tune.answers(way, tune.bayes(share, temperature) if strength is None else strength, wrong)
+        before[share, way] = float((share * right + (1 - share) * bad).mean())
+    report = _Half.of(swept, targets, halves[1])
+    choices, mixed = [], {}
+    for (share, way), strength in chosen.items():
+        by_formula = report.bayes(share, temperature)
+        right, bad = report.answers(way, by_formula if strength is None else strength, wrong)
+        mixed[share, way] = share * right + (1 - share) * bad
+        choices.append(
+            Choice(
+                way=way,
+                reliability=share,
+                strength=float(by_formula.mean()) if strength is None else strength,
+                tuned_top1=before[share, way],
+                top1=float(mixed[share, way].mean()),
+                right=float(right.mean()),
+                wrong=float(bad.mean()),
             )
-            for mode, strengths in tried.items()
-        }
-        for half in halves
-    }
-    choices = []
-    for share in sorted({*RELIABILITIES, reliability}):
-        strengths: dict[Way, float | Tensor] = {
-            mode: _best(found, wrong, share) for mode, found in frontiers[True].items()
-        }
-        sizes = named[False]["right"].sum(1)
-        strengths["bayes"] = temperature * torch.tensor(
-            [cue_evidence(share, size, swept.neutral.shape[1]) for size in sizes.tolist()]
         )
-        choices += _choices(halves[False][0], named[False], wrong, share, strengths, seed)
-    neutral = halves[False][0].neutral.argmax(1) == halves[False][0].labels
+    for choice in choices:
+        if choice.way != "bias":
+            own, bias = mixed[choice.reliability, choice.way], mixed[choice.reliability, "bias"]
+            choice.against_bias = paired_bootstrap(own, bias, seed=seed)
+    neutral = report.swept.neutral.argmax(1) == report.swept.labels
     return CuedNetwork(
         neutral=float(neutral.double().mean()),
         temperature=temperature,
-        frontiers=list(frontiers[False].values()),
+        frontiers=list(report.frontiers(temperature, [kind for kind in targets if kind != "right"]).values()),
         choices=choices,
     )
 
@@ -319,37 +374,17 @@ def _best(found: Frontier, wrong: str, share: float) -> float:
     return min(best, key=lambda strength: abs(strength - neutral))
 
 
-def _choices(
-    swept: SweptLogits,
-    named: Mapping[str, Tensor],
-    wrong: str,
-    share: float,
-    strengths: Mapping[Way, float | Tensor],
-    seed: int,
-) -> list[Choice]:
-    """What each way's strength gives at this share of right cues, and how that stands to the tuned bias."""
-    shares, found = {}, []
-    for way, strength in strengths.items():
-        mode: Mode = "bias" if way == "bayes" else way
-        right, bad = (right_answers(swept, named[kind], mode, strength).double() for kind in ("right", wrong))
-        shares[way] = share * right + (1 - share) * bad
-        found.append(
-            Choice(
-                way=way,
-                reliability=share,
-                strength=float(strength.mean()) if isinstance(strength, Tensor) else strength,
-                top1=float(shares[way].mean()),
-                right=float(right.mean()),
-                wrong=float(bad.mean()),
-            )
-        )
-    for choice in found:
-        if choice.way != "bias":
-            choice.against_bias = paired_bootstrap(shares[choice.way], shares["bias"], seed=seed)
-    return found
+def _shares(reliability: float) -> list[float]:
+    """Reliabilities that strengths are chosen for."""
+    return sorted({*RELIABILITIES, reliability})
 
 
-def _fitted(report: CueReport, data: str) -> FittedAttention:
+def _stored_gain(stored: FittedAttention | None, share: float, classes: int) -> float | None:
+    """The gain that a file gives for a cue on one class; ``None`` if it holds none."""
+    return curve_strength(stored.gain, cue_evidence(share, 1, classes)) if stored and stored.gain else None
+
+
+def _fitted(report: CueReport, before: FittedAttention | None, data: str) -> FittedAttention:
     """The chosen factors by a cue's evidence; they rise with it from 1, so a dip, which is chance, is filled up."""
     curves: dict[str, Curve] = {}
     for mode in ("gain", "scale"):
@@ -359,12 +394,14 @@ def _fitted(report: CueReport, data: str) -> FittedAttention:
             if choice.way == mode and evidence > 0:
                 points.append((round(evidence, 6), max([1.0, choice.strength, *(factor for _, factor in points)])))
         curves[mode] = tuple(points)
-    best = {choice.way: choice for choice in report.network.choices if choice.reliability == report.reliability}
+    found = {choice.way: choice for choice in report.network.choices if choice.reliability == report.reliability}
+    if before is not None and is_trained(before):
+        curves["gain"], found["gain"] = before.gain, found.get("stored", found["gain"])
     metrics = {"images": report.reported_on, "neutral_top1": report.network.neutral}
-    for way, choice in best.items():
+    for way, choice in found.items():
         metrics |= {f"{way}_right_top1": choice.right, f"{way}_wrong_top1": choice.wrong, f"{way}_top1": choice.top1}
     ways: list[Mode] = ["bias", "gain", "scale"]  # of equals the first, which needs no curve
-    mode = max((way for way in ways if way in best), key=lambda way: best[way].top1)
+    mode = max((way for way in ways if way in found), key=lambda way: found[way].tuned_top1)
     return FittedAttention(
         reliability=report.reliability,
         mode=mode,

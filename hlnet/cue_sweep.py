@@ -7,7 +7,7 @@ logit under its own cue, and what any cue does, right or wrong, is a choice of c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from hlnet.cues import Mode
+from hlnet.errors import UsageError
 from hlnet.inference import InferenceNet
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
+from hlnet.provenance import Provenance
 from hlnet.tree import ClassTree
 
 #: Images whose answers are found together.
@@ -32,16 +34,18 @@ class SweptLogits:
         labels: ``[N]``, position of each image's class.
         neutral: ``[N, K]``.
         gained: by gain, ``[N, K]``: each class's logit with this gain on its leaf. Empty for a plain network.
+        provenance: what the network's file says, such as a temperature that was fitted before.
     """
 
     labels: Tensor
     neutral: Tensor
     gained: Mapping[float, Tensor]
+    provenance: Provenance = field(default_factory=Provenance)
 
     def part(self, images: Tensor) -> SweptLogits:
         """The same for some of the images, by position."""
         gained = {gain: logits[images] for gain, logits in self.gained.items()}
-        return SweptLogits(self.labels[images], self.neutral[images], gained)
+        return SweptLogits(self.labels[images], self.neutral[images], gained, self.provenance)
 
 
 class Frontier(BaseModel):
@@ -81,11 +85,16 @@ def sweep_gains(
 ) -> SweptLogits:
     """Run the network without a cue and once with each gain on all leaves; the trunk runs once a batch.
 
+    All logits are kept: for G gains on N images of K classes, ``4 (G + 1) N K`` bytes.
+
     Args:
         net: the network; a plain one takes no gains.
         batches: images ``[B, 3, H, W]`` and labels ``[B]``.
         gains: factors at the input of the leaves' last convolution.
         on_batch: called after each batch.
+
+    Raises:
+        UsageError: if there are no images.
 
     Example:
         >>> import hlnet
@@ -98,7 +107,7 @@ def sweep_gains(
     net.eval()
     labels: list[Tensor] = []
     neutral: list[Tensor] = []
-    gained: dict[float, list[Tensor]] = {gain: [] for gain in gains}
+    gained: dict[float, list[Tensor]] = {float(gain): [] for gain in gains if gain != 1}
     leaves = slice(net.tree.offsets[-2], None)
     for images, target in batches:
         images = images.to(net.device)
@@ -114,8 +123,13 @@ def sweep_gains(
             neutral.append(net(images).float().cpu())
         if on_batch:
             on_batch()
-    whole = {gain: torch.cat(gained.pop(gain)) for gain in gains}  # one by one, for they may be large
-    return SweptLogits(torch.cat(labels), torch.cat(neutral), whole)
+    if not labels:
+        raise UsageError("there are no images to try cues on")
+    together = torch.cat(neutral)
+    whole = {}
+    for gain in sorted({float(gain) for gain in gains}):  # one by one, for they may be large
+        whole[gain] = torch.cat(gained.pop(gain)) if gain != 1 else together
+    return SweptLogits(torch.cat(labels), together, whole, net.provenance)
 
 
 def right_answers(swept: SweptLogits, named: Tensor, mode: Mode, strength: float | Tensor) -> Tensor:
@@ -181,6 +195,6 @@ def named_classes(tree: ClassTree, classes: Tensor, level: int | None = None) ->
         ([[True, True, False]], [[False, True, False]])
     """
     nodes = torch.arange(len(tree.classes))
-    for row in reversed(tree.levels[level or tree.num_levels :]):
+    for row in reversed(tree.levels[tree.num_levels if level is None else level :]):
         nodes = torch.tensor([node.parent for node in row])[nodes]
     return nodes[classes][:, None] == nodes

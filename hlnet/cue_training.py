@@ -34,6 +34,16 @@ def trained_attention() -> FittedAttention:
     return FittedAttention(reliability=RELIABILITY, gain=((MOST, math.exp(MOST / NATS)),))
 
 
+def is_trained(attention: FittedAttention) -> bool:
+    """Whether its gains are those of this rule, that the network was trained with.
+
+    Example:
+        >>> is_trained(trained_attention()), is_trained(FittedAttention(reliability=0.9, gain=((4.0, 3.0),)))
+        (True, False)
+    """
+    return attention.gain == trained_attention().gain
+
+
 class TrainingCues:
     """Random cues for a batch: a share of the images gets one each, of a random reliability that it keeps.
 

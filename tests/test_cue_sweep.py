@@ -1,5 +1,7 @@
 """The cue sweep and report: the same answers as cueing image by image, and figures that follow from them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from naive import randomise
 
 from hlnet.calibration import fit_temperature
 from hlnet.cue_picture import cue_figure, plot_cue_report
-from hlnet.cue_report import RELIABILITIES, _halves, attend, report_cues
+from hlnet.cue_report import RELIABILITIES, attend, report_cues, stored_gains
 from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
 from hlnet.cue_test import CueTest, mixed
+from hlnet.cue_training import trained_attention
 from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, curve_strength
 from hlnet.data import loader
 from hlnet.errors import UsageError
@@ -124,6 +127,13 @@ def test_label_cues_name_nodes_of_the_level():
 # ---------------------------------------------------------------------- the report
 
 
+def halves(labels):
+    """Positions of the images that tune, and of those that report: every other one of a class, in random order."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[np.argsort(labels.numpy()[order], kind="stable")]
+    return np.sort(order[::2]), np.sort(order[1::2])
+
+
 @pytest.fixture(scope="module")
 def report():
     net, data = build(), noise(count=40)
@@ -150,10 +160,8 @@ def test_strengths_are_chosen_on_the_other_half(report):
     """By hand: the same halves, the best strength of one, the figure of the other."""
     net, found = report
     data = noise(count=40)
-    labels, generator = torch.tensor(data.labels), np.random.default_rng(0)
-    order = generator.permutation(40)
-    order = order[np.argsort(labels.numpy()[order], kind="stable")]
-    tune, rest = np.sort(order[::2]), np.sort(order[1::2])
+    labels = torch.tensor(data.labels)
+    tune, rest = halves(labels)
     wrong = wrong_classes(TREE, labels)
     images = torch.stack([image for image, _ in data])
     right = {}
@@ -167,7 +175,7 @@ def test_strengths_are_chosen_on_the_other_half(report):
         if choice.way == "gain":
             p = choice.reliability
             scores = {g: p * right[g, "right"][tune].mean() + (1 - p) * right[g, "wrong"][tune].mean() for g in GAINS}
-            assert scores[choice.strength] == pytest.approx(max(scores.values()))
+            assert scores[choice.strength] == pytest.approx(max(scores.values())) == pytest.approx(choice.tuned_top1)
             assert choice.right == pytest.approx(right[choice.strength, "right"][rest].mean())
             assert choice.wrong == pytest.approx(right[choice.strength, "wrong"][rest].mean())
 
@@ -218,7 +226,7 @@ def test_report_on_nodes_above(level):
         logits = net(images)
     allowed = torch.tensor([[a == b for b in within] for a in within])[labels]
     alone = (torch.where(allowed, logits, -1e9).argmax(1) == labels).double()
-    half = _halves(labels, 0)[1]
+    half = halves(labels)[1]
     assert strong.right[-1] == pytest.approx(float(alone[half].mean()))  # so strong that only the cued classes compete
 
 
@@ -228,9 +236,9 @@ def test_temperature_is_the_stored_one_or_the_detectors():
     swept = SweptLogits(torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0], logits, {})
 
     def found(**known):
-        return report_cues(DEEP, swept, known=(Provenance(**known), None)).network.temperature
+        return report_cues(DEEP, replace(swept, provenance=Provenance(**known))).network.temperature
 
-    half = swept.part(_halves(swept.labels, 0)[0])
+    half = swept.part(torch.from_numpy(halves(swept.labels)[0]))
     assert found(temperature=1.7) == found(temperature=1.7, recipe=BCE) == 1.7
     assert found() == fit_temperature(half.neutral, half.labels)
     assert found(recipe=BCE) == fit_temperature(half.neutral, half.labels, one_vs_all=True)
@@ -245,6 +253,67 @@ def test_ties_go_to_the_weakest_and_curves_never_inhibit():
     found = report_cues(DEEP, swept)
     assert {choice.strength for choice in found.network.choices if choice.way == "gain"} == {1.0}
     assert all(factor == 1 for _, factor in found.attention.gain) and found.attention.mode == "bias"
+
+
+def two_halves(tuned, reported, gain=4.0):
+    """Logits that are other ones where strengths are tuned than where they are reported: ``(neutral, gained)`` each."""
+    labels = torch.arange(7).repeat(24)
+    tune, rest = halves(labels)
+    whole = []
+    for own, other in zip(tuned, reported, strict=True):
+        logits = torch.empty(len(labels), 7)
+        logits[tune], logits[rest] = own(labels[tune]), other(labels[rest])
+        whole.append(logits)
+    return SweptLogits(labels, whole[0], {1.0: whole[0], gain: whole[1]}, Provenance(temperature=1.0))
+
+
+def test_the_way_to_store_is_chosen_where_strengths_are():
+    """A gain that is perfect on one half and harms on the other, where nothing else can change an answer."""
+    one_hot = torch.nn.functional.one_hot
+
+    def blind(labels):  # always the first class, by so much that no bias or scale that is tried helps
+        return one_hot(torch.zeros_like(labels), 7) * 1e6 - 1e5
+
+    def seeing(labels):  # under its own cue, the class wins; under another's, that stays far below
+        return 3e6 * one_hot(labels, 7) - 2e6
+
+    found = report_cues(DEEP, two_halves((blind, seeing), (blind, blind)))
+    best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
+    assert best["gain"].tuned_top1 > best["bias"].tuned_top1 and best["gain"].top1 <= best["bias"].top1
+    assert found.attention.mode == "gain"
+
+
+def test_gains_that_the_file_holds_are_reported_and_trained_ones_kept():
+    net, data = build(), noise(count=40)
+    for attention in (trained_attention(), FittedAttention(reliability=0.75, gain=((2.0, 3.0),))):
+        net.provenance.attention = attention
+        found = attend(net, loader(data, 7), gains=GAINS)
+        gains = {p: curve_strength(attention.gain, cue_evidence(p, 1, 6)) for p in RELIABILITIES}
+        assert stored_gains(net) == gains and set(gains.values()) <= set(found.network.frontier("gain").strengths)
+        labels, rest = torch.tensor(data.labels), halves(torch.tensor(data.labels))[1]
+        images = torch.stack([image for image, _ in data])
+        with torch.no_grad():
+            effect = cue_effect(net, label_cues(TREE, labels.tolist()), Attention(reliability=0.99))
+            right = (effect.logits(net, images).argmax(1) == labels).double()
+        choice = found.network.choice("stored", 0.99)
+        assert choice.strength == gains[0.99] and choice.right == pytest.approx(float(right[rest].mean()))
+        kept = attention == trained_attention()
+        assert (found.attention.gain == attention.gain) == kept
+        stored, tuned = (found.network.choice(way, 0.9).top1 for way in ("stored", "gain"))
+        assert found.attention.metrics["gain_top1"] == (stored if kept else tuned)
+    assert {choice.way for choice in attend(net, loader(data, 7), level=1, gains=(2,)).network.choices} == {
+        *("gain", "bias", "scale", "bayes")
+    }
+
+
+def test_gains_may_repeat_and_images_must_be_there():
+    net, data = build(), noise(count=10)
+    swept = sweep_gains(net, loader(data, 7), gains=[3, 3.0, 1])
+    assert set(swept.gained) == {1.0, 3.0} and bool((swept.gained[1.0] == swept.neutral).all())
+    with pytest.raises(UsageError, match="no images"):
+        sweep_gains(net, [])
+    with pytest.raises(UsageError, match="does not have"):
+        report_cues(TREE, replace(swept, labels=swept.labels - 1))
 
 
 @pytest.mark.parametrize("curve", [((1.0, 0.0),), ((2.0, 2.0), (1.0, 3.0)), ((-1.0, 2.0),)])

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hlnet.trunk import InputTransform
 
 
+#: The gain of the paper's Table 5.
+PAPER_GAIN = 100.0
 #: A gain that costs less than this leaves too little to choose a bias by that costs as much.
 LEAST_COST = 0.002
 
@@ -188,18 +190,21 @@ def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
     from hlnet.cue_report import WRONG_SHARES
     from hlnet.cue_test import mixed
 
-    columns, ends = [], []
-    strongest = report.network.frontier("gain")
-    if strongest is not None:
-        columns.append(f"gain {strongest.strengths[-1]:g}")
-        ends.append((strongest.right[-1], strongest.wrong[report.wrong][-1], report.network.neutral))
+    ends = {}
+    gains = report.network.frontier("gain")
+    if gains is not None and PAPER_GAIN in gains.strengths:
+        place = gains.strengths.index(PAPER_GAIN)
+        ends[f"gain {PAPER_GAIN:g}"] = (gains.right[place], gains.wrong[report.wrong][place], report.network.neutral)
     for name, network in networks.items():
         for way in ("gain", "bias", "scale"):
             if choice := network.choice(way, report.reliability):
-                columns.append(f"{name}{way} {choice.strength:.4g}")
-                ends.append((choice.right, choice.wrong, network.neutral))
+                ends[f"{name}{way} {choice.strength:.4g}"] = (choice.right, choice.wrong, network.neutral)
+    columns = list(ends)
     rows = [
-        [output.percent(share, 1), *(_points(mixed(right, wrong, share), neutral) for right, wrong, neutral in ends)]
+        [
+            output.percent(share, 1),
+            *(_points(mixed(right, wrong, share), neutral) for right, wrong, neutral in ends.values()),
+        ]
         for share in WRONG_SHARES
     ]
     title = (
@@ -213,7 +218,13 @@ def _show_choices(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
     """What each way gives, chosen for cues of a reliability."""
     from hlnet.cli import output
 
-    names = {"gain": "gain", "scale": "scale", "bias": "bias, tuned", "bayes": "bias by formula"}
+    names = {
+        "gain": "gain",
+        "stored": "gain by the file's curve",
+        "scale": "scale",
+        "bias": "bias, tuned",
+        "bayes": "bias by formula",
+    }
     rows = []
     for reliability in sorted({choice.reliability for choice in report.network.choices}):
         for name, network in networks.items():
