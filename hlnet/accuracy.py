@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from hlnet.errors import UsageError
 from hlnet.hierarchical_metrics import HierarchicalMetrics, measure_hierarchy
 from hlnet.tree import ClassTree
 
@@ -48,13 +49,21 @@ def accuracy(
         tree: its leaves are the columns; for the figures by the tree.
         temperature: as :func:`hlnet.measure_hierarchy` takes it.
 
+    Raises:
+        UsageError: if there are no images.
+
     Example:
         >>> accuracy(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1]), ["cat", "dog"]).top1
         0.5
     """
-    answers = logits.argmax(1)
+    if not len(labels):
+        raise UsageError("there are no images to measure accuracy on")
+    answers, names = logits.argmax(1), list(names)
     right = (answers == labels).double()
-    per_class = {name: float(right[labels == i].mean()) for i, name in enumerate(names) if (labels == i).any()}
+    images, found_right = (torch.bincount(labels, weights, len(names)) for weights in (None, right))
+    per_class = {
+        name: float(hits / count) for name, hits, count in zip(names, found_right, images, strict=True) if count
+    }
     top5 = None
     if logits.shape[1] > 5:
         best = logits.topk(5, dim=1)  # what did not run is at minus infinity

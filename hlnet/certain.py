@@ -8,27 +8,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hlnet.cues import Cue, cued_classes
+from hlnet.cues import Cue
 from hlnet.errors import UsageError
 from hlnet.fast_tree import FastTree
 from hlnet.inference import InferenceNet
 from hlnet.network import NetworkConfig
+from hlnet.selection import select_classes
+from hlnet.tree import ClassTree
 
 
-def certain_classes(net: InferenceNet, cues: Sequence[Cue], competing: Sequence[int] | None = None) -> tuple[int, ...]:
+def certain_classes(tree: ClassTree, cues: Sequence[Cue], competing: Sequence[int] | None = None) -> tuple[int, ...]:
     """Positions of the classes that an image's cues leave: those that all of them name; all, without a cue.
 
     Args:
-        net: the network.
+        tree: the network's.
         cues: of one image.
         competing: positions of the classes that there are to choose from; default: all.
 
     Raises:
         UsageError: if no class is left.
     """
-    left = set(range(len(net.tree.classes)) if competing is None else competing)
+    left = set(range(len(tree.classes)) if competing is None else competing)
     for cue in cues:
-        left &= set(cued_classes(net.tree, cue.node))
+        left &= set(select_classes(tree, cue.node))
     if not left:
         raise UsageError(
             f"certain cues on {', '.join(repr(cue.node) for cue in cues)} leave no class that could be the answer"
@@ -36,8 +38,15 @@ def certain_classes(net: InferenceNet, cues: Sequence[Cue], competing: Sequence[
     return tuple(sorted(left))
 
 
-def certain_gmacs(net: InferenceNet, cues: Sequence[Cue], competing: Sequence[int] | None = None) -> float:
-    """What an image costs of which only the cued classes run, the trunk included.
+def certain_gmacs(
+    net: InferenceNet, cues: Sequence[Sequence[Cue]], competing: Sequence[int] | None = None
+) -> list[float]:
+    """What each image costs if only the classes that its cues leave run, the trunk included.
+
+    Args:
+        net: the network.
+        cues: of each image.
+        competing: as :func:`certain_classes` takes it.
 
     Raises:
         UsageError: as :func:`certain_classes`; for a plain network.
@@ -46,8 +55,12 @@ def certain_gmacs(net: InferenceNet, cues: Sequence[Cue], competing: Sequence[in
 
     if not isinstance(net.config, NetworkConfig):
         raise UsageError("certain cues skip branches, and a plain network has none")
-    rows = net.tree.rows(certain_classes(net, cues, competing))
-    return total_cost(unit_costs(net.config, net.transform)[0], [len(row) for row in rows]).gmacs
+    units, _ = unit_costs(net.config, net.transform)  # takes seconds; the rest is addition
+    costs = {}
+    for own in set(map(tuple, cues)):
+        rows = net.tree.rows(certain_classes(net.tree, own, competing))
+        costs[own] = total_cost(units, [len(row) for row in rows]).gmacs
+    return [costs[tuple(own)] for own in cues]
 
 
 def certain_logits(
@@ -79,7 +92,7 @@ def certain_logits(
         raise UsageError("a certain cue skips branches, which takes a full network or an expert, optimised")
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row, own in enumerate(cues):
-        groups[certain_classes(net, own, competing)].append(row)
+        groups[certain_classes(net.tree, own, competing)].append(row)
     logits = torch.full((len(features), len(net.tree.classes)), -torch.inf, device=features.device)
     for classes, rows in groups.items():
         if len(classes) == len(net.tree.classes):

@@ -194,7 +194,5 @@ def named_classes(tree: ClassTree, classes: Tensor, level: int | None = None) ->
         >>> named_classes(tree, torch.tensor([1]), level=1).tolist(), named_classes(tree, torch.tensor([1])).tolist()
         ([[True, True, False]], [[False, True, False]])
     """
-    nodes = torch.arange(len(tree.classes))
-    for row in reversed(tree.levels[tree.num_levels if level is None else level :]):
-        nodes = torch.tensor([node.parent for node in row])[nodes]
+    nodes = torch.from_numpy(tree.class_paths[:, (tree.num_levels if level is None else level) - 1])
     return nodes[classes][:, None] == nodes

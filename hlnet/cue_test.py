@@ -6,6 +6,7 @@ measured with all cues right and with all wrong, and what lies between follows.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,14 +18,14 @@ from torch import Tensor
 from hlnet.accuracy import Accuracy, accuracy
 from hlnet.certain import certain_gmacs
 from hlnet.cued_logits import CueUse
-from hlnet.cues import Attention, Cue, check_site, cued_classes
+from hlnet.cues import Attention, Cue, check_site
 from hlnet.data import TreeData
 from hlnet.errors import UsageError
 from hlnet.inference import InferenceNet
 from hlnet.network import HierarchicalNet
 from hlnet.oracle_cues import label_cues, wrong_classes
 from hlnet.plain import PlainNet
-from hlnet.selection import as_selection
+from hlnet.selection import as_selection, select_classes
 from hlnet.tree import ClassTree
 
 
@@ -52,9 +53,9 @@ class CuedRun:
         places = {name: place for place, name in enumerate(own.classes)}
         known: dict[str, str | None] = {}
         for node in {cue.node for cues in self.cues for cue in cues}:
-            names = [tree.classes[place] for place in cued_classes(tree, node)]
+            names = [tree.classes[place] for place in select_classes(tree, node)]
             there = [places[name] for name in names if name in places]
-            known[node] = as_selection(own, there) if there else None
+            known[node] = _written(own, there) if there else None
         moved = [
             tuple(cue.model_copy(update={"node": word}) for cue in cues if (word := known[cue.node]) is not None)
             for cues in self.cues
@@ -182,7 +183,7 @@ def right_share(run: CuedRun, tree: ClassTree, labels: Sequence[int]) -> float |
     cued = [(cues, label) for cues, label in zip(run.cues, labels, strict=True) if cues and label >= 0]
     if not cued:
         return None
-    return sum(any(label in cued_classes(tree, cue.node) for cue in cues) for cues, label in cued) / len(cued)
+    return sum(any(label in select_classes(tree, cue.node) for cue in cues) for cues, label in cued) / len(cued)
 
 
 def mixed(right: float, wrong: float, share: float) -> float:
@@ -225,8 +226,7 @@ def cued_accuracy(
             found.mixed = mixed(results[0].top1, results[1].top1, test.share)
     if test.certain and isinstance(net, InferenceNet):
         used_cues = [tuple(cues) for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0]
-        cost = {cues: certain_gmacs(net, cues, kept) for cues in set(used_cues)}
-        found.gmacs = sum(cost[cues] for cues in used_cues) / len(used_cues)
+        found.gmacs = statistics.fmean(certain_gmacs(net, used_cues, kept))
     return found
 
 
@@ -240,3 +240,9 @@ def columns_of(labels: Tensor, kept: Sequence[int], classes: int) -> Tensor:
     column = torch.full((classes + 1,), -1)  # the last is for label -1
     column[list(kept)] = torch.arange(len(kept))
     return column[labels]
+
+
+def _written(tree: ClassTree, classes: Sequence[int]) -> str:
+    """What names these classes; of one, which is nearly always the case, without a walk through the tree."""
+    alone = tree.node_names.words_for(tree.leaves[classes[0]].path) if len(classes) == 1 else None
+    return alone or as_selection(tree, classes)

@@ -249,7 +249,7 @@ def cue_effect(
     for row, own in enumerate(cues):
         for cue in own:
             if cue not in known:
-                named = cued_classes(tree, cue.node)
+                named = select_classes(tree, cue.node)
                 strength = _strength(cue, attention, provenance, frequency[list(named)].sum(), frequency.sum())
                 known[cue] = (_columns(tree, cue.node, named, attention), strength)
             columns, strength = known[cue]
@@ -261,14 +261,6 @@ def cue_effect(
     if attention.mode == "bias":
         return Effect(bias=values if shift is None else values + shift)
     return Effect(gains=values, bias=shift) if attention.mode == "gain" else Effect(scale=values, bias=shift)
-
-
-def cued_classes(tree: ClassTree, node: str) -> tuple[int, ...]:
-    """Positions of the classes that a cue names; kept on the tree, since the same are named again and again."""
-    known: dict[str, tuple[int, ...]] = tree.__dict__.setdefault("_cued_classes", {})
-    if node not in known:
-        known[node] = select_classes(tree, node)
-    return known[node]
 
 
 def check_site(attention: Attention) -> None:

@@ -7,7 +7,6 @@ these count neither in heights nor in sets of ancestors. ``docs/metrics.md`` has
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from hlnet.errors import UsageError
+from hlnet.path_answers import TreePaths
 from hlnet.tree import ClassTree
 from hlnet.tree_measures import node_heights
 
@@ -103,7 +103,6 @@ def measure_hierarchy(
     mistakes = heights[heights > 0].double()
     levels = int(depths.max())
     nodes = _likeliest_nodes(logits, tree, temperature)[:, :levels]
-    parents = _parents(tree)
     precision, recall = common / depths[answers].sum(), common / depths[truth].sum()
     return HierarchicalMetrics(
         tree_height=levels,
@@ -114,8 +113,8 @@ def measure_hierarchy(
         f1=float(2 * precision * recall / (precision + recall)) if common else 0.0,
         level_nodes=list(tree.counts[:levels]),
         level_accuracy=[float((shared >= level).mean()) for level in range(1, levels + 1)],
-        level_accuracy_summed=(nodes == _paths(tree)[truth, :levels]).mean(0).tolist(),
-        path_consistency=float((parents[nodes[:, 1:]] == nodes[:, :-1]).all(1).mean()),
+        level_accuracy_summed=(nodes == tree.class_paths[truth, :levels]).mean(0).tolist(),
+        path_consistency=float(_on_one_path(tree, nodes).mean()),
     )
 
 
@@ -139,37 +138,33 @@ def lca_heights(tree: ClassTree, answers: Tensor, labels: Tensor) -> Tensor:
     """
     places = labels.cpu().numpy()
     shared = _shared_levels(tree, answers.cpu().numpy(), places)
-    nodes = np.where(shared > 0, _paths(tree)[places, shared - 1], -1)  # -1 is the trunk
+    nodes = np.where(shared > 0, (tree.class_paths + tree.offsets[:-1])[places, shared - 1], -1)  # -1 is the trunk
     return torch.from_numpy(node_heights(tree)[nodes])
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _paths(tree: ClassTree) -> NDArray[np.int64]:
-    """Numbers of the nodes on the path to each class: ``[classes, levels]``."""
-    return np.asarray(tree.ancestors().indices, np.int64).reshape(len(tree.leaves), tree.num_levels)
-
-
-def _parents(tree: ClassTree) -> NDArray[np.int64]:
-    """Number of each node's parent, ``[num_nodes]``; of level 1, 0, which stands for nothing."""
-    above = (0, *tree.offsets[:-2])
-    return np.array([start + node.parent for start, row in zip(above, tree.levels, strict=True) for node in row])
-
-
 def _shared_levels(tree: ClassTree, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many levels the paths to two classes share, ``[N]``; continued nodes count."""
-    paths = _paths(tree)
-    found: NDArray[np.int64] = (paths[first] == paths[second]).sum(1)
+    found: NDArray[np.int64] = (tree.class_paths[first] == tree.class_paths[second]).sum(1)
     return found
 
 
 def _likeliest_nodes(logits: Tensor, tree: ClassTree, temperature: float | None) -> NDArray[np.int64]:
-    """The number of each level's node with the highest summed probability: ``[N, levels]``."""
-    above = tree.ancestors().astype(np.float64)
-    found = []
+    """The position of each level's node with the highest summed probability: ``[N, levels]``."""
+    paths, found = TreePaths(tree), []
     for part in logits.split(_CHUNK):
         # In double precision, where nearly equal logits do not become equal probabilities.
-        sums = (part.double() / (temperature or 1)).softmax(1).numpy() @ above
-        found.append(np.stack([start + sums[:, start:end].argmax(1) for start, end in pairwise(tree.offsets)], axis=1))
-    return np.concatenate(found)
+        levels = paths.node_probabilities((part.double() / (temperature or 1)).softmax(1))
+        found.append(torch.stack([level.argmax(1) for level in levels], dim=1))
+    return torch.cat(found).numpy()
+
+
+def _on_one_path(tree: ClassTree, nodes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each node is the parent of the next one: ``[N]``, of positions ``[N, levels]`` from level 1 on."""
+    found = np.ones(len(nodes), bool)
+    for level in range(1, nodes.shape[1]):
+        parents = np.array([node.parent for node in tree.levels[level]])
+        found &= parents[nodes[:, level]] == nodes[:, level - 1]
+    return found

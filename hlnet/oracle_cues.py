@@ -7,7 +7,7 @@ one that the network itself takes the class for most easily.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from hlnet.tree import ClassTree
 
 #: What a wrong cue names: any other class, one under the same node, or the one that is most easily confused with it.
 WrongCue = Literal["random", "sibling", "confusable"]
+#: Those that depend on the tree alone.
+DrawnCue = Literal["random", "sibling"]
 
 
 def wrong_classes(
-    tree: ClassTree, classes: Tensor, kind: WrongCue = "random", level: int | None = None, seed: int = 0
+    tree: ClassTree, classes: Tensor, kind: DrawnCue = "random", level: int | None = None, seed: int = 0
 ) -> Tensor:
     """For each image a class other than its own, drawn at random: what a wrong cue names.
 
@@ -36,7 +38,8 @@ def wrong_classes(
         seed: of the draw.
 
     Raises:
-        UsageError: if there is no such level, or no class outside the cued node.
+        UsageError: if there is no such level, no class outside the cued node, or another kind is asked for: which class
+            is confusable depends on a network, see :func:`confusable_classes`.
 
     Example:
         >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"]})
@@ -45,6 +48,8 @@ def wrong_classes(
         >>> bool((wrong_classes(tree, torch.tensor([0, 1, 1]), level=1) >= 2).all())
         True
     """
+    if kind not in get_args(DrawnCue):
+        raise UsageError(f"wrong cues of the kind '{kind}' are not drawn; expected random or sibling")
     count = len(tree.classes)
     _check_level(tree, level)
     at, places = (tree.num_levels if level is None else level) - 1, classes.cpu().numpy()
@@ -109,10 +114,9 @@ def label_cues(tree: ClassTree, labels: Iterable[int], level: int | None = None)
     _check_level(tree, level)
     named: list[tuple[Cue, ...]] = []
     known: dict[str, tuple[Cue, ...]] = {}
-    for leaf in tree.leaves:
-        at, node = tree.num_levels, leaf
-        while level is not None and at > level:
-            at, node = at - 1, tree.levels[at - 2][node.parent]
+    at = (tree.num_levels if level is None else level) - 1
+    for place in tree.class_paths[:, at]:
+        node = tree.levels[at][place]
         if node.path not in known:  # where the path is another class's name, its classes are listed
             word = tree.node_names.words_for(node.path) or as_selection(tree, tree.leaves_under(node.path))
             known[node.path] = (Cue(node=word),)
@@ -133,10 +137,7 @@ def _nodes_above(tree: ClassTree) -> list[np.ndarray]:
 
     Classes under a node lie side by side.
     """
-    nodes = np.arange(len(tree.classes))
-    found = []
-    for row in (*reversed(tree.levels), None):
-        found.append(np.stack([np.searchsorted(nodes, nodes, side) for side in ("left", "right")], axis=1))
-        if row is not None:
-            nodes = np.array([node.parent for node in row])[nodes]
-    return found[-2::-1]
+    return [
+        np.stack([np.searchsorted(nodes, nodes, side) for side in ("left", "right")], axis=1)
+        for nodes in tree.class_paths.T
+    ]

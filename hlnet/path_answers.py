@@ -32,6 +32,8 @@ class Descent:
 class TreePaths:
     """The paths from the trunk to the classes, and what probabilities of classes say of the nodes on them.
 
+    All is on the CPU, in float64, which not every device has; what lies elsewhere is fetched.
+
     Args:
         tree: the class tree.
 
@@ -54,10 +56,7 @@ class TreePaths:
     def __init__(self, tree: ClassTree) -> None:
         self.counts = tree.counts
         self.parents = [torch.tensor([node.parent for node in row]) for row in tree.levels]
-        columns = [torch.arange(len(tree.leaves))]
-        for parents in reversed(self.parents[1:]):
-            columns.append(parents[columns[-1]])
-        self.places = torch.stack(columns[::-1], dim=1)
+        self.places = torch.from_numpy(tree.class_paths)
         self.depths = torch.tensor([leaf.path.count("/") + 1 for leaf in tree.leaves])
 
     def node_probabilities(self, shares: Tensor) -> list[Tensor]:
@@ -69,7 +68,7 @@ class TreePaths:
         Returns:
             one tensor a level, ``[B, nodes]``, float64, at most 1; no node's exceeds its parent's.
         """
-        found = [shares.double()]
+        found = [shares.cpu().double()]
         for parents, count in zip(reversed(self.parents[1:]), reversed(self.counts[:-1]), strict=True):
             above = torch.zeros(len(shares), count, dtype=torch.double)
             found.append(above.index_add_(1, parents, found[-1]))
@@ -85,7 +84,7 @@ class TreePaths:
         Returns:
             ``[B, C, levels]``.
         """
-        places = self.places[leaves]
+        places = self.places[leaves.cpu()]
         return torch.stack([level.gather(1, places[..., i]) for i, level in enumerate(nodes)], dim=-1)
 
     def descend(self, shares: Tensor) -> Descent:

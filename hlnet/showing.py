@@ -29,11 +29,12 @@ from hlnet.branch_features import (
 )
 from hlnet.calibration import class_probabilities
 from hlnet.class_activation import maps_of
-from hlnet.cues import Attention, Cue, Mode, cue_effect, cued_classes
+from hlnet.cues import Attention, Cue, Mode, cue_effect
 from hlnet.data import eval_transform, open_image
 from hlnet.errors import UsageError
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
+from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
 from hlnet.trunk import InputTransform
 
@@ -231,7 +232,7 @@ def _best_places(tree: ClassTree, logits: Tensor) -> tuple[Place, ...]:
 def _cue_row(net: HierarchicalNet | PlainNet, start: Tensor, logits: Tensor, cue: Cue, attention: Attention) -> CueRow:
     """What a cue makes of all images; ``start`` are their features, or the images of a plain network."""
     effect = cue_effect(net, [[cue]] * len(start), attention)
-    classes = cued_classes(net.tree, cue.node)
+    classes = select_classes(net.tree, cue.node)
     branches: list[CuedBranch] = []
     if isinstance(net, HierarchicalNet):
         cued = effect.shifted(net.head(start, effect.gains))

@@ -18,6 +18,8 @@ from hlnet.errors import SelectionError, TreeError
 from hlnet.node_names import NodeNames
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
 MAX_LEVELS = 64
@@ -67,6 +69,10 @@ class ClassTree:
     """
 
     levels: tuple[tuple[Node, ...], ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to other processes and copied: not what was worked out from it on the way."""
+        return {"levels": self.levels}
 
     # ------------------------------------------------------------------ building
 
@@ -287,6 +293,21 @@ class ClassTree:
             raise SelectionError(f"the tree has no node '{path}'")
         return self.node_names.below[path]
 
+    @cached_property
+    def class_paths(self) -> NDArray[np.int64]:
+        """Which node of each level lies on the path to each class: ``[classes, levels]``, positions within the level.
+
+        Example:
+            >>> ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": {}}).class_paths.tolist()
+            [[0, 0], [0, 1], [1, 2]]
+        """
+        import numpy as np
+
+        columns = [np.arange(len(self.leaves))]
+        for row in reversed(self.levels[1:]):
+            columns.append(np.array([node.parent for node in row])[columns[-1]])
+        return np.stack(columns[::-1], axis=1)
+
     def ancestors(self) -> csr_array:
         """Which nodes lie on the path to each class: sparse, boolean, ``[classes, num_nodes]``, nodes level by level.
 
@@ -299,12 +320,7 @@ class ClassTree:
         import numpy as np
         from scipy.sparse import csr_array
 
-        above = list(range(len(self.leaves)))
-        columns = [above]
-        for row in reversed(self.levels[1:]):
-            above = [row[i].parent for i in above]
-            columns.append(above)
-        nodes = np.array(columns[::-1]).T + np.array(self.offsets[:-1])  # [classes, levels]
+        nodes = self.class_paths + np.array(self.offsets[:-1])
         filled = np.arange(0, nodes.size + 1, self.num_levels)
         return csr_array((np.ones(nodes.size, bool), nodes.ravel(), filled), shape=(len(nodes), self.num_nodes))
 

@@ -259,9 +259,9 @@ def test_certain_cues_run_only_their_expert(net, images):
             assert float(found[row, column]) == pytest.approx(float(full[row, column]), abs=1e-5)
         else:
             assert found[row, column] == -math.inf
-    assert certain_classes(fast, cues[1]) == (3,)
+    assert certain_classes(fast.tree, cues[1]) == (3,)
     with pytest.raises(UsageError, match="leave no class"):
-        certain_classes(fast, [Cue(node="cat"), Cue(node="saw")])
+        certain_classes(fast.tree, [Cue(node="cat"), Cue(node="saw")])
     with pytest.raises(UsageError, match="full network"):
         certain_logits(optimize(build("plain")), images, cues)
 

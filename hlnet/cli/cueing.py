@@ -201,14 +201,14 @@ def cue_source(
             raise UsageError(f"--text '{text}' names nothing that tells the tree's classes apart")
         everywhere += heard
     by_image = CuesByImage(by_name, f"'{file}'") if file is not None else None
-    if certain and net.has_branches:
+    if certain and net.has_branches and everywhere:
         from hlnet.certain import certain_classes, certain_gmacs
 
-        left, cost, full = len(certain_classes(net, everywhere)), certain_gmacs(net, everywhere), certain_gmacs(net, ())
-        if everywhere:
-            output.hint(
-                f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image"
-            )
+        left = len(certain_classes(net.tree, everywhere))
+        cost, full = certain_gmacs(net, [everywhere, ()])
+        output.hint(
+            f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image"
+        )
 
     def of(image: str) -> list[Cue]:
         return everywhere + (by_image.of(image) if by_image else [])
