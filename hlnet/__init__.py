@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from hlnet.cue_files import parse_cue, read_cues
     from hlnet.cue_images import CuesByImage, match_cues
     from hlnet.cue_prior import prior_shift, read_prior
-    from hlnet.cue_test import CueTest
+    from hlnet.cue_report import attend
+    from hlnet.cue_trial import CueTrial
     from hlnet.cue_words import cues_from_text
+    from hlnet.cued_logits import CueSource, CueUse
     from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, gains_for
     from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
     from hlnet.errors import (
@@ -110,8 +112,10 @@ _MODULES = {
     "cue_files": ("parse_cue", "read_cues"),
     "cue_images": ("CuesByImage", "match_cues"),
     "cue_prior": ("prior_shift", "read_prior"),
-    "cue_test": ("CueTest",),
+    "cue_report": ("attend",),
+    "cue_trial": ("CueTrial",),
     "cue_words": ("cues_from_text",),
+    "cued_logits": ("CueSource", "CueUse"),
     "cues": ("Attention", "Cue", "cue_effect", "cue_evidence", "gains_for"),
     "data": ("TreeData", "eval_transform", "load_data", "loader", "train_transform"),
     "errors": (

@@ -29,6 +29,12 @@ PORT = 7860
 LARGEST = 64 * 2**20  # bytes of an image file
 UNFOLDED = 60  # classes that the page shows at first
 PURPOSE = "the interactive page"
+#: Beside the policy that the page states of itself, which cannot say these.
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def create_app(live: LiveNet, title: str = "hlnet") -> Starlette:
@@ -48,7 +54,7 @@ def create_app(live: LiveNet, title: str = "hlnet") -> Starlette:
     html = app_page(live, title)
 
     def page(_: Request) -> Response:
-        answer: Response = responses.HTMLResponse(html, headers={"Cache-Control": "no-store"})
+        answer: Response = responses.HTMLResponse(html, headers=HEADERS)
         return answer
 
     def refused(told: str, status: int = 400) -> Response:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hlnet.cues import Cue, Mode
+from hlnet.cues import MOST, Cue, Mode
 from hlnet.errors import UsageError
 from hlnet.row_files import read_rows
 from hlnet.selection import select_classes
@@ -71,7 +71,7 @@ def make_cue(node: str, reliability: float | None = None, strength: float | None
     """A cue of these values.
 
     Raises:
-        UsageError: for a reliability outside 0 to 1 or a strength without end; where both are given.
+        UsageError: for a reliability outside 0 to 1 or a strength beyond a million; where both are given.
 
     Example:
         >>> make_cue("cat", 90)
@@ -84,8 +84,10 @@ where a cue cannot be wrong, run only what it names (certain)
             f"the cue on '{node}' has the reliability {reliability:g}: it must lie between 0 and 1, both excluded; "
             "where a cue cannot be wrong, run only what it names (certain)"
         )
-    if strength is not None and not abs(strength) < float("inf"):
-        raise UsageError(f"the cue on '{node}' has the strength {strength:g}: it must be a finite number")
+    if strength is not None and not abs(strength) <= MOST:
+        raise UsageError(
+            f"the cue on '{node}' has the strength {strength:g}: it must lie between -{MOST:g} and {MOST:g}"
+        )
     if reliability is not None and strength is not None:
         raise UsageError(f"the cue on '{node}' has both a reliability and a strength; one replaces the other")
     return Cue(node=node, reliability=reliability, strength=strength)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hlnet.cue_report import WRONG_SHARES, CuedNetwork, CueReport
-from hlnet.cue_test import mixed
+from hlnet.cue_trial import mixed
 from hlnet.plots import BLUE, GREY, RED, save, tidy
 
 #: Okabe and Ito's green beside the others' blue and red: told apart by most eyes.

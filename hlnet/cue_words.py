@@ -113,8 +113,6 @@ def cues_from_text(
     for meant, said in narrow.items():
         cues.append(make_cue(as_selection(tree, meant), reliability))
         log.info("'%s' means %s", said, one_line(cues[-1].node))
-    if not cues:
-        log.info("'%s' names nothing that tells the tree's classes apart", one_line(text, 60))
     return cues
 
 

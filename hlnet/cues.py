@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from hlnet.cue_prior import prior_shift
-from hlnet.errors import UsageError, some
+from hlnet.errors import SelectionError, UsageError, some
 from hlnet.provenance import Curve, Provenance
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
@@ -37,6 +37,9 @@ Mode = Literal["gain", "bias", "scale"]
 #: Where a gain acts: the leaves under the cued node, the node's own block, or all blocks on the way to its leaves.
 Site = Literal["leaves", "node", "path"]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+#: Of factors and shifts alike; beyond, float32 soon knows no numbers.
+MOST = 1e6
+Strength = Annotated[float, Field(ge=-MOST, le=MOST)]
 
 
 class Cue(BaseModel):
@@ -50,6 +53,10 @@ class Cue(BaseModel):
 
     Without either, the :class:`Attention` says how strongly the cue acts.
 
+    Raises:
+        pydantic.ValidationError: for a reliability outside 0 to 1, a strength beyond a million, or both. What users
+            write goes through :func:`hlnet.parse_cue` or :func:`hlnet.read_cues`, which raise a UsageError.
+
     Example:
         >>> Cue(node="animal/cat", reliability=0.9).reliability
         0.9
@@ -59,7 +66,7 @@ class Cue(BaseModel):
 
     node: str
     reliability: Probability | None = None
-    strength: float | None = Field(default=None, allow_inf_nan=False)
+    strength: Strength | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -78,13 +85,16 @@ class Attention(BaseModel):
         strength: of cues that state nothing of their own.
         reliability: of cues that state nothing of their own, if there is no ``strength`` here. With neither, it is the
             one that the network's fitted curves were chosen for.
+
+    Raises:
+        pydantic.ValidationError: for values out of range, or both a strength and a reliability.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Mode = "gain"
     site: Site = "leaves"
-    strength: float | None = Field(default=None, allow_inf_nan=False)
+    strength: Strength | None = None
     reliability: Probability | None = None
 
     @model_validator(mode="after")
@@ -215,8 +225,8 @@ def cue_effect(
             it (:func:`hlnet.prior_shift`), whatever the mode, and reliabilities are weighed against it.
 
     Raises:
-        UsageError: for a gain on a plain network, a negative factor, a strength that is neither given nor fitted, or a
-            cue of several nodes at the site ``node``.
+        UsageError: for a gain on a plain network, a negative factor, a strength that is neither given nor fitted, or at
+            the site ``node`` a cue on what is no single node.
         SelectionError: if a cue names what the tree does not have.
 
     Example:
@@ -332,5 +342,11 @@ def _columns(tree: ClassTree, node: str, named: Sequence[int], attention: Attent
     if attention.site == "path":
         rows = tree.rows(named)
         return np.concatenate([np.array(row) + offset for row, offset in zip(rows, tree.offsets, strict=False)])
-    level, position = tree.find_node(node)
+    try:
+        level, position = tree.find_node(node)
+    except SelectionError:  # a selection may name all classes of a node, and only these
+        path = next((path for path, below in tree.node_names.below.items() if below == tuple(named)), None)
+        if path is None:
+            raise UsageError(f"the cue on '{node}' names no single node, whose block could be scaled") from None
+        level, position = tree.find_node(path)
     return np.array([tree.offsets[level] + position])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hlnet.accuracy import Accuracy, accuracy
 from hlnet.calibration import calibration_error, class_probabilities
-from hlnet.cue_test import CuedAccuracy, CuedRun, CueTest, columns_of, cued_accuracy
+from hlnet.cue_trial import CuedAccuracy, CuedRun, CueTrial, columns_of, cued_accuracy
 from hlnet.cued_logits import BatchLogits
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import UsageError, some
@@ -102,7 +102,7 @@ def evaluate(
     data: TreeData,
     batches: Iterable[tuple[Tensor, Tensor]],
     classes: str | Iterable[str | int] | None = None,
-    cues: CueTest | None = None,
+    cues: CueTrial | None = None,
     on_batch: Callable[[], None] | None = None,
     score: Score | None = None,
 ) -> Evaluation:
@@ -136,8 +136,8 @@ def evaluate(
         >>> net = hlnet.create_model("test_resnet", tree=[str(digit) for digit in range(10)])
         >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform))
-        >>> test = hlnet.CueTest(attention=hlnet.Attention(strength=100))
-        >>> found = evaluate(net, data, hlnet.loader(data, 64), cues=test)
+        >>> trial = hlnet.CueTrial(attention=hlnet.Attention(strength=100))
+        >>> found = evaluate(net, data, hlnet.loader(data, 64), cues=trial)
         >>> found.cued.source, found.images
         ("each image's own label (an oracle)", 360)
     """
@@ -155,7 +155,7 @@ def evaluate_beside(
     nets: Mapping[str, Net],
     images: LabelledImages,
     classes: str | Iterable[str | int] | None = None,
-    cues: CueTest | None = None,
+    cues: CueTrial | None = None,
     score: Score | None = None,
     batch_size: int = 64,
     workers: int = 0,
@@ -170,7 +170,7 @@ def evaluate_beside(
         nets: by name; the first one's classes are evaluated.
         images: the labelled images.
         classes: a selection of the first network's classes.
-        cues: what to try with cues; networks that cannot be cued in this way are cued as :meth:`CueTest.fitting` says,
+        cues: what to try with cues; networks that cannot be cued in this way are cued as :meth:`CueTrial.fitting` says,
             or evaluated without.
         score: as :func:`evaluate` takes it; where the first network's detection is measured, the others' is too.
         batch_size, workers: as :func:`hlnet.loader` takes them.
@@ -201,7 +201,7 @@ def evaluate_beside(
         detectors = {name: found or (default_score(nets[name].provenance), None) for name, found in detectors.items()}
     else:  # images of other classes will not be run
         detectors = dict.fromkeys(nets)
-    tests = {name: cues if cues is None or net is lead else cues.fitting(net) for name, net in nets.items()}
+    trials = {name: cues if cues is None or net is lead else cues.fitting(net) for name, net in nets.items()}
     alike = {net.transform: [name for name in nets if nets[name].transform == net.transform] for net in nets.values()}
     data, batches = {}, {}
     for transform in alike:
@@ -214,7 +214,7 @@ def evaluate_beside(
     for transform, group in alike.items():
         parts: dict[str, list[tuple[list[Tensor], Tensor]]] = {name: [] for name in group}
         cued = [] if cues is None else cues.runs(lead.tree, data[transform], kept)
-        acting = {name: _acting(cued, tests[name], lead.tree, nets[name].tree) for name in group}
+        acting = {name: _acting(cued, trials[name], lead.tree, nets[name].tree) for name in group}
         start = 0
         for pixels, labels in batches[transform]:
             for name in group:
@@ -229,17 +229,17 @@ def evaluate_beside(
             left_out = data[transform].left_out
             net, own = nets[name], columns[name]
             found[name] = _evaluation(net, own, tree, logits[0], labels, left_out, detectors[name])
-            if test := tests[name]:
-                found[name].cued = cued_accuracy(net, own, tree, test, acting[name], logits[1:], labels)
+            if trial := trials[name]:
+                found[name].cued = cued_accuracy(net, own, tree, trial, acting[name], logits[1:], labels)
     return {name: found[name] for name in nets}
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _acting(runs: Sequence[CuedRun], test: CueTest | None, tree: ClassTree, own: ClassTree) -> list[CuedRun]:
-    """The same cues, in the words of a network's own tree and acting as its own test says; none without one."""
-    return [] if test is None else [replace(run, use=test.use).of(tree, own) for run in runs]
+def _acting(runs: Sequence[CuedRun], trial: CueTrial | None, tree: ClassTree, own: ClassTree) -> list[CuedRun]:
+    """The same cues, in the words of a network's own tree and acting as its own trial says; none without one."""
+    return [] if trial is None else [replace(run, use=trial.use).of(tree, own) for run in runs]
 
 
 def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:

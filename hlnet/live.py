@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hlnet.branch_features import Place, activity, block_outputs, path_at, path_places
 from hlnet.calibration import class_probabilities
-from hlnet.cues import Attention, Cue, Effect, Mode, cue_effect
+from hlnet.cues import Attention, Cue, Effect, Mode, Strength, cue_effect
 from hlnet.data import eval_transform, open_image
 from hlnet.errors import UsageError
 from hlnet.inference import InferenceNet, optimize
@@ -66,7 +66,7 @@ class Question(BaseModel):
     image: str
     cues: list[str] = []
     mode: Mode = "bias"
-    strength: float | None = Field(default=None, allow_inf_nan=False)
+    strength: Strength | None = None
     reliability: float | None = Field(default=None, gt=0, lt=1)
     cut: list[str] = []
     looked_at: list[str] = []

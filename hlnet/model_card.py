@@ -97,7 +97,7 @@ def make_model_card(
         count=count,
         tree=tree,
         provenance=found,
-        gain=_gain(model),
+        cue=_cue(model),
         listing="\n".join(listing),
         folded=len(listing) > LONG,
         transform=model.transform,
@@ -133,12 +133,15 @@ def _costs(model: HierarchicalNet | PlainNet) -> dict[str, Cost]:
     return {"this expert": found.expert, "full network": found.full, plain: found.plain}
 
 
-def _gain(model: HierarchicalNet | PlainNet) -> float | None:
-    """The gain on a class that its fitted attention gives, if it was fitted to this network and has one."""
+def _cue(model: HierarchicalNet | PlainNet) -> str | None:
+    """How a cue on a class acts by the fitted attention, if that was fitted to this network: "a gain of 3"."""
     fitted, classes = model.provenance.attention, len(model.tree.classes)
-    if fitted is None or not fitted.gain or classes < 2 or model.provenance.parent_counts is not None:
+    if fitted is None or classes < 2 or model.provenance.parent_counts is not None:
         return None
-    return curve_strength(fitted.gain, cue_evidence(fitted.reliability, 1, classes))
+    evidence = cue_evidence(fitted.reliability, 1, classes)
+    if fitted.mode == "bias":
+        return f"a bias of {evidence * (model.provenance.temperature or 1.0):+.3g} on the logit"
+    return f"a {fitted.mode} of {curve_strength(fitted.gain if fitted.mode == 'gain' else fitted.scale, evidence):.3g}"
 
 
 def _lines(nested: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
@@ -302,10 +305,10 @@ Not measured for this cut. On images of its classes it does what the full networ
 {% else %}
 Not measured.
 {% endif %}
-{% if gain is not none %}
+{% if cue is not none %}
 
-A cue that is right in {{ "%g" | format(100 * provenance.attention.reliability) }} % of cases
-{{ "served" if provenance.attention.data else "was trained to serve" }} best as a gain of {{ "%.3g" | format(gain) }}
+A cue on a class that is right in {{ "%g" | format(100 * provenance.attention.reliability) }} % of cases
+{{ "served best as" if provenance.attention.data else "was trained to act as" }} {{ cue }}
 {%- if provenance.attention.data %}, on {{ provenance.attention.data | code }}{% endif %}.
 {% endif %}
 

@@ -195,7 +195,8 @@ def _predict(
                     familiar = batch.neutral if net.provenance.rejection or len(net.tree.classes) == 1 else None
                 answers = _answers(net, logits.float().cpu(), familiar, top, threshold, paths, own)
             for name, error in zip(names, errors, strict=True):
-                yield Prediction(image=name, error=error) if error else next(answers).model_copy(update={"image": name})
+                told = printable(name)
+                yield Prediction(image=told, error=error) if error else next(answers).model_copy(update={"image": told})
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -211,14 +212,14 @@ class _Files(Dataset[tuple[str, Tensor, str]]):
         self.transform, self.size = transform, size
 
     def __getitem__(self, path: str | Path) -> tuple[str, Tensor, str]:
-        name = printable(path)
         try:
-            return name, self.transform(open_image(path)), ""
+            return str(path), self.transform(open_image(path)), ""
         except DataError as error:
-            return name, torch.zeros(self.size), printable(str(error))
+            return str(path), torch.zeros(self.size), printable(str(error))
         except Exception as error:  # decoders have their own ways to fail, and one image must not end the run
             reason = one_line(error) or type(error).__name__
-            return name, torch.zeros(self.size), f"cannot read image '{name}': {reason}; remove or replace it"
+            told = f"cannot read image '{printable(path)}': {reason}; remove or replace it"
+            return str(path), torch.zeros(self.size), told
 
 
 def printable(path: str | Path) -> str:

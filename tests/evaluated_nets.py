@@ -5,7 +5,7 @@ import torch
 from naive import randomise
 from PIL import Image
 
-from hlnet.cue_test import CueTest
+from hlnet.cue_trial import CueTrial
 from hlnet.cues import Attention
 from hlnet.data import LabelledImages, TreeData, eval_transform
 from hlnet.expert import cut_expert
@@ -63,4 +63,4 @@ def expert_of(selection, score="energy", recipe=None):
 
 def signal_of(strength):
     """A test of cues by the paper's gain, from labels."""
-    return CueTest(attention=Attention(strength=strength))
+    return CueTrial(attention=Attention(strength=strength))

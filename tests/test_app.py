@@ -101,6 +101,17 @@ def test_requests_are_answered(address, live):
     assert json.loads(content)["now"] == expected.now.model_dump(mode="json")
 
 
+def test_the_page_is_for_no_other_page(address):
+    """It cannot be framed, based elsewhere or made to send forms."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    connection.request("GET", "/")
+    headers = connection.getresponse().headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert {"frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} == {
+        *headers["content-security-policy"].split("; ")
+    }
+
+
 OCTETS, JSON = {"content_type": "application/octet-stream"}, {"content_type": "application/json"}
 
 

@@ -105,7 +105,7 @@ def test_eval_gives_the_numbers_of_the_library(at, options, kind, signal):
     split = "train" if "train" in options else "val"
     images = data.TreeData(hlnet.load_data(at["photos"], split), net.tree, data.eval_transform(net.transform))
     classes = "bird,0" if "bird" in options else None
-    test = signal and hlnet.CueTest(attention=hlnet.Attention(strength=signal))
+    test = signal and hlnet.CueTrial(attention=hlnet.Attention(strength=signal))
     assert found == hlnet.evaluate(net, images, data.loader(images, 64), classes, test).model_dump(mode="json")
     assert signal != 1.0 or found["cued"]["accuracy"] == found["cued"]["wrong"] == found["neutral"]
 

@@ -28,6 +28,7 @@ def files(tmp_path_factory):
         path = root / "photos" / "val" / TREE.classes[i % 6] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
+    (root / "even.csv").write_text("node,probability\nsaw,0.5\n")
     for name, net in {"full": build(), "plain": build("plain"), "other": build()}.items():
         hlnet.save_checkpoint(net, root / f"{name}.safetensors")
     return root
@@ -172,6 +173,18 @@ def test_predict_cues_single_images_and_all(files, tmp_path):
     assert all("cues" not in one for one in predictions(files, "@full.safetensors @photos/val"))
 
 
+def test_names_that_are_no_text_have_their_cues(files, tmp_path):
+    image = tmp_path / "a\udce9.png"
+    image.write_bytes((files / "photos/val/tabby/0.png").read_bytes())
+    net = hlnet.load_checkpoint(files / "full.safetensors")
+    asked = []
+    source = CueSource(
+        lambda name: asked.append(name) or [Cue(node="cat", reliability=0.9)], CueUse(Attention(mode="bias"))
+    )
+    (found,) = hlnet.predict(net, [image], cues=source)
+    assert asked == [str(image)] and found.cues == ["cat"] and found.image.endswith(r"a\xe9.png")
+
+
 def test_predict_by_gain_and_by_words(files):
     net = hlnet.load_checkpoint(files / "full.safetensors").eval()
     prepare = hlnet.eval_transform(net.transform)
@@ -222,6 +235,9 @@ def test_predict_runs_only_what_is_certain(files):
     [
         ("--cue babby=0.9", "no class or node 'babby'"),
         ("--cue cat=1.5", "must lie between 0 and 1"),
+        ("--cue cat=x1e9", "must lie between -1e+06 and 1e+06"),
+        ("--cue cat=0.9 --cue-mode gain", "holds no gain for a reliability"),
+        ("--cue cat=0.9 --cue-site path", "cues act by bias; add --cue-mode gain"),
         ("--cue cat=+2 --cue-mode gain", "is a shift"),
         ("--cue cat", "how strongly the cue on 'cat' acts is not said"),
         ("--certain", "none is given"),
@@ -252,6 +268,26 @@ def test_a_cue_does_not_make_an_image_familiar(tmp_path):
     assert {one.labels[0].name for one in cued} == {"tabby"} != {one.labels[0].name for one in plain}
 
 
+def test_impossible_cues_are_told_before_the_first_image(files, tmp_path):
+    """Also where that image could not be read, and of cues in a file."""
+    (tmp_path / "x.png").write_text("no image")
+    (tmp_path / "heard.csv").write_text("image,node,reliability\nx.png,saw,0.9\n")
+    for cue in ("--cue cat=0.9", f"--cues {tmp_path}/heard.csv"):
+        done = CliRunner().invoke(
+            app, ["predict", f"{files}/full.safetensors", f"{tmp_path}/x.png", *cue.split(), "--cue-mode", "scale"]
+        )
+        assert isinstance(done.exception, UsageError) and "holds no scale" in str(done.exception)
+        assert "cannot read" not in done.output
+
+
+def test_factors_in_a_file_are_gains_unless_shifts_stand_beside_them(files, tmp_path):
+    (tmp_path / "heard.csv").write_text("image,node,strength\n0.png,saw,3\n")
+    line = f"@full.safetensors @photos/val --cues {tmp_path}/heard.csv"
+    assert predictions(files, line) == predictions(files, f"{line} --cue-mode gain")
+    shifted = predictions(files, f"{line} --cue cat=+1")
+    assert shifted == predictions(files, f"{line} --cue cat=+1 --cue-mode bias")
+
+
 def test_eval_takes_a_prior(files, tmp_path):
     (tmp_path / "prior.csv").write_text("node,probability\nsaw,0.99\n")
     told = as_json(files, f"eval @full.safetensors --prior {tmp_path}/prior.csv")
@@ -271,6 +307,11 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("eval @full.safetensors --cue-level 7 --attention-signal 2", "levels 1 to 2"),
         ("eval @full.safetensors --cues @missing.csv", "missing.csv"),
         ("eval @full.safetensors --cues @missing.csv --wrong-cues 0.5", "are for cues from labels"),
+        ("eval @full.safetensors --cues @missing.csv --wrong-cue sibling", "are for cues from labels"),
+        ("eval @full.safetensors --wrong-cue sibling", "how strongly the cue on"),
+        ("eval @full.safetensors --prior @even.csv --cue-mode bias", "how strongly the cue on"),
+        ("eval @full.safetensors --cue-site path --reliability 0.9", "cues act by bias; add --cue-mode gain"),
+        ("eval @full.safetensors --attention-signal 1e9", "must lie between 0 and 1e+06"),
         ("attend @full.safetensors --reliability 0", "must lie between 0 and 1"),
         ("attend @full.safetensors --gains 1,x", "--gains '1,x'"),
         ("attend @full.safetensors --save --out @new.safetensors", "give one of them"),

@@ -12,8 +12,8 @@ from hlnet.calibration import fit_temperature
 from hlnet.cue_picture import cue_figure, plot_cue_report
 from hlnet.cue_report import RELIABILITIES, attend, report_cues, stored_gains
 from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
-from hlnet.cue_test import CueTest, mixed
 from hlnet.cue_training import trained_attention
+from hlnet.cue_trial import CueTrial, mixed
 from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, curve_strength
 from hlnet.data import loader
 from hlnet.errors import UsageError
@@ -57,7 +57,7 @@ def test_frontier_begins_at_no_cue_and_is_what_evaluate_finds(swept):
     labels = torch.tensor(data.labels)
     wrong = wrong_classes(TREE, labels, seed=3)
     curve = frontier(found, named_classes(TREE, labels), {"random": named_classes(TREE, wrong)}, "gain", GAINS)
-    measured = evaluate(net, data, loader(data, 7), cues=CueTest(attention=Attention(strength=3.0), seed=3))
+    measured = evaluate(net, data, loader(data, 7), cues=CueTrial(attention=Attention(strength=3.0), seed=3))
     assert curve.right[0] == curve.wrong["random"][0] == pytest.approx(measured.neutral.top1)
     assert curve.right[1] == pytest.approx(measured.cued.accuracy.top1)
     assert curve.wrong["random"][1] == pytest.approx(measured.cued.wrong.top1)

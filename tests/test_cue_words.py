@@ -271,12 +271,8 @@ def test_dictionary_of_another_version(known):
 def test_what_is_told(no_wordnet, caplog):
     with caplog.at_level(logging.INFO, "hlnet"):
         cues_from_text("meowing in trucks", FIVE)
-        cues_from_text("nothing here", FIVE)
-    assert caplog.messages == [
-        "'meowing' means house cats",
-        "'trucks' means trucks and vans",
-        "'nothing here' names nothing that tells the tree's classes apart",
-    ]
+        assert cues_from_text("nothing here", FIVE) == []
+    assert caplog.messages == ["'meowing' means house cats", "'trucks' means trucks and vans"]
 
 
 def test_reliability(no_wordnet):
@@ -296,7 +292,7 @@ def test_no_words(text):
 def test_words_for_all_classes(no_wordnet, caplog):
     tree = ClassTree.from_nested({"object": {"cat": {}, "dog": {}}})
     with caplog.at_level(logging.INFO, "hlnet"):
-        assert said("an object", tree) == [] and "nothing that tells" in caplog.text
+        assert said("an object", tree) == [] and not caplog.text
     assert said("an object, a cat", tree) == ["object/cat"]
 
 

@@ -41,6 +41,32 @@ def under(net, images, cues, **attention):
         return cue_effect(net, cues, Attention(**attention)).logits(net, images)
 
 
+def test_a_selection_is_read_anew(net, tmp_path):
+    """A service that runs for weeks goes by what a file holds now."""
+    file = tmp_path / "wanted.txt"
+    for name in ("tabby", "saw"):
+        file.write_text(name)
+        effect = cue_effect(net, [[Cue(node=f"@{file}", strength=1.0)]], Attention(mode="bias"))
+        assert [TREE.classes[i] for i in effect.bias[0].nonzero()[:, 0]] == [name]
+
+
+@pytest.mark.parametrize("words", ["dog", "dog/beagle,dog/boxer", "beag* boxer".replace(" ", ",")])
+def test_a_node_is_meant_by_whatever_names_its_classes(net, words):
+    effect = cue_effect(net, [[Cue(node=words, strength=3.0)]], Attention(site="node"))
+    level, position = TREE.find_node("dog")
+    assert effect.gains[0].nonzero().numel() == TREE.num_nodes
+    assert (effect.gains[0] == 3).nonzero().tolist() == [[TREE.offsets[level] + position]]
+    with pytest.raises(UsageError, match=r"'dog,saw' names no single node"):
+        cue_effect(net, [[Cue(node="dog,saw", strength=3.0)]], Attention(site="node"))
+
+
+@pytest.mark.parametrize("strength", [1e6 + 1, -2e6, math.inf, math.nan])
+def test_strengths_are_numbers_that_float32_knows(strength):
+    for made in (Cue, Attention):
+        with pytest.raises(ValueError, match="strength"):
+            made(**({"node": "cat"} if made is Cue else {}), strength=strength)
+
+
 # ---------------------------------------------------------------------- neutrality and locality
 
 
@@ -195,8 +221,6 @@ def test_what_cannot_act_is_refused(net, kind, cue, attention, words):
 def test_misspelt_nodes_and_impossible_reliabilities(net):
     with pytest.raises(SelectionError, match="siamese"):
         cue_effect(net, [[Cue(node="siamse")]], Attention(strength=2.0))
-    with pytest.raises(SelectionError):
-        cue_effect(net, [[Cue(node="cat,saw")]], Attention(strength=2.0, site="node"))
     for reliability in (0.0, 1.0, -0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match="reliability"):
             Cue(node="cat", reliability=reliability)

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from hlnet.accuracy import accuracy, confusion_matrix
 from hlnet.calibration import calibration_error, class_probabilities
-from hlnet.cue_test import CuedRun
+from hlnet.cue_trial import CuedRun
 from hlnet.cued_logits import CueUse
 from hlnet.cues import Attention
 from hlnet.data import loader

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.cli.main import app
-from hlnet.cue_test import CueTest
+from hlnet.cue_trial import CueTrial
 from hlnet.cues import Attention
 from hlnet.data import TreeData, eval_transform, load_data, loader
 from hlnet.errors import UsageError
@@ -170,7 +170,7 @@ def test_command_refuses(files, tmp_path, monkeypatch, line, words):
 def test_cues_reach_a_network_of_another_tree_by_name(level):
     """The plain network has no inner nodes; what the first one's nodes name is told it class by class."""
     images, _ = photos()
-    cues = CueTest(attention=Attention(mode="bias", strength=3.0), level=level)
+    cues = CueTrial(attention=Attention(mode="bias", strength=3.0), level=level)
     found = evaluate_beside({"full": build(), "flat": build("plain", mirrored())}, images, cues=cues)
     alone = evaluate_beside({"same": build("plain", TREE)}, images, cues=cues)  # with the first one's tree
     assert found["flat"].cued.images == 40 and found["flat"].cued.named == 1
@@ -188,7 +188,7 @@ def test_a_network_without_a_curve_is_cued_by_a_bias_beside_one_that_has_it():
     images, _ = photos()
     full, other = build(), build()
     full.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 3.0),))
-    found = evaluate_beside({"full": full, "other": other}, images, cues=CueTest(attention=Attention(reliability=0.8)))
+    found = evaluate_beside({"full": full, "other": other}, images, cues=CueTrial(attention=Attention(reliability=0.8)))
     assert (found["full"].cued.attention.mode, found["other"].cued.attention.mode) == ("gain", "bias")
-    auto = evaluate_beside({"full": full, "other": other}, images, cues=CueTest())
+    auto = evaluate_beside({"full": full, "other": other}, images, cues=CueTrial())
     assert auto["full"].cued is not None and auto["other"].cued is None

@@ -15,7 +15,7 @@ from hlnet.accuracy import answer_counts
 from hlnet.checkpoint import save_checkpoint
 from hlnet.cli.main import app
 from hlnet.comparison import compare, compare_evaluations
-from hlnet.cue_test import CueTest
+from hlnet.cue_trial import CueTrial
 from hlnet.cues import Attention, Cue
 from hlnet.data import load_data, loader
 from hlnet.errors import RunError, UsageError
@@ -25,7 +25,7 @@ from hlnet.hierarchical_metrics import lca_heights, measure_hierarchy
 from hlnet.provenance import FittedAttention
 from hlnet.tree import ClassTree
 
-RELIABLE = CueTest(attention=Attention(mode="bias", reliability=0.8))
+RELIABLE = CueTrial(attention=Attention(mode="bias", reliability=0.8))
 
 
 def flat():
@@ -159,24 +159,24 @@ CUES = {0: (Cue(node="cat", reliability=0.7),), 3: (Cue(node="beagle"), Cue(node
     ("test", "fits"),
     [
         (RELIABLE, RELIABLE),
-        (CueTest(attention=Attention(reliability=0.8)), CueTest(attention=Attention(mode="bias", reliability=0.8))),
-        (CueTest(attention=Attention(strength=1.8)), None),
+        (CueTrial(attention=Attention(reliability=0.8)), CueTrial(attention=Attention(mode="bias", reliability=0.8))),
+        (CueTrial(attention=Attention(strength=1.8)), None),
         (
-            CueTest(attention=Attention(mode="scale", strength=1.8)),
-            CueTest(attention=Attention(mode="scale", strength=1.8)),
+            CueTrial(attention=Attention(mode="scale", strength=1.8)),
+            CueTrial(attention=Attention(mode="scale", strength=1.8)),
         ),
-        (CueTest(attention=Attention(reliability=0.8), certain=True), None),
-        (CueTest(attention=Attention(mode="bias", reliability=0.8), certain=True), None),
-        (CueTest(cues=CUES), None),
+        (CueTrial(attention=Attention(reliability=0.8), certain=True), None),
+        (CueTrial(attention=Attention(mode="bias", reliability=0.8), certain=True), None),
+        (CueTrial(cues=CUES), None),
         (
-            CueTest(cues=CUES, attention=Attention(reliability=0.6)),
-            CueTest(cues=CUES, attention=Attention(mode="bias", reliability=0.6)),
+            CueTrial(cues=CUES, attention=Attention(reliability=0.6)),
+            CueTrial(cues=CUES, attention=Attention(mode="bias", reliability=0.6)),
         ),
         (
-            CueTest(cues={0: CUES[0]}, source="x"),
-            CueTest(cues={0: CUES[0]}, source="x", attention=Attention(mode="bias")),
+            CueTrial(cues={0: CUES[0]}, source="x"),
+            CueTrial(cues={0: CUES[0]}, source="x", attention=Attention(mode="bias")),
         ),
-        (CueTest(cues={0: (Cue(node="cat", strength=2),)}, attention=Attention(reliability=0.6)), None),
+        (CueTrial(cues={0: (Cue(node="cat", strength=2),)}, attention=Attention(reliability=0.6)), None),
     ],
 )
 def test_cues_fit_a_plain_network_as_a_bias_where_they_state_a_reliability(test, fits):
@@ -191,7 +191,7 @@ def test_plain_network_beside_is_cued_by_the_bias():
     """Beside a network whose curve was fitted; its own logits are shifted as Bayes' rule has it."""
     tree, plain, data = build(), build("plain"), noise()
     tree.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),))
-    cues = CueTest(attention=Attention(reliability=0.8))
+    cues = CueTrial(attention=Attention(reliability=0.8))
     found = evaluate_beside({"tree": tree, "plain": plain}, data.images, cues=cues)
     assert found["tree"].cued == evaluate(tree, data, loader(data, 7), cues=cues).cued
     assert found["tree"].cued.attention.mode == "gain"

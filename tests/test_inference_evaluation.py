@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from random_nets import assert_near, build, plain
 
-from hlnet.cue_test import CueTest
+from hlnet.cue_trial import CueTrial
 from hlnet.cues import Attention
 from hlnet.data import LabelledImages, TreeData, eval_transform, loader
 from hlnet.errors import UsageError
@@ -29,7 +29,7 @@ def noise(net, count=30):
 def test_evaluation_is_the_same(kind, signal):
     net = plain() if kind == "plain" else cut_expert(build(), "cat,saw") if kind == "expert" else build(kind)
     fast, data = optimize(net), noise(net)
-    test = signal and CueTest(attention=Attention(strength=signal))
+    test = signal and CueTrial(attention=Attention(strength=signal))
     if kind == "plain" and signal:
         with pytest.raises(UsageError, match="no branches whose features"):
             evaluate(fast, data, loader(data, 7), cues=test)

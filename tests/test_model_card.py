@@ -237,7 +237,21 @@ def test_accuracy_is_what_the_provenance_holds():
     }
     assert "on `digits`" in section(
         card, "Accuracy"
-    ) and "A cue that is right in 90 % of cases\nserved best as a gain of 3, on `photos`." in section(card, "Accuracy")
+    ) and "A cue on a class that is right in 90 % of cases\nserved best as a gain of 3, on `photos`." in section(card, "Accuracy")
+
+
+@pytest.mark.parametrize(
+    "attention, said",
+    [
+        ({"mode": "bias", "gain": ((2.0, 3.0),), "data": "photos"}, "served best as a bias of +6.59 on the logit, on"),
+        ({"mode": "scale", "scale": ((2.0, 1.5),), "data": "photos"}, "served best as a scale of 1.5, on"),
+        ({"mode": "gain", "gain": ((2.0, 3.0),)}, "was trained to act as a gain of 3."),
+    ],
+)
+def test_cues_act_as_the_file_says(attention, said):
+    """Of four classes, one that is right in 90 % has ln 27 = 3.296 nats of evidence, at a temperature of 2."""
+    card = make_model_card(full(temperature=2.0, attention=FittedAttention(reliability=0.9, **attention)))
+    assert said in section(card, "Accuracy")
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, {"lr": 0.1, "epochs": 3}, {"a": {"b": {"c": [1, 2]}}, "d": True}])

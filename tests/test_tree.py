@@ -1,6 +1,8 @@
 """Class trees: what is built, refused, cut and written out again."""
 
+import copy
 import itertools
+import pickle
 from dataclasses import FrozenInstanceError, replace
 from functools import reduce
 from types import MappingProxyType
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hlnet
 from hlnet.errors import SelectionError, TreeError
 from hlnet.tree import MAX_LEVELS, ClassTree, Node
 
@@ -259,3 +262,13 @@ def test_ten_thousand_classes():
     expert = tree.prune(range(50, 10000, 1000))
     assert expert.classes == tuple(f"c{n}" for n in range(50, 10000, 1000))
     assert [node.name for node in expert.levels[0]] == [f"g{g}" for g in range(0, 100, 10)]
+
+
+def test_copies_hold_the_levels_alone():
+    tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": {}})
+    bare = len(pickle.dumps(tree))
+    assert tree.find_node("cat") and tree.class_paths.size and hlnet.select_classes(tree, "cat") == (0, 1)
+    hlnet.cues_from_text("meow", tree)
+    assert len(pickle.dumps(tree)) == bare
+    for copied in (pickle.loads(pickle.dumps(tree)), copy.deepcopy(tree)):
+        assert copied == tree and copied.find_node("cat") == (0, 0) and copied.classes == tree.classes

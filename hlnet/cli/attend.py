@@ -49,7 +49,12 @@ def attend(
         int | None, typer.Option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
     ] = None,
     gains: Annotated[str | None, typer.Option(help="Gains to try, between commas: 1.4,1.8,3.")] = None,
-    save: Annotated[bool, typer.Option("--save", help="Store the best setting in MODEL's own file.")] = False,
+    save: Annotated[
+        bool,
+        typer.Option(
+            "--save", help="Store the best setting, and the temperature of its probabilities, in MODEL's own file."
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Store it in a copy of MODEL: a .safetensors file.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the frontiers: .png, .svg or .pdf.")] = None,
     batch_size: options.BatchSize = 64,
@@ -188,7 +193,7 @@ def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
     """Table 5: by the share of wrong cues."""
     from hlnet.cli import output
     from hlnet.cue_report import WRONG_SHARES
-    from hlnet.cue_test import mixed
+    from hlnet.cue_trial import mixed
 
     ends = {}
     gains = report.network.frontier("gain")

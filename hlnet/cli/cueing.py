@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +105,7 @@ def attention(
         UsageError: for a signal that is no number, or ``auto`` where none is stored; for a reliability beside a signal,
             or outside 0 to 1.
     """
-    from hlnet.cues import Attention
+    from hlnet.cues import MOST, Attention
 
     if signal is not None and reliability is not None:
         raise UsageError("--attention-signal and --reliability both say how strongly a cue acts; give one of them")
@@ -119,16 +120,21 @@ def attention(
             strength = float(signal)
         except ValueError:
             raise UsageError(f"--attention-signal '{signal}': expected a number such as 1.8, or auto") from None
-        if not abs(strength) < float("inf") or (strength < 0 and mode is not CueMode.bias):
-            raise UsageError(f"--attention-signal {signal} must be a number of at least 0 (1 is neutral, 1.8 enhances)")
+        if not abs(strength) <= MOST or (strength < 0 and mode is not CueMode.bias):
+            raise UsageError(
+                f"--attention-signal {signal} must lie between 0 and {MOST:g} (1 is neutral, 1.8 enhances)"
+            )
     if signal == "auto" and provenance.attention is None:
         raise UsageError(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )
     if signal == "auto" and provenance.attention is not None:
         mode, reliability = mode or CueMode(provenance.attention.mode), provenance.attention.reliability
+    mode = mode or (CueMode.gain if signal is not None else CueMode.bias)
+    if site is not None and mode is not CueMode.gain:
+        raise UsageError(f"--cue-site {site} says where a gain acts, and cues act by {mode}; add --cue-mode gain")
     return Attention(
-        mode=mode.value if mode else "gain" if signal is not None else "bias",
+        mode=mode.value,
         site=site.value if site else "leaves",
         strength=strength,
         reliability=reliability,
@@ -162,7 +168,7 @@ def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
 
 def cue_source(
     net: InferenceNet,
-    cue: Sequence[str],
+    written: Sequence[str],
     file: Path | None,
     text: str | None,
     text_model: str | None,
@@ -185,16 +191,16 @@ def cue_source(
     from hlnet.cue_images import CuesByImage
     from hlnet.cue_words import cues_from_text
     from hlnet.cued_logits import CueSource, CueUse
-    from hlnet.cues import check_site
+    from hlnet.cues import check_site, cue_effect
 
     if text_model is not None and text is None:
         raise UsageError("--text-model says how to understand a --text, and none is given")
     by_name = read_cues(file, net.tree) if file is not None else {}
-    if mode is None and (are_factors(cue) or have_strengths(by_name.values())):
+    if mode is None and (are_factors(written) or (have_strengths(by_name.values()) and not are_shifts(written))):
         mode = CueMode.gain
     how = attention(signal, mode, site, reliability, net.provenance)
     check_site(how)
-    everywhere = [parse_cue(one, net.tree, how.mode) for one in cue]
+    everywhere = [parse_cue(one, net.tree, how.mode) for one in written]
     if text is not None:
         heard = cues_from_embedding(text, net.tree, text_model) if text_model else cues_from_text(text, net.tree)
         if not heard:
@@ -210,11 +216,16 @@ def cue_source(
             f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image"
         )
 
+    use = CueUse(how, certain, read_prior(prior, net.tree))
+    if not certain:  # what cannot be done is told before the first image
+        for cue in {*everywhere, *chain.from_iterable(by_name.values())}:
+            cue_effect(net, [[cue]], how, prior=use.prior)
+
     def of(image: str) -> list[Cue]:
         return everywhere + (by_image.of(image) if by_image else [])
 
     finish = by_image.finish if by_image else lambda: None
-    return CueSource(of, CueUse(how, certain, read_prior(prior, net.tree))), finish
+    return CueSource(of, use), finish
 
 
 def have_strengths(cues: Iterable[Iterable[Cue]]) -> bool:
@@ -224,4 +235,14 @@ def have_strengths(cues: Iterable[Iterable[Cue]]) -> bool:
 
 def are_factors(cues: Sequence[str]) -> bool:
     """Whether cues are written with factors, which are a gain's."""
-    return any("=" in text and text.rpartition("=")[2].strip()[:1] in ("x", "×", "*") for text in cues)
+    return any(sign in tuple("x×*") for sign in _signs(cues))
+
+
+def are_shifts(cues: Sequence[str]) -> bool:
+    """Whether cues are written with shifts, which are a bias's."""
+    return any(sign in tuple("+-") for sign in _signs(cues))
+
+
+def _signs(cues: Sequence[str]) -> list[str]:
+    """What the values of cues begin with."""
+    return [text.rpartition("=")[2].strip()[:1] for text in cues if "=" in text]

@@ -45,9 +45,9 @@ def evaluate(
             min=0, max=1, help="Share of cues that are wrong; default: 1 - reliability, where that is given."
         ),
     ] = None,
-    wrong_cue: Annotated[WrongCue, cueing.option(help="What a wrong cue names: any other class, or a sibling.")] = (
-        WrongCue.random
-    ),
+    wrong_cue: Annotated[
+        WrongCue | None, cueing.option(help="What a wrong cue names: any other class (default), or a sibling.")
+    ] = None,
     cue_level: Annotated[
         int | None, cueing.option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
     ] = None,
@@ -126,7 +126,7 @@ def evaluate(
     from hlnet import evaluation
     from hlnet.cli import eval_tables, output
     from hlnet.comparison import compare_evaluations
-    from hlnet.cue_test import CueTest
+    from hlnet.cue_trial import CueTrial
     from hlnet.data import load_data
     from hlnet.files import check_writable
     from hlnet.rejection import ROC_FORMATS, write_roc
@@ -136,8 +136,10 @@ def evaluate(
     for path in (roc, confusion):
         if path is not None:
             check_writable(path)
-    if cues is not None and cueing.wanted(wrong_cues, cue_level):
-        raise UsageError("--wrong-cues and --cue-level are for cues from labels; with --cues, the file says it all")
+    if cues is not None and cueing.wanted(wrong_cues, wrong_cue, cue_level):
+        raise UsageError(
+            "--wrong-cues, --wrong-cue and --cue-level are for cues from labels; with --cues, the file says it all"
+        )
     names = [model, *(beside or [])]
     against = [name for name in dict.fromkeys([baseline, compare]) if name is not None]
     if len(set(names)) < len(names) or model in against:
@@ -147,19 +149,19 @@ def evaluate(
     if baseline is not None and nets[baseline].has_branches:
         raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
     images = load_data(data, split.value, data_root)
-    test = None
-    if cueing.wanted(attention_signal, cue_mode, cue_site, reliability, cues, prior, wrong_cues, cue_level, certain):
-        how = (attention_signal, reliability, wrong_cues, cue_level)
+    trial = None
+    how = (attention_signal, cue_mode, cue_site, reliability, wrong_cues, wrong_cue, cue_level, certain)
+    if cueing.wanted(cues, prior, *how):
         only_prior = prior is not None and cues is None and not cueing.wanted(*how)
         given = cueing.read_cues(cues, nets[model].tree, images) if cues else {} if only_prior else None
         if cue_mode is None and cueing.have_strengths((given or {}).values()):
             cue_mode = cueing.CueMode.gain
-        test = CueTest(
+        trial = CueTrial(
             attention=cueing.attention(attention_signal, cue_mode, cue_site, reliability, nets[model].provenance),
             cues=given,
             source=f"'{cues or prior}'" if cues or only_prior else "",
             prior=cueing.read_prior(prior, nets[model].tree),
-            wrong=wrong_cue.value,
+            wrong=wrong_cue.value if wrong_cue else "random",
             wrong_share=wrong_cues,
             level=cue_level,
             certain=certain,
@@ -170,7 +172,7 @@ def evaluate(
             nets,
             images,
             classes,
-            test,
+            trial,
             score.value if score else None,
             batch_size,
             workers,

@@ -90,7 +90,7 @@ class CuedAccuracy(BaseModel):
     gmacs: float | None = None
 
 
-class CueTest(BaseModel):
+class CueTrial(BaseModel):
     """What :func:`hlnet.evaluate` is to try with cues.
 
     Attributes:
@@ -131,8 +131,8 @@ class CueTest(BaseModel):
             return 1 - self.attention.reliability
         return self.wrong_share
 
-    def fitting(self, net: HierarchicalNet | PlainNet | InferenceNet) -> CueTest | None:
-        """The same test of another network; as a bias where it cannot be cued as here, but reliabilities are stated.
+    def fitting(self, net: HierarchicalNet | PlainNet | InferenceNet) -> CueTrial | None:
+        """The same trial of another network; as a bias where it cannot be cued as here, but reliabilities are stated.
 
         ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
         """
@@ -200,7 +200,7 @@ def cued_accuracy(
     net: HierarchicalNet | PlainNet | InferenceNet,
     kept: Sequence[int],
     tree: ClassTree,
-    test: CueTest,
+    trial: CueTrial,
     runs: Sequence[CuedRun],
     logits: Sequence[Tensor],
     labels: Tensor,
@@ -214,17 +214,17 @@ def cued_accuracy(
     results = [accuracy(run[:, list(kept)][used], targets[used], tree.classes, tree, temperature) for run in logits]
     own = targets.tolist()
     found = CuedAccuracy(
-        attention=test.attention,
-        source=test.source or "each image's own label (an oracle)",
+        attention=trial.attention,
+        source=trial.source or "each image's own label (an oracle)",
         images=sum(bool(cues) for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0),
         named=right_share(runs[0], net.tree, torch.where(used, labels, -1).tolist()),
         accuracy=results[0],
     )
     if len(results) == 2:
-        found.wrong, found.wrong_cues, found.wrong_share = results[1], test.wrong, test.share
-        if test.share is not None:
-            found.mixed = mixed(results[0].top1, results[1].top1, test.share)
-    if test.certain and isinstance(net, InferenceNet):
+        found.wrong, found.wrong_cues, found.wrong_share = results[1], trial.wrong, trial.share
+        if trial.share is not None:
+            found.mixed = mixed(results[0].top1, results[1].top1, trial.share)
+    if trial.certain and isinstance(net, InferenceNet):
         used_cues = [tuple(cues) for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0]
         found.gmacs = statistics.fmean(certain_gmacs(net, used_cues, kept))
     return found
