@@ -72,7 +72,7 @@ def test_a_name_goes_before_a_sign(text):
         ("tabby=1", "reliability 1: it must lie between 0 and 1.*certain"),
         ("tabby=0", "reliability 0: it must"),
         ("tabby=90", "reliability 90: it must"),
-        ("tabby=x1e999", "strength inf: it must lie between -1e+06 and 1e+06"),
+        ("tabby=x1e999", "strength inf: it must lie between"),
     ],
 )
 def test_what_is_no_cue(text, told):
