@@ -7,14 +7,11 @@ lowest groups that are wide enough for a line of text; at the right stand the gr
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib.style
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
@@ -24,9 +21,8 @@ from torch import Tensor
 
 from hlnet.errors import UsageError
 from hlnet.files import replacing
-from hlnet.plots import BLUE, GREY, RED
+from hlnet.plots import BLUE, GREY, RED, own_style, save
 from hlnet.tree import ClassTree
-from hlnet.tree_picture import STYLE, UNDATED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,8 +71,7 @@ def write_confusion(matrix: Tensor, tree: ClassTree, path: str | Path, title: st
             rows.writerows([name, *row] for name, row in zip(tree.classes, counts, strict=True))
         return
     figure = confusion_figure(matrix, tree, title)
-    with _own_style(), replacing(path) as draft:
-        figure.savefig(draft, dpi=DPI, metadata=UNDATED[suffix], bbox_inches="tight", pad_inches=0.1)
+    save(figure, path, DPI, bbox_inches="tight", pad_inches=0.1)
 
 
 def confusion_figure(matrix: Tensor, tree: ClassTree, title: str | None = None) -> Figure:
@@ -101,7 +96,7 @@ def confusion_figure(matrix: Tensor, tree: ClassTree, title: str | None = None) 
         ['tabby', 'siamese', 'beagle']
     """
     counts = _checked(matrix, tree)
-    with _own_style():
+    with own_style():
         return _drawn(counts, tree, title)
 
 
@@ -122,14 +117,6 @@ class _Span(NamedTuple):
     @property
     def middle(self) -> float:
         return (self.first + self.behind - 1) / 2
-
-
-@contextmanager
-def _own_style() -> Iterator[None]:
-    """The same picture whatever the user's settings are; boxes for scripts that the font lacks, in silence."""
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
-        yield
 
 
 def _checked(matrix: Tensor, tree: ClassTree) -> NDArray[np.int64]:

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from hlnet.cue_report import WRONG_SHARES, CuedNetwork, CueReport
 from hlnet.cue_trial import mixed
+from hlnet.cues import Mode
 from hlnet.plots import BLUE, GREY, RED, save, tidy
 
 #: Okabe and Ito's green beside the others' blue and red: told apart by most eyes.
-STYLE = {"gain": (RED, "o"), "bias": (BLUE, "s"), "scale": ("#009e73", "^")}
+STYLE: dict[Mode, tuple[str, str]] = {"gain": (RED, "o"), "bias": (BLUE, "s"), "scale": ("#009e73", "^")}
 TITLES = {
     "random": "a wrong cue names any other class",
     "sibling": "… one of the same family",
@@ -64,8 +65,10 @@ def _frontiers(axes: Axes, network: CuedNetwork, kind: str, name: str) -> None:
 def _by_share(axes: Axes, report: CueReport) -> None:
     """Accuracy by the share of wrong cues, of the strengths chosen for the report's reliability."""
     for name, network in (("", report.network), ("plain, ", report.plain)):
-        for way, (colour, marker) in STYLE.items() if network else ():
-            choice = network.choice(way, report.reliability) if network else None  # type: ignore[arg-type]
+        if network is None:
+            continue
+        for way, (colour, marker) in STYLE.items():
+            choice = network.choice(way, report.reliability)
             if choice is not None:
                 axes.plot(
                     [100 * share for share in WRONG_SHARES],
@@ -76,7 +79,6 @@ def _by_share(axes: Axes, report: CueReport) -> None:
                     color=colour,
                     markerfacecolor="none" if name else colour,
                 )
-        if network:
-            axes.axhline(100 * network.neutral, color=GREY, lw=1, ls="--" if name else ":")
+        axes.axhline(100 * network.neutral, color=GREY, lw=1, ls="--" if name else ":")
     axes.set_title(f"strengths for cues right in {100 * report.reliability:g} %", fontsize=11)
     tidy(axes, xlabel=f"share of wrong cues ({report.wrong}), %", ylabel="top-1, %")

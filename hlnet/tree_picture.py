@@ -7,11 +7,9 @@ stands in the middle of its classes. Many classes go into several columns, parte
 
 from __future__ import annotations
 
-import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -19,7 +17,6 @@ from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib.style
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.collections import PathCollection
@@ -31,7 +28,7 @@ from matplotlib.path import Path as Line
 from hlnet.errors import UsageError
 from hlnet.files import replacing
 from hlnet.outline import Outline
-from hlnet.plots import BLUE, GREY, RED
+from hlnet.plots import BLUE, GREY, RED, UNDATED, own_style, save
 from hlnet.tree import ClassTree, Node
 
 if TYPE_CHECKING:
@@ -41,17 +38,7 @@ PALE = "#bfc5cc"  # lines; still seen where a picture of 1000 classes is shrunk 
 MOST_ROWS = 2000
 UNFOLDED = 150  # classes that a page shows at first
 DPI, SMALLEST, MARGIN = 130, 7.0, 14.0  # the latter in points
-UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 RENDERER: Any = RendererAgg(1, 1, 72)  # type: ignore[no-untyped-call] # to measure letters with
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "hlnet", "pdf.fonttype": 42}
-
-
-@contextmanager
-def _own_style() -> Iterator[None]:
-    """The same picture whatever the user's settings are; boxes for scripts that the font lacks, in silence."""
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
-        yield
 
 
 def draw_tree(tree: ClassTree, path: str | Path, kept: Iterable[int] = (), title: str | None = None) -> None:
@@ -83,11 +70,10 @@ def draw_tree(tree: ClassTree, path: str | Path, kept: Iterable[int] = (), title
     if suffix not in UNDATED:
         raise UsageError(f"'{path}': a tree is drawn as .svg, .png or .pdf; give a name with one of these endings")
     figure = tree_figure(tree, kept, title)
-    with _own_style(), replacing(path) as draft:
-        figure.savefig(draft, dpi=DPI, metadata=UNDATED[suffix])
+    save(figure, path, DPI)
 
 
-@_own_style()
+@own_style()
 def tree_figure(tree: ClassTree, kept: Iterable[int] = (), title: str | None = None) -> Figure:
     """The drawing of :func:`draw_tree` as a matplotlib figure, for a notebook.
 

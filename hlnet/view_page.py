@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from hlnet.errors import UsageError
 from hlnet.files import make_folder, replacing
-from hlnet.showing import CueRow, View
-from hlnet.view_pictures import activation_figure, cue_figure, map_figure, own_style
+from hlnet.plots import own_style
+from hlnet.showing import CueRow, MapRow, View
+from hlnet.view_pictures import activation_figure, cue_figure, map_figure
 
 DPI = 150
 PAGE = "show.html"
@@ -103,8 +104,8 @@ def best_classes(view: View, most: int = 3, cue: CueRow | None = None) -> list[d
 # ---------------------------------------------------------------------- helpers
 
 
-def _listed(rows: tuple[object, ...]) -> str:
-    return ", ".join(dict.fromkeys(getattr(row, "path", "") for row in rows))
+def _listed(rows: tuple[MapRow, ...]) -> str:
+    return ", ".join(dict.fromkeys(row.path for row in rows))
 
 
 def _picture(name: str, alt: str, figure: Figure) -> Picture:

@@ -7,21 +7,18 @@ that they are, in colours that are told apart by lightness alone.
 from __future__ import annotations
 
 import textwrap
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from hlnet.plots import BLUE, GREY, LIGHT, RED
+from hlnet.plots import BLUE, GREY, LIGHT, RED, own_style
 from hlnet.showing import CueRow, MapRow, Numbers, View, scale_end
 
 CELL, GAP, APART, NAMES, BAR, EDGE = 1.45, 0.07, 0.16, 1.75, 0.13, 0.12  # inches
@@ -43,14 +40,6 @@ ACTIVITY = Look("viridis", "activity", "mean magnitude over a block's channels")
 EVIDENCE = Look("magma", "share of the logit", "Grad-CAM: what speaks for the class, black where nothing does")
 CHANNELS = Look("", "", "a block's three most varying channels as red, green and blue, each over its own range")
 SCALED = "what one bar spans shares its scale, from 0 to the value that 99.5 % of its places stay below"
-
-
-@contextmanager
-def own_style() -> Iterator[None]:
-    """The same picture whatever the user's settings are; boxes for scripts that the font lacks, in silence."""
-    with matplotlib.style.context("default"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
-        yield
 
 
 @own_style()
