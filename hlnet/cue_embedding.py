@@ -93,7 +93,7 @@ def cues_from_embedding(
         ...         return [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in sentences]
         >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
         >>> cues_from_embedding("god", tree, Letters(), reliability=0.9)
-        [Cue(node='dog', reliability=0.9, strength=None)]
+        [Cue(node='dog', reliability=0.9, strength=None, mode=None)]
     """
     if not text.strip():
         raise UsageError("the text to find nodes for is empty")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from hlnet.cues import MOST, Cue, Mode
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, some
 from hlnet.row_files import read_rows
 from hlnet.selection import select_classes
 from hlnet.tree import ClassTree
+
+log = logging.getLogger("hlnet")
 
 #: The sign of a strength, and a number; without a sign, that is a reliability.
 _VALUE = re.compile(r"([x×*+-]?)\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.IGNORECASE)
@@ -21,7 +24,7 @@ def parse_cue(text: str, tree: ClassTree | None = None, mode: Mode | None = None
 
     - ``animal/cat``: no more than that; how strongly it acts is said elsewhere.
     - ``animal/cat=0.9``: a reliability, above 0 and below 1.
-    - ``animal/cat=x1.8``: a strength, as the factor of a gain or a scale.
+    - ``animal/cat=x1.8``: a strength, as the factor of a gain, or of a scale if that is the mode.
     - ``animal/cat=+2`` or ``=-2``: a strength, as the shift of a bias.
 
     What is named may be any selection (:func:`hlnet.select_classes`): ``tabby,siamese=0.9`` is one cue, which says that
@@ -38,7 +41,7 @@ def parse_cue(text: str, tree: ClassTree | None = None, mode: Mode | None = None
 
     Example:
         >>> parse_cue("animal/cat=0.9"), parse_cue("tabby, siamese = x1.8").strength
-        (Cue(node='animal/cat', reliability=0.9, strength=None), 1.8)
+        (Cue(node='animal/cat', reliability=0.9, strength=None, mode=None), 1.8)
     """
     node, sign, value = text.rpartition("=")
     found = _VALUE.fullmatch(value.strip()) if sign else None
@@ -59,12 +62,14 @@ def parse_cue(text: str, tree: ClassTree | None = None, mode: Mode | None = None
     kind, number = found[1], float(found[2])
     if not kind:
         return make_cue(node, number)
-    if mode is not None and (mode == "bias") != (kind in "+-"):
+    shifts = kind in "+-"
+    if mode is not None and (mode == "bias") != shifts:
         kinds = ("a factor", "a bias is a shift, such as =+2")
         if mode != "bias":
             kinds = ("a shift", f"a {mode} is a factor, such as =x1.8")
         raise UsageError(f"cue '{text}': '{value.strip()}' is {kinds[0]}, but {kinds[1]}")
-    return make_cue(node, strength=-number if kind == "-" else number)
+    cue = make_cue(node, strength=-number if kind == "-" else number)
+    return cue.model_copy(update={"mode": mode or ("bias" if shifts else "gain")})
 
 
 def make_cue(node: str, reliability: float | None = None, strength: float | None = None) -> Cue:
@@ -93,13 +98,17 @@ where a cue cannot be wrong, run only what it names (certain)
     return Cue(node=node, reliability=reliability, strength=strength)
 
 
-def read_cues(path: str | Path, tree: ClassTree) -> dict[str, list[Cue]]:
+def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> dict[str, list[Cue]]:
     """Read a file of cues for images; of several for one image, each is there, in the file's order.
+
+    That an image has a cue on the same node twice is told in the log ``hlnet``, since they count as independent.
 
     Args:
         path: a ``.csv`` file with the columns ``image`` and ``node``, and ``reliability`` or ``strength`` or both, of
             which a row fills at most one; or a ``.jsonl`` file, each line an object with these keys.
         tree: where nodes are looked up; each may be any selection (:func:`hlnet.select_classes`).
+        skip_unknown: leave cues out that name what the tree does not have, and tell in the log how many: an expert has
+            some of the nodes only that a station's record of sounds names.
 
     Returns:
         cues by the image's name as it is written; :class:`hlnet.cue_images.CuesByImage` finds an image's.
@@ -113,19 +122,39 @@ def read_cues(path: str | Path, tree: ClassTree) -> dict[str, list[Cue]]:
         >>> file = Path(tempfile.mkdtemp()) / "heard.csv"
         >>> _ = file.write_text("image,node,reliability\\n1.jpg,cat,0.9\\n")
         >>> read_cues(file, ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": {}}))
-        {'1.jpg': [Cue(node='cat', reliability=0.9, strength=None)]}
+        {'1.jpg': [Cue(node='cat', reliability=0.9, strength=None, mode=None)]}
     """
     found: dict[str, list[Cue]] = {}
-    checked: set[str] = set()
+    known: dict[str, bool] = {}
+    unknown: list[str] = []
+    twice = 0
     for where, row in read_rows(path, ("image", "node"), ("reliability", "strength")):
         try:
             cue = make_cue(row["node"], *(_number(row, column) for column in ("reliability", "strength")))
-            if cue.node not in checked:
-                select_classes(tree, cue.node)
-                checked.add(cue.node)
+            if cue.node not in known:
+                known[cue.node] = not skip_unknown or _selects(tree, cue.node)
+            if not known[cue.node]:
+                unknown.append(cue.node)
+                continue
+            select_classes(tree, cue.node)
         except UsageError as error:
             raise type(error)(f"{where}: {error}") from error
-        found.setdefault(row["image"], []).append(cue)
+        own = found.setdefault(row["image"], [])
+        twice += any(cue.node == other.node for other in own)
+        own.append(cue)
+    if unknown and not found:
+        raise UsageError(f"'{path}' names nothing that this tree has: {some(dict.fromkeys(unknown), 5)}")
+    if unknown:
+        log.warning(
+            "'%s': %d cues name what this tree does not have, and are left out: %s",
+            *(path, len(unknown), some(dict.fromkeys(unknown), 5)),
+        )
+    if twice:
+        log.warning(
+            "'%s': %d cues name what another one of the same image does; they count as independent evidence",
+            path,
+            twice,
+        )
     return found
 
 
@@ -142,4 +171,5 @@ def _number(row: Mapping[str, str], column: str) -> float | None:
     try:
         return float(row[column])
     except ValueError:
-        raise UsageError(f"{column} '{row[column]}' is no number") from None
+        wanted = "a probability such as 0.9" if column == "reliability" else "a factor or a shift such as 1.8"
+        raise UsageError(f"{column} '{row[column]}' is no number; expected {wanted}") from None

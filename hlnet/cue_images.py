@@ -33,7 +33,7 @@ class CuesByImage:
     Example:
         >>> cues = CuesByImage({"cat/1.jpg": [Cue(node="cat")]})
         >>> cues.of("/data/val/cat/1.jpg"), cues.of("/data/val/dog/1.jpg")
-        ([Cue(node='cat', reliability=None, strength=None)], [])
+        ([Cue(node='cat', reliability=None, strength=None, mode=None)], [])
     """
 
     def __init__(self, cues: Mapping[str, Sequence[Cue]], source: str = "the cues") -> None:
@@ -96,7 +96,7 @@ def match_cues(
 
     Example:
         >>> match_cues({"1.jpg": [Cue(node="cat")]}, ["val/cat/0.jpg", "val/cat/1.jpg"])
-        [[], [Cue(node='cat', reliability=None, strength=None)]]
+        [[], [Cue(node='cat', reliability=None, strength=None, mode=None)]]
     """
     by_image = CuesByImage(cues, source)
     found = [by_image.of(image) for image in images]

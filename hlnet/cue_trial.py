@@ -18,7 +18,7 @@ from torch import Tensor
 from hlnet.accuracy import Accuracy, accuracy
 from hlnet.certain import certain_gmacs
 from hlnet.cued_logits import CueUse
-from hlnet.cues import Attention, Cue, check_site
+from hlnet.cues import Attention, Cue, Mode, check_site, cue_effect
 from hlnet.data import TreeData
 from hlnet.errors import UsageError
 from hlnet.inference import InferenceNet
@@ -67,10 +67,12 @@ class CuedAccuracy(BaseModel):
     """Accuracy with cues.
 
     Attributes:
-        attention: how they acted.
+        attention: how they acted, unless they said it themselves.
+        modes: in which ways they acted.
         source: where they came from.
         images: how many images had one.
         named: of these, the share whose cue named their class.
+        prior: under the prior alone, where there is one beside cues.
         accuracy: with the cues given; of an oracle, with every cue right.
         wrong: of an oracle, with every cue wrong.
         wrong_cues: what a wrong cue named, ``random`` or ``sibling``.
@@ -79,10 +81,12 @@ class CuedAccuracy(BaseModel):
     """
 
     attention: Attention
+    modes: list[Mode]
     source: str
     images: int
     named: float | None
     accuracy: Accuracy
+    prior: Accuracy | None = None
     wrong: Accuracy | None = None
     wrong_cues: str | None = None
     wrong_share: float | None = None
@@ -132,22 +136,32 @@ class CueTrial(BaseModel):
         return self.wrong_share
 
     def fitting(self, net: HierarchicalNet | PlainNet | InferenceNet) -> CueTrial | None:
-        """The same trial of another network; as a bias where it cannot be cued as here, but reliabilities are stated.
+        """The same trial of another network; by a bias where a cue cannot act as here, but states a reliability.
 
         ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
         """
-        cues = [cue for own in (self.cues or {}).values() for cue in own]
-        if all(self._acts_on(net, cue) for cue in cues or ([Cue(node="")] if self.cues is None else [])):
+        cues = self._given or [Cue(node="")]  # of an oracle, all are alike
+        stuck = {cue for cue in cues if not self._acts_on(net, cue)}
+        if not stuck:
             return self
-        factors = self.attention.strength is not None or any(cue.strength is not None for cue in cues)
-        stated = self.attention.reliability is not None or (cues and all(cue.reliability for cue in cues))
-        if self.certain or factors or not stated:
+        stated = all(cue.strength is None and (cue.reliability or self.attention.reliability) for cue in stuck)
+        others = any(cue.strength is not None and cue.mode is None for cue in cues)  # these act as the attention says
+        if self.certain or not stated or others:
             return None
-        return self.model_copy(update={"attention": Attention(mode="bias", reliability=self.attention.reliability)})
+        found = self.model_copy(update={"attention": Attention(mode="bias", reliability=self.attention.reliability)})
+        if self.cues is None:
+            return found
+        as_bias = {cue: cue.model_copy(update={"mode": None}) for cue in stuck}
+        moved = {image: tuple(as_bias.get(cue, cue) for cue in own) for image, own in self.cues.items()}
+        return found.model_copy(update={"cues": moved})
+
+    @property
+    def _given(self) -> list[Cue]:
+        return [cue for own in (self.cues or {}).values() for cue in own]
 
     def _acts_on(self, net: HierarchicalNet | PlainNet | InferenceNet, cue: Cue) -> bool:
         """Whether a cue can act as it is to, and how strongly is known."""
-        mode, fitted = self.attention.mode, net.provenance.attention
+        mode, fitted = cue.mode or self.attention.mode, net.provenance.attention
         if self.certain or (mode == "gain" and not net.has_branches):
             return net.has_branches
         if cue.strength is not None or (cue.reliability is None and self.attention.strength is not None):
@@ -156,13 +170,16 @@ class CueTrial(BaseModel):
             return (cue.reliability or self.attention.reliability or fitted) is not None
         return bool(fitted and (fitted.gain if mode == "gain" else fitted.scale))
 
+    def check(self) -> None:
+        """Refuse, or warn of, where gains are to act; see :func:`hlnet.cues.check_site`."""
+        check_site(self.attention, self._given)
+
     def runs(self, tree: ClassTree, data: TreeData, kept: Sequence[int]) -> list[CuedRun]:
         """The runs over these images, where the ``kept`` classes compete.
 
         Raises:
             UsageError: as :func:`hlnet.label_cues`, or if no image has a cue.
         """
-        check_site(self.attention)
         if self.cues is not None:
             given = [self.cues.get(source, ()) for source, _ in data.samples]
             if not any(given) and self.prior is None:
@@ -205,21 +222,29 @@ def cued_accuracy(
     logits: Sequence[Tensor],
     labels: Tensor,
 ) -> CuedAccuracy:
-    """From logits ``[N, K]`` under the cues of each run, and labels ``[N]``, to figures of the ``kept`` columns, which
-    are the leaves of ``tree``.
+    """From logits ``[N, K]`` without cues and under those of each run, and labels ``[N]``, to figures of the ``kept``
+    columns, which are the leaves of ``tree``.
     """
     targets = columns_of(labels, kept, len(net.tree.classes))
     used = targets >= 0
     temperature = net.provenance.temperature
-    results = [accuracy(run[:, list(kept)][used], targets[used], tree.classes, tree, temperature) for run in logits]
+
+    def measured(run: Tensor) -> Accuracy:
+        return accuracy(run[:, list(kept)][used], targets[used], tree.classes, tree, temperature)
+
+    results = [measured(run) for run in logits[1:]]
     own = targets.tolist()
     found = CuedAccuracy(
         attention=trial.attention,
+        modes=sorted({cue.mode or trial.attention.mode for cues in runs[0].cues for cue in cues}),
         source=trial.source or "each image's own label (an oracle)",
         images=sum(bool(cues) for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0),
         named=right_share(runs[0], net.tree, torch.where(used, labels, -1).tolist()),
         accuracy=results[0],
     )
+    if trial.prior is not None and any(runs[0].cues):
+        alone = cue_effect(net, [()], trial.attention, kept, trial.prior)
+        found.prior = measured(alone.shifted(logits[0].to(net.device)).cpu())
     if len(results) == 2:
         found.wrong, found.wrong_cues, found.wrong_share = results[1], trial.wrong, trial.share
         if trial.share is not None:

@@ -90,7 +90,7 @@ def cues_from_text(
     Example:
         >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"], "saw": {}})
         >>> cues_from_text("Meow!", tree, 0.9)
-        [Cue(node='cat', reliability=0.9, strength=None)]
+        [Cue(node='cat', reliability=0.9, strength=None, mode=None)]
     """
     words = plain(text).split()
     if not words:

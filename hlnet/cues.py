@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -50,8 +50,9 @@ class Cue(BaseModel):
         reliability: how often such a cue is right: the probability that the image's class is among those named. Below
             their share of all classes, it inhibits.
         strength: the factor (gain, scale) or the shift of logits (bias) itself, in place of a reliability.
+        mode: how this one acts; default: as the :class:`Attention` says.
 
-    Without either, the :class:`Attention` says how strongly the cue acts.
+    Without reliability and strength, the :class:`Attention` says how strongly the cue acts.
 
     Raises:
         pydantic.ValidationError: for a reliability outside 0 to 1, a strength beyond a million, or both. What users
@@ -67,6 +68,7 @@ class Cue(BaseModel):
     node: str
     reliability: Probability | None = None
     strength: Strength | None = None
+    mode: Mode | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -78,7 +80,7 @@ class Attention(BaseModel):
     """How cues act.
 
     Attributes:
-        mode: ``gain``, ``bias`` or ``scale``.
+        mode: ``gain``, ``bias`` or ``scale``; of cues that do not say it themselves.
         site: where a gain acts: ``leaves`` (default), at the input of the last convolution of each leaf under the cued
             node, as in the paper's Sec. 4.4; ``node``, at that of the node's own block; ``path``, of all blocks on the
             way to its leaves. The latter two take a strength: curves are fitted for leaves.
@@ -207,7 +209,8 @@ def cue_effect(
 ) -> Effect:
     """What cues do to the images of one batch.
 
-    Several cues on an image count as independent: factors multiply and shifts add. A cue of no evidence, a factor of 1
+    Several cues on an image count as independent: factors multiply and shifts add, also where they act in different
+    ways. A cue of no evidence, a factor of 1
     and a shift of 0 leave logits as they are, bit by bit.
 
     - ``bias``: with reliability p, the logits of the m cued of K classes are shifted by ``T * cue_evidence(p, m, K)``.
@@ -237,8 +240,6 @@ def cue_effect(
         tensor([[1.0986, 1.0986, 0.0000, 0.0000],
                 [0.0000, 0.0000, 0.0000, 0.0000]])
     """
-    if attention.mode == "gain" and not net.has_branches:
-        raise UsageError("a plain network has no branches whose features could be scaled; cue it by a bias or a scale")
     tree, provenance = net.tree, net.provenance
     competing = range(len(tree.classes)) if competing is None else competing
     frequency, shift = np.ones(len(tree.classes)), None
@@ -249,35 +250,68 @@ def cue_effect(
         shift = same.to(net.device).expand(len(cues), -1)
     if not any(cues):
         return Effect(bias=shift)
-    neutral = 0.0 if attention.mode == "bias" else 1.0
-    width = tree.num_nodes if attention.mode == "gain" else len(tree.classes)
-    effect = np.full((len(cues), width), neutral, dtype=np.float32)
     among = np.zeros(len(tree.classes), dtype=bool)
     among[list(competing)] = True
     frequency = frequency * among
-    known: dict[Cue, tuple[np.ndarray, float]] = {}
+    known: dict[Cue, tuple[Mode, np.ndarray, float]] = {}
+    made: dict[Mode, np.ndarray] = {}
     for row, own in enumerate(cues):
         for cue in own:
             if cue not in known:
+                mode = cue.mode or attention.mode
+                if mode == "gain" and not net.has_branches:
+                    raise UsageError(
+                        "a plain network has no branches whose features could be scaled; cue it by a bias or a scale"
+                    )
                 named = select_classes(tree, cue.node)
-                strength = _strength(cue, attention, provenance, frequency[list(named)].sum(), frequency.sum())
-                known[cue] = (_columns(tree, cue.node, named, attention), strength)
-            columns, strength = known[cue]
-            if attention.mode == "bias":
-                effect[row, columns] += strength
+                own_frequency = frequency[list(named)].sum()
+                strength = _strength(cue, mode, attention, provenance, own_frequency, frequency.sum())
+                known[cue] = mode, _columns(tree, cue.node, named, mode, attention.site), strength
+            mode, columns, strength = known[cue]
+            if mode not in made:
+                width = tree.num_nodes if mode == "gain" else len(tree.classes)
+                made[mode] = np.full((len(cues), width), 0 if mode == "bias" else 1, dtype=np.float32)
+            if mode == "bias":
+                made[mode][row, columns] += strength
             else:
-                effect[row, columns] *= strength
-    values = torch.from_numpy(effect).to(net.device)
-    if attention.mode == "bias":
-        return Effect(bias=values if shift is None else values + shift)
-    return Effect(gains=values, bias=shift) if attention.mode == "gain" else Effect(scale=values, bias=shift)
+                made[mode][row, columns] *= strength
+    values = {mode: torch.from_numpy(effect).to(net.device) for mode, effect in made.items()}
+    bias = values.get("bias")
+    if shift is not None:
+        bias = shift if bias is None else bias + shift
+    return Effect(gains=values.get("gain"), scale=values.get("scale"), bias=bias)
 
 
-def check_site(attention: Attention) -> None:
-    """Warn, once and before the work, of sites that served worse where they were measured (docs/attention.md)."""
-    if attention.mode == "gain" and attention.site == "path":
+def stored_effect(provenance: Provenance, classes: int) -> str | None:
+    """In words, how the cue on one of so many classes acts that a file holds: "a gain of 3"; ``None`` if it holds none.
+
+    Example:
+        >>> from hlnet.provenance import FittedAttention
+        >>> stored_effect(Provenance(attention=FittedAttention(reliability=0.9, gain=((2.0, 3.0),))), 10)
+        'a gain of 3'
+    """
+    fitted = provenance.attention
+    if fitted is None or classes < 2:
+        return None
+    evidence = cue_evidence(fitted.reliability, 1, classes)
+    if fitted.mode == "bias":
+        return f"a bias of {evidence * (provenance.temperature or 1.0):+.3g} on the logit"
+    return f"a {fitted.mode} of {curve_strength(fitted.gain if fitted.mode == 'gain' else fitted.scale, evidence):.4g}"
+
+
+def check_site(attention: Attention, cues: Iterable[Cue] = ()) -> None:
+    """Warn, once and before the work, of sites that served worse where they were measured (docs/attention.md).
+
+    Raises:
+        UsageError: if there is no gain, whose site that could be.
+    """
+    modes = {cue.mode or attention.mode for cue in cues} or {attention.mode}
+    if "gain" not in modes and attention.site != "leaves":
+        ways = " and ".join(sorted(modes))
+        raise UsageError(f"the site '{attention.site}' is where a gain acts, and cues act by {ways}; cue by a gain")
+    if attention.site == "path":
         log.warning("gains along the whole path ebb early and cost the most when wrong; try --cue-site leaves")
-    if attention.mode == "gain" and attention.site == "node":
+    if attention.site == "node":
         log.warning("a gain on an inner node's own block did less, and harm at level 1; try --cue-site leaves")
 
 
@@ -289,9 +323,10 @@ def _check_one(stated: Cue | Attention) -> None:
         raise ValueError("a reliability and a strength both say how strongly a cue acts; give one of them")
 
 
-def _strength(cue: Cue, attention: Attention, provenance: Provenance, named: float, classes: float) -> float:
+def _strength(
+    cue: Cue, mode: Mode, attention: Attention, provenance: Provenance, named: float, classes: float
+) -> float:
     """The factor or shift of one cue; how frequent the classes named are, and all that compete."""
-    mode = attention.mode
     given = cue.strength
     if given is None and cue.reliability is None:
         given = attention.strength
@@ -333,13 +368,13 @@ def _frequencies(tree: ClassTree, prior: Mapping[str, float], competing: Sequenc
     return found
 
 
-def _columns(tree: ClassTree, node: str, named: Sequence[int], attention: Attention) -> np.ndarray:
+def _columns(tree: ClassTree, node: str, named: Sequence[int], mode: Mode, site: Site) -> np.ndarray:
     """What a cue acts on: classes, or in the order of gains, nodes."""
-    if attention.mode != "gain":
+    if mode != "gain":
         return np.array(named)
-    if attention.site == "leaves":
+    if site == "leaves":
         return np.array(named) + tree.offsets[-2]
-    if attention.site == "path":
+    if site == "path":
         rows = tree.rows(named)
         return np.concatenate([np.array(row) + offset for row, offset in zip(rows, tree.offsets, strict=False)])
     try:

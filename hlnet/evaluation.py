@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -147,7 +146,7 @@ def evaluate(
     tree = net.tree.prune(kept)
     found = _evaluation(net, kept, tree, runs[0], labels, data.left_out, _detector(net, kept, score))
     if cues is not None:
-        found.cued = cued_accuracy(net, kept, tree, cues, cued, runs[1:], labels)
+        found.cued = cued_accuracy(net, kept, tree, cues, cued, runs, labels)
     return found
 
 
@@ -201,6 +200,8 @@ def evaluate_beside(
         detectors = {name: found or (default_score(nets[name].provenance), None) for name, found in detectors.items()}
     else:  # images of other classes will not be run
         detectors = dict.fromkeys(nets)
+    if cues is not None:
+        cues.check()
     trials = {name: cues if cues is None or net is lead else cues.fitting(net) for name, net in nets.items()}
     alike = {net.transform: [name for name in nets if nets[name].transform == net.transform] for net in nets.values()}
     data, batches = {}, {}
@@ -213,8 +214,12 @@ def evaluate_beside(
     found = {}
     for transform, group in alike.items():
         parts: dict[str, list[tuple[list[Tensor], Tensor]]] = {name: [] for name in group}
-        cued = [] if cues is None else cues.runs(lead.tree, data[transform], kept)
-        acting = {name: _acting(cued, trials[name], lead.tree, nets[name].tree) for name in group}
+        acting = {
+            name: [run.of(lead.tree, nets[name].tree) for run in trial.runs(lead.tree, data[transform], kept)]
+            if (trial := trials[name])
+            else []
+            for name in group
+        }
         start = 0
         for pixels, labels in batches[transform]:
             for name in group:
@@ -230,16 +235,11 @@ def evaluate_beside(
             net, own = nets[name], columns[name]
             found[name] = _evaluation(net, own, tree, logits[0], labels, left_out, detectors[name])
             if trial := trials[name]:
-                found[name].cued = cued_accuracy(net, own, tree, trial, acting[name], logits[1:], labels)
+                found[name].cued = cued_accuracy(net, own, tree, trial, acting[name], logits, labels)
     return {name: found[name] for name in nets}
 
 
 # ---------------------------------------------------------------------- helpers
-
-
-def _acting(runs: Sequence[CuedRun], trial: CueTrial | None, tree: ClassTree, own: ClassTree) -> list[CuedRun]:
-    """The same cues, in the words of a network's own tree and acting as its own trial says; none without one."""
-    return [] if trial is None else [replace(run, use=trial.use).of(tree, own) for run in runs]
 
 
 def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hlnet.cues import cue_evidence, curve_strength
+from hlnet.cues import stored_effect
 from hlnet.errors import HlnetError, some
 from hlnet.network import HierarchicalNet
 from hlnet.profiling import Cost, plain_cost, profile
@@ -134,14 +134,9 @@ def _costs(model: HierarchicalNet | PlainNet) -> dict[str, Cost]:
 
 
 def _cue(model: HierarchicalNet | PlainNet) -> str | None:
-    """How a cue on a class acts by the fitted attention, if that was fitted to this network: "a gain of 3"."""
-    fitted, classes = model.provenance.attention, len(model.tree.classes)
-    if fitted is None or classes < 2 or model.provenance.parent_counts is not None:
-        return None
-    evidence = cue_evidence(fitted.reliability, 1, classes)
-    if fitted.mode == "bias":
-        return f"a bias of {evidence * (model.provenance.temperature or 1.0):+.3g} on the logit"
-    return f"a {fitted.mode} of {curve_strength(fitted.gain if fitted.mode == 'gain' else fitted.scale, evidence):.3g}"
+    """How a cue on a class acts by the fitted attention, if that was fitted to this network."""
+    is_cut = model.provenance.parent_counts is not None
+    return None if is_cut else stored_effect(model.provenance, len(model.tree.classes))
 
 
 def _lines(nested: Mapping[str, Any], depth: int = 0) -> Iterator[str]:

@@ -73,6 +73,7 @@ class CueRow:
 
     Attributes:
         node: what the cue names.
+        mode: how it acts.
         told: what it does, in words.
         classes: positions of the classes that it names.
         shares: ``[B, classes]``, probabilities under the cue.
@@ -80,6 +81,7 @@ class CueRow:
     """
 
     node: str
+    mode: Mode
     told: str
     classes: tuple[int, ...]
     shares: Numbers
@@ -98,7 +100,6 @@ class View:
         maps: feature maps of nodes, level by level.
         activations: class activation maps.
         cues: one a cue.
-        mode: how the cues act.
         one_vs_all: whether probabilities are each class's own, and do not add up to 1.
     """
 
@@ -109,7 +110,6 @@ class View:
     maps: tuple[MapRow, ...]
     activations: tuple[MapRow, ...]
     cues: tuple[CueRow, ...]
-    mode: Mode
     one_vs_all: bool
 
 
@@ -175,7 +175,6 @@ def look(
         maps=tuple(maps),
         activations=_activations(net, batch, _cam_classes(net, named, logits)) if cam else (),
         cues=rows,
-        mode=attention.mode,
         one_vs_all=net.provenance.one_vs_all,
     )
 
@@ -231,14 +230,14 @@ def _best_places(tree: ClassTree, logits: Tensor) -> tuple[Place, ...]:
 
 def _cue_row(net: HierarchicalNet | PlainNet, start: Tensor, logits: Tensor, cue: Cue, attention: Attention) -> CueRow:
     """What a cue makes of all images; ``start`` are their features, or the images of a plain network."""
-    effect = cue_effect(net, [[cue]] * len(start), attention)
+    effect, mode = cue_effect(net, [[cue]] * len(start), attention), cue.mode or attention.mode
     classes = select_classes(net.tree, cue.node)
     branches: list[CuedBranch] = []
     if isinstance(net, HierarchicalNet):
         cued = effect.shifted(net.head(start, effect.gains))
         last = net.tree.num_levels - 1
         best = [(last, classes[i]) for i in cued[:, list(classes)].argmax(1).tolist()]
-        if attention.mode == "gain" and attention.site == "node":
+        if mode == "gain" and attention.site == "node":
             best = [net.tree.find_node(cue.node)] * len(start)
         before, after = (block_outputs(net.head, start, best, gains) for gains in (None, effect.gains))
         for row, place in enumerate(best):
@@ -246,18 +245,19 @@ def _cue_row(net: HierarchicalNet | PlainNet, start: Tensor, logits: Tensor, cue
             branches.append(CuedBranch(path_at(net.tree, place), *pair))
     else:
         cued = effect.shifted(logits)
-    return CueRow(cue.node, _told(cue, effect, attention), classes, as_numbers(_shares(net, cued)), tuple(branches))
+    told = _told(cue, mode, effect, attention.site)
+    return CueRow(cue.node, mode, told, classes, as_numbers(_shares(net, cued)), tuple(branches))
 
 
-def _told(cue: Cue, effect: Any, attention: Attention) -> str:
+def _told(cue: Cue, mode: Mode, effect: Any, where: str) -> str:
     """``gain 1.8``, ``bias +4.39 (0.9 reliable)``."""
-    values = effect.bias if attention.mode == "bias" else effect.scale if attention.mode == "scale" else effect.gains
-    neutral = 0.0 if attention.mode == "bias" else 1.0
+    values = effect.bias if mode == "bias" else effect.scale if mode == "scale" else effect.gains
+    neutral = 0.0 if mode == "bias" else 1.0
     acting = float(values[0][(values[0] - neutral).abs().argmax()])
-    number = f"{acting:+.2f}" if attention.mode == "bias" else f"{acting:.3g}"
-    site = "" if attention.mode != "gain" or attention.site == "leaves" else f" ({attention.site})"
+    number = f"{acting:+.2f}" if mode == "bias" else f"{acting:.4g}"
+    site = "" if mode != "gain" or where == "leaves" else f" ({where})"
     stated = "" if cue.reliability is None else f", {cue.reliability:g} reliable"
-    return f"{attention.mode} {number}{site}{stated}"
+    return f"{mode} {number}{site}{stated}"
 
 
 def _cam_classes(net: HierarchicalNet | PlainNet, named: Sequence[Place], logits: Tensor) -> list[int]:

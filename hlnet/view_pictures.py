@@ -73,14 +73,14 @@ def cue_figure(view: View, image: int) -> Figure:
         x = left + number * step
         sheet.text(x, top - 0.1, f"cue: {_short(cue.node, 22)}", _short(cue.told, 36))
         if cue.branches:
-            _cued_branch(sheet, x, top, half, cue, image, view.mode == "gain")
+            _cued_branch(sheet, x, top, half, cue, image)
         _bars(sheet.axes(x, below, column, bars), classes, cue.shares[image], cue.classes)
     note = "blue: the most probable class; ●: cued."
     if view.cues and view.cues[0].branches:
         note += f" Maps: {ACTIVITY.note}, of the cued class or, among several, the most probable one"
-        note += (
-            ", with one scale a cue." if view.mode == "gain" else f"; a {view.mode} acts on logits, not on features."
-        )
+        logits = dict.fromkeys(cue.mode for cue in view.cues if cue.mode != "gain")
+        note += ", with one scale a cue." if len(logits) < len({cue.mode for cue in view.cues}) else "."
+        note += "".join(f" A {mode} acts on logits, not on features." for mode in logits)
     sheet.note(note)
     return sheet.figure
 
@@ -222,13 +222,14 @@ def _bars(axes: Axes, classes: Sequence[int], shares: Numbers, cued: Sequence[in
     axes.spines["left"].set_color(GREY)
 
 
-def _cued_branch(sheet: _Sheet, x: float, y: float, side: float, cue: CueRow, image: int, changed: bool) -> None:
+def _cued_branch(sheet: _Sheet, x: float, y: float, side: float, cue: CueRow, image: int) -> None:
     """A branch without and with the cue, or where a cue leaves features alone, once."""
     branch = cue.branches[image]
     top = scale_end([branch.before, branch.after])
     drawn = {"cmap": ACTIVITY.colours, "vmin": 0, "vmax": top}
     name = _short(branch.path.rsplit("/", 1)[-1], 26)
     sheet.write(x, y + 0.1, name, size=7.5)
+    changed = cue.mode == "gain"
     parts = {"without": branch.before, "with the cue": branch.after} if changed else {"as without": branch.before}
     for when, values in parts.items():
         sheet.image(x, y + 0.18, side - GAP, side - GAP, values, **drawn)

@@ -189,7 +189,7 @@ ERRORS = """
 2 | make-expert {full} --classes cat --out {root}/run/../run/best.safetensors | --out & is the model itself
 2 | make-expert {plain} --classes cat --out {new}.safetensors | is a plain network & no branches
 1 | make-expert {cut} --classes cat --out {new}.safetensors | cut.safetensors' is not an intact safetensors file
-2 | eval {full} --data {photos} --workers 0 --attention-signal -1 | signal -1 & at least 0
+2 | eval {full} --data {photos} --workers 0 --attention-signal -1 | signal -1 & between 0
 2 | eval {plain} --data {photos} --workers 0 --attention-signal 2 | plain network & bias
 2 | eval {full} --data '' | ''
 2 | eval {full} --data {photos} --device warp | --device 'warp' cannot be used here

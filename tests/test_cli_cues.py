@@ -18,6 +18,7 @@ from hlnet.cued_logits import CueSource, CueUse
 from hlnet.cues import Attention, Cue
 from hlnet.errors import UsageError
 from hlnet.inference import optimize
+from hlnet.provenance import FittedAttention
 
 
 @pytest.fixture(scope="module")
@@ -237,12 +238,13 @@ def test_predict_runs_only_what_is_certain(files):
         ("--cue cat=1.5", "must lie between 0 and 1"),
         ("--cue cat=x1e9", "must lie between -1e+06 and 1e+06"),
         ("--cue cat=0.9 --cue-mode gain", "holds no gain for a reliability"),
-        ("--cue cat=0.9 --cue-site path", "cues act by bias; add --cue-mode gain"),
+        ("--cue cat=0.9 --cue-site path", "cues act by bias; cue by a gain"),
         ("--cue cat=+2 --cue-mode gain", "is a shift"),
         ("--cue cat", "how strongly the cue on 'cat' acts is not said"),
         ("--certain", "none is given"),
         ("--reliability 0.9", "none is given"),
-        ("--text blah", "names nothing"),
+        ("--text blah", "gives no cue: no word of it is known"),
+        ("--cue cat --certain --reliability 0.9", "takes cues as facts"),
         ("--text-model some/model --cue cat=0.9", "none is given"),
         ("--cues @missing.csv", "missing.csv"),
         ("--cue cat=0.9 --coverage 0.9", "a coverage was fitted without cues"),
@@ -280,12 +282,60 @@ def test_impossible_cues_are_told_before_the_first_image(files, tmp_path):
         assert "cannot read" not in done.output
 
 
-def test_factors_in_a_file_are_gains_unless_shifts_stand_beside_them(files, tmp_path):
+def test_each_cue_acts_as_it_is_written(files, tmp_path):
+    """A factor beside a reliability does not turn that into a gain, nor a shift a file's factors into shifts."""
     (tmp_path / "heard.csv").write_text("image,node,strength\n0.png,saw,3\n")
-    line = f"@full.safetensors @photos/val --cues {tmp_path}/heard.csv"
-    assert predictions(files, line) == predictions(files, f"{line} --cue-mode gain")
-    shifted = predictions(files, f"{line} --cue cat=+1")
-    assert shifted == predictions(files, f"{line} --cue cat=+1 --cue-mode bias")
+    line = (
+        f"@full.safetensors @photos/val --top 6 --cues {tmp_path}/heard.csv --cue tabby=0.9 --cue dog=x4 --cue axe=+1"
+    )
+    net = hlnet.load_checkpoint(files / "full.safetensors").eval()
+    prepare = hlnet.eval_transform(net.transform)
+    for one in predictions(files, f"@full.safetensors @photos/val --top 6 {cues}"):
+        gains = torch.ones(TREE.num_nodes)
+        gains[[TREE.offsets[-2] + 2, TREE.offsets[-2] + 3]] = 4
+        if one["image"].endswith("/0.png"):
+            gains[TREE.offsets[-2] + 4] = 3
+        with torch.no_grad():
+            logits = net(prepare(Image.open(one["image"]).convert("RGB"))[None], gains)[0].double()
+        logits[0] += np.log(9 * 5)
+        logits[5] += 1
+        shares = {label["name"]: label["probability"] for label in one["labels"]}
+        assert shares == pytest.approx(dict(zip(TREE.classes, logits.softmax(0).tolist(), strict=True)), abs=1e-4)
+
+
+def test_what_a_file_holds_is_used_and_told(files, tmp_path):
+    net = hlnet.load_checkpoint(files / "full.safetensors")
+    net.provenance.attention = FittedAttention(reliability=0.8, mode="scale", scale=((2.0, 3.0),))
+    hlnet.save_checkpoint(net, tmp_path / "fitted.safetensors")
+    words = ["predict", f"{tmp_path}/fitted.safetensors", f"{files}/photos/val", "--cue", "saw", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert "cues count as right in 80 % of cases and act as a scale: on one class, a scale of 3" in done.stderr
+    factor = hlnet.cues.curve_strength(((2.0, 3.0),), hlnet.cue_evidence(0.8, 1, 6))
+    assert [json.loads(row) for row in done.stdout.splitlines()] == predictions(
+        files, f"@full.safetensors @photos/val --cue saw=x{factor} --cue-mode scale"
+    )
+    said = CliRunner().invoke(app, [*words[:4], "saw=0.9"]).stderr
+    assert "file holds it" not in said
+
+
+def test_an_expert_takes_what_it_knows_of_a_record(files, tmp_path):
+    hlnet.save_checkpoint(hlnet.cut_expert(files / "full.safetensors", "cat,saw"), tmp_path / "expert.safetensors")
+    (tmp_path / "heard.csv").write_text("image,node,reliability\n0.png,cat,0.9\n1.png,dog,0.9\n")
+    line = ["predict", f"{tmp_path}/expert.safetensors", f"{files}/photos/val", "--cues", f"{tmp_path}/heard.csv"]
+    done = CliRunner().invoke(app, [*line, "--json"])
+    assert done.exit_code == 0 and "1 cues name what this tree does not have" in done.stderr
+    assert [row["image"][-6:] for row in map(json.loads, done.stdout.splitlines()) if "cues" in row] == ["/0.png"]
+    done = command(files, f"eval {tmp_path}/expert.safetensors --cues {tmp_path}/heard.csv")
+    assert done.exit_code == 0 and "1 of" in done.stdout
+    (tmp_path / "heard.csv").write_text("image,node,reliability\n1.png,dog,0.9\n")
+    done = CliRunner().invoke(app, line)
+    assert isinstance(done.exception, UsageError) and "names nothing that this tree has: dog" in str(done.exception)
+
+
+def test_cues_said_twice_are_told(files, tmp_path):
+    (tmp_path / "heard.csv").write_text("image,node,reliability\n0.png,cat,0.9\n0.png,cat,0.9\n1.png,cat,0.9\n")
+    line = ["predict", f"{files}/full.safetensors", f"{files}/photos/val", "--cues", f"{tmp_path}/heard.csv"]
+    assert "1 cues name what another one of the same image does" in CliRunner().invoke(app, line).stderr
 
 
 def test_eval_takes_a_prior(files, tmp_path):
@@ -308,9 +358,11 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("eval @full.safetensors --cues @missing.csv", "missing.csv"),
         ("eval @full.safetensors --cues @missing.csv --wrong-cues 0.5", "are for cues from labels"),
         ("eval @full.safetensors --cues @missing.csv --wrong-cue sibling", "are for cues from labels"),
-        ("eval @full.safetensors --wrong-cue sibling", "how strongly the cue on"),
-        ("eval @full.safetensors --prior @even.csv --cue-mode bias", "how strongly the cue on"),
-        ("eval @full.safetensors --cue-site path --reliability 0.9", "cues act by bias; add --cue-mode gain"),
+        ("eval @full.safetensors --wrong-cue sibling", "how strongly cues act is not said: add --reliability"),
+        ("eval @full.safetensors --prior @even.csv --cue-mode bias", "how strongly cues act is not said"),
+        ("eval @full.safetensors --cue-site path --reliability 0.9", "cues act by bias; cue by a gain"),
+        ("eval @full.safetensors --certain --cue-mode gain", "takes cues as facts"),
+        ("eval @plain.safetensors --certain", "is a plain network, which has none"),
         ("eval @full.safetensors --attention-signal 1e9", "must lie between 0 and 1e+06"),
         ("attend @full.safetensors --reliability 0", "must lie between 0 and 1"),
         ("attend @full.safetensors --gains 1,x", "--gains '1,x'"),

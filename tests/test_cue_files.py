@@ -19,8 +19,8 @@ TREE = ClassTree.from_nested(
 )
 
 
-def cue(node, reliability=None, strength=None):
-    return Cue(node=node, reliability=reliability, strength=strength)
+def cue(node, reliability=None, strength=None, mode=None):
+    return Cue(node=node, reliability=reliability, strength=strength, mode=mode)
 
 
 # ---------------------------------------------------------------------- one cue
@@ -33,18 +33,18 @@ def cue(node, reliability=None, strength=None):
         ("animal/cat=0.9", cue("animal/cat", 0.9)),
         (" animal/cat = .9 ", cue("animal/cat", 0.9)),
         ("tabby=9e-1", cue("tabby", 0.9)),
-        ("tabby=x1.8", cue("tabby", strength=1.8)),
-        ("tabby=*1.8", cue("tabby", strength=1.8)),
-        ("tabby=×2", cue("tabby", strength=2)),
-        ("tabby= x 0", cue("tabby", strength=0)),
-        ("tabby=+2.5", cue("tabby", strength=2.5)),
-        ("tabby=-2", cue("tabby", strength=-2)),
+        ("tabby=x1.8", cue("tabby", strength=1.8, mode="gain")),
+        ("tabby=*1.8", cue("tabby", strength=1.8, mode="gain")),
+        ("tabby=×2", cue("tabby", strength=2, mode="gain")),
+        ("tabby= x 0", cue("tabby", strength=0, mode="gain")),
+        ("tabby=+2.5", cue("tabby", strength=2.5, mode="bias")),
+        ("tabby=-2", cue("tabby", strength=-2, mode="bias")),
         ("chain saw=0.5", cue("chain saw", 0.5)),
         ("tabby, siamese=0.8", cue("tabby, siamese", 0.8)),
         ("animal -tabby=0.8", cue("animal -tabby", 0.8)),
         ("tench, Tinca tinca=0.8", cue("tench, Tinca tinca", 0.8)),
         ("E=mc2=0.7", cue("E=mc2", 0.7)),
-        ("E=mc2=x3", cue("E=mc2", strength=3)),
+        ("E=mc2=x3", cue("E=mc2", strength=3, mode="gain")),
     ],
 )
 def test_a_cue(text, found):
@@ -97,7 +97,8 @@ def test_cue_on_nothing(text, told):
 def test_a_factor_is_no_shift(text, modes):
     for mode in ("gain", "bias", "scale"):
         if modes is None or mode in modes:
-            assert parse_cue(text, TREE, mode) == parse_cue(text)
+            said = mode if text != "cat=0.9" else None
+            assert parse_cue(text, TREE, mode) == parse_cue(text).model_copy(update={"mode": said})
         else:
             with pytest.raises(UsageError, match=rf"but a {mode} is a (shift, such as =\+2|factor, such as =x1.8)"):
                 parse_cue(text, TREE, mode)

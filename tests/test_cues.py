@@ -18,6 +18,7 @@ from hlnet.errors import SelectionError, UsageError
 from hlnet.fast_tree import FastTree
 from hlnet.inference import optimize
 from hlnet.provenance import FittedAttention
+from hlnet.selection import select_classes
 
 NODES = ("tabby", "siamese", "cat", "dog", "dog/beagle", "saw", "cat,saw", "*e*")
 MODES = ("gain", "bias", "scale")
@@ -234,12 +235,32 @@ def test_misspelt_nodes_and_impossible_reliabilities(net):
         ({"strength": 9.0}, ""),
         ({"site": "path", "strength": 1.6}, "whole path"),
         ({"site": "node", "strength": 1.1}, "own block"),
-        ({"site": "path", "strength": 1.6, "mode": "bias"}, ""),
     ],
 )
 def test_sites_that_served_worse_are_warned_of(caplog, attention, warned):
     check_site(Attention(**attention))
     assert len(caplog.records) == bool(warned) and warned in caplog.text
+
+
+def test_a_site_is_that_of_a_gain():
+    by_bias, gain = Attention(site="path", mode="bias"), Cue(node="cat", strength=2.0, mode="gain")
+    for cues in ((), (gain.model_copy(update={"mode": None}), gain.model_copy(update={"mode": "scale"}))):
+        with pytest.raises(UsageError, match="'path' is where a gain acts"):
+            check_site(by_bias, cues)
+    check_site(by_bias, (gain, Cue(node="dog")))
+
+
+def test_cues_of_one_image_act_each_in_its_way(net, images):
+    """Feature by feature and logit by logit, as each alone."""
+    cues = [Cue(node="tabby", strength=3.0), Cue(node="dog", reliability=0.8, mode="bias")]
+    cues += [Cue(node="saw", strength=2.0, mode="scale"), Cue(node="axe", strength=-1.0, mode="bias")]
+    together = under(net, images, [cues] * 4)
+    expected = net(images).clone()
+    for cue in cues:
+        alone = under(net, images, [[cue]] * 4)
+        places = list(select_classes(TREE, cue.node))
+        expected[:, places] = alone[:, places]
+    torch.testing.assert_close(together, expected)
 
 
 def test_a_reliability_is_weighed_against_the_prior(net):

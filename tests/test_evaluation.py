@@ -130,7 +130,7 @@ def test_bad_signal_is_refused():
     with pytest.raises(UsageError, match=r"gain -0\.1 must be at least 0"):
         evaluate(build(), data, loader(data, 7), cues=signal_of(-0.1))
     for signal in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match="finite"):
+        with pytest.raises(ValueError, match=r"equal to -?1000000"):
             signal_of(signal)
 
 

@@ -341,7 +341,7 @@ def test_a_lost_process_is_noticed(at, tmp_path, prepare, kills):
 def test_sigterm_leaves_nothing_behind(at, tmp_path):
     out = tmp_path / "x.csv"
     process = begin(at, out, 0, prepare=lost, world=1)
-    runs.wait_for(lambda: list(tmp_path.glob(".hlnet-*")), process, seconds=120)
+    runs.wait_for(lambda: list(tmp_path.glob(".hlnet-*/x.csv")), process, seconds=120)
     os.kill(process.pid, signal.SIGTERM)
     assert runs.ended(process, 60) == 143
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv.log0"]

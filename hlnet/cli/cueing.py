@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from hlnet.cued_logits import CueSource
     from hlnet.cues import Attention, Cue
     from hlnet.data import LabelledImages
+    from hlnet.evaluation import Net
     from hlnet.inference import InferenceNet
-    from hlnet.provenance import Provenance
+    from hlnet.provenance import FittedAttention, Provenance
     from hlnet.tree import ClassTree
 
 
@@ -99,7 +100,9 @@ Certain = Annotated[bool, option("--certain", help="Take cues as certain: run on
 def attention(
     signal: str | None, mode: CueMode | None, site: CueSite | None, reliability: float | None, provenance: Provenance
 ) -> Attention:
-    """How cues act, of these options.
+    """How cues act, of these options, that do not say it themselves.
+
+    Where nothing is said, as the file holds it, else reliabilities as a bias.
 
     Raises:
         UsageError: for a signal that is no number, or ``auto`` where none is stored; for a reliability beside a signal,
@@ -111,8 +114,8 @@ def attention(
         raise UsageError("--attention-signal and --reliability both say how strongly a cue acts; give one of them")
     if reliability is not None and not 0 < reliability < 1:
         raise UsageError(
-            f"--reliability {reliability:g} must lie between 0 and 1; of cues that are never wrong, --certain runs "
-            "only what they name"
+            f"--reliability {reliability:g} must lie between 0 and 1, both excluded; of cues that are never wrong, "
+            "--certain runs only what they name"
         )
     strength = None
     if signal is not None and signal != "auto":
@@ -124,21 +127,50 @@ def attention(
             raise UsageError(
                 f"--attention-signal {signal} must lie between 0 and {MOST:g} (1 is neutral, 1.8 enhances)"
             )
-    if signal == "auto" and provenance.attention is None:
+    fitted = provenance.attention
+    if signal == "auto" and fitted is None:
         raise UsageError(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )
-    if signal == "auto" and provenance.attention is not None:
-        mode, reliability = mode or CueMode(provenance.attention.mode), provenance.attention.reliability
+    if fitted is not None and strength is None and reliability is None:
+        mode, reliability = mode or CueMode(fitted.mode), fitted.reliability
     mode = mode or (CueMode.gain if signal is not None else CueMode.bias)
-    if site is not None and mode is not CueMode.gain:
-        raise UsageError(f"--cue-site {site} says where a gain acts, and cues act by {mode}; add --cue-mode gain")
-    return Attention(
-        mode=mode.value,
-        site=site.value if site else "leaves",
-        strength=strength,
-        reliability=reliability,
+    return Attention(mode=mode.value, site=site.value if site else "leaves", strength=strength, reliability=reliability)
+
+
+def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None) -> None:
+    """Say, where cues go by what the file holds, what that is; ``None`` are cues from labels, which say nothing."""
+    from hlnet.cli import output
+    from hlnet.cues import stored_effect
+
+    fitted, silent = net.provenance.attention, cues is None or any(_is_silent(cue) for cue in cues)
+    if fitted is None or not silent or how.strength is not None or how.reliability != fitted.reliability:
+        return
+    what = stored_effect(net.provenance.model_copy(update={"attention": _as(fitted, how)}), len(net.tree.classes))
+    output.hint(
+        f"as the model's file holds it, cues count as right in {100 * fitted.reliability:g} % of cases and act as a "
+        f"{how.mode}: on one class, {what}"
     )
+
+
+def is_expert(net: Net) -> bool:
+    """Whether other classes were cut away."""
+    return net.provenance.parent_counts is not None
+
+
+def settled(cue: Cue, mode: CueMode | None) -> Cue:
+    """A cue that says how it acts: as is asked for, else a reliability as a bias and a strength as a gain."""
+    if cue.mode is not None or _is_silent(cue):
+        return cue
+    return cue.model_copy(update={"mode": mode.value if mode else "bias" if cue.strength is None else "gain"})
+
+
+def _is_silent(cue: Cue) -> bool:
+    return cue.reliability is None and cue.strength is None
+
+
+def _as(fitted: FittedAttention, how: Attention) -> FittedAttention:
+    return fitted.model_copy(update={"mode": how.mode})
 
 
 def wanted(*options: object) -> bool:
@@ -146,8 +178,8 @@ def wanted(*options: object) -> bool:
     return any(option is not None and option is not False for option in options)
 
 
-def read_cues(path: Path, tree: ClassTree, images: LabelledImages) -> dict[int, tuple[Cue, ...]]:
-    """The cues of a file, by position among the images.
+def read_cues(path: Path, net: Net, images: LabelledImages, mode: CueMode | None) -> dict[int, tuple[Cue, ...]]:
+    """The cues of a file, by position among the images; of an expert, those that it knows of.
 
     Raises:
         UsageError: as :func:`hlnet.read_cues` and :func:`hlnet.match_cues`.
@@ -155,8 +187,8 @@ def read_cues(path: Path, tree: ClassTree, images: LabelledImages) -> dict[int, 
     from hlnet.cue_files import read_cues
     from hlnet.cue_images import image_names, match_cues
 
-    found = match_cues(read_cues(path, tree), image_names(images), f"'{path}'")
-    return {position: tuple(cues) for position, cues in enumerate(found) if cues}
+    found = match_cues(read_cues(path, net.tree, is_expert(net)), image_names(images), f"'{path}'")
+    return {position: tuple(settled(cue, mode) for cue in cues) for position, cues in enumerate(found) if cues}
 
 
 def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
@@ -193,21 +225,28 @@ def cue_source(
     from hlnet.cued_logits import CueSource, CueUse
     from hlnet.cues import check_site, cue_effect
 
+    if certain and wanted(signal, mode, site, reliability):
+        raise UsageError(
+            "--certain takes cues as facts, which have no strength; leave out --attention-signal, --cue-mode, "
+            "--cue-site and --reliability"
+        )
     if text_model is not None and text is None:
         raise UsageError("--text-model says how to understand a --text, and none is given")
-    by_name = read_cues(file, net.tree) if file is not None else {}
-    if mode is None and (are_factors(written) or (have_strengths(by_name.values()) and not are_shifts(written))):
-        mode = CueMode.gain
+    by_name = read_cues(file, net.tree, is_expert(net)) if file is not None else {}
+    by_name = {image: [settled(cue, mode) for cue in cues] for image, cues in by_name.items()}
     how = attention(signal, mode, site, reliability, net.provenance)
-    check_site(how)
-    everywhere = [parse_cue(one, net.tree, how.mode) for one in written]
+    everywhere = [settled(parse_cue(one, net.tree, mode.value if mode else None), mode) for one in written]
     if text is not None:
         heard = cues_from_embedding(text, net.tree, text_model) if text_model else cues_from_text(text, net.tree)
         if not heard:
-            raise UsageError(f"--text '{text}' names nothing that tells the tree's classes apart")
+            raise UsageError(
+                f"--text '{text}' gives no cue: no word of it is known, or it names all classes; name nodes with --cue"
+            )
         everywhere += heard
     by_image = CuesByImage(by_name, f"'{file}'") if file is not None else None
-    if certain and net.has_branches and everywhere:
+    if not net.has_branches and certain:
+        raise UsageError("--certain skips branches, and a plain network has none; give a reliability")
+    if certain and everywhere:
         from hlnet.certain import certain_classes, certain_gmacs
 
         left = len(certain_classes(net.tree, everywhere))
@@ -218,31 +257,17 @@ def cue_source(
 
     use = CueUse(how, certain, read_prior(prior, net.tree))
     if not certain:  # what cannot be done is told before the first image
-        for cue in {*everywhere, *chain.from_iterable(by_name.values())}:
-            cue_effect(net, [[cue]], how, prior=use.prior)
+        cues = {*everywhere, *chain.from_iterable(by_name.values())}
+        check_site(how, cues)
+        for cue in cues:
+            try:
+                cue_effect(net, [[cue]], how, prior=use.prior)
+            except UsageError as error:
+                raise UsageError(f"'{file}': {error}" if cue not in everywhere else str(error)) from error
+        tell_stored(net, how, cues)
 
     def of(image: str) -> list[Cue]:
         return everywhere + (by_image.of(image) if by_image else [])
 
     finish = by_image.finish if by_image else lambda: None
     return CueSource(of, use), finish
-
-
-def have_strengths(cues: Iterable[Iterable[Cue]]) -> bool:
-    """Whether any cue of a file states a strength."""
-    return any(cue.strength is not None for own in cues for cue in own)
-
-
-def are_factors(cues: Sequence[str]) -> bool:
-    """Whether cues are written with factors, which are a gain's."""
-    return any(sign in tuple("x×*") for sign in _signs(cues))
-
-
-def are_shifts(cues: Sequence[str]) -> bool:
-    """Whether cues are written with shifts, which are a bias's."""
-    return any(sign in tuple("+-") for sign in _signs(cues))
-
-
-def _signs(cues: Sequence[str]) -> list[str]:
-    """What the values of cues begin with."""
-    return [text.rpartition("=")[2].strip()[:1] for text in cues if "=" in text]

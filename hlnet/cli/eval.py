@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from hlnet.cli import cueing, options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.cues import Attention, Cue
     from hlnet.evaluation import Evaluation
     from hlnet.inference import InferenceNet
     from hlnet.profiling import Cost
@@ -153,11 +155,13 @@ def evaluate(
     how = (attention_signal, cue_mode, cue_site, reliability, wrong_cues, wrong_cue, cue_level, certain)
     if cueing.wanted(cues, prior, *how):
         only_prior = prior is not None and cues is None and not cueing.wanted(*how)
-        given = cueing.read_cues(cues, nets[model].tree, images) if cues else {} if only_prior else None
-        if cue_mode is None and cueing.have_strengths((given or {}).values()):
-            cue_mode = cueing.CueMode.gain
+        given = cueing.read_cues(cues, nets[model], images, cue_mode) if cues else {} if only_prior else None
+        acting = cueing.attention(attention_signal, cue_mode, cue_site, reliability, nets[model].provenance)
+        _check_cues(nets[model], model, acting, given, certain, how[:3])
+        if not certain:
+            cueing.tell_stored(nets[model], acting, None if given is None else chain.from_iterable(given.values()))
         trial = CueTrial(
-            attention=cueing.attention(attention_signal, cue_mode, cue_site, reliability, nets[model].provenance),
+            attention=acting,
             cues=given,
             source=f"'{cues or prior}'" if cues or only_prior else "",
             prior=cueing.read_prior(prior, nets[model].tree),
@@ -211,6 +215,30 @@ def evaluate(
     for path, what in ((roc, "curve"), (confusion, "confusion matrix")):
         if path is not None:
             output.hint(f"the {what} is in '{path}'")
+
+
+def _check_cues(
+    net: InferenceNet,
+    model: str,
+    acting: Attention,
+    given: Mapping[int, tuple[Cue, ...]] | None,
+    certain: bool,
+    strengths: tuple[object, ...],
+) -> None:
+    """Refuse what could not be tried, or would do nothing."""
+    if certain and not net.has_branches:
+        raise UsageError(f"--certain skips branches, and '{model}' is a plain network, which has none")
+    if certain and cueing.wanted(*strengths):
+        raise UsageError(
+            "--certain takes cues as facts, which have no strength; leave out --attention-signal, --cue-mode and "
+            "--cue-site"
+        )
+    if given is None and len(net.tree.classes) < 2:
+        raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
+    if given is None and not certain and acting.strength is None and acting.reliability is None:
+        raise UsageError(
+            "how strongly cues act is not said: add --reliability 0.9 or --attention-signal 1.8, or fit it (attend)"
+        )
 
 
 def _hint_at_doubts(net: InferenceNet, found: Evaluation) -> None:

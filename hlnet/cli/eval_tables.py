@@ -80,15 +80,14 @@ def _ends(found: Interval, factor: float, digits: int) -> str:
 
 def _runs(run: Evaluation) -> dict[str, Accuracy]:
     """A network's columns: without cues, and with them."""
+    found = {"no cue": run.neutral}
     if run.cued is None:
-        return {"no cue": run.neutral}
+        return found
+    if run.cued.prior is not None:
+        found["prior alone"] = run.cued.prior
     if run.cued.wrong is None:
-        return {"no cue": run.neutral, "cues": run.cued.accuracy}
-    return {
-        "no cue": run.neutral,
-        "all cues right": run.cued.accuracy,
-        f"all wrong ({run.cued.wrong_cues})": run.cued.wrong,
-    }
+        return found | {("cues" if run.cued.images else "prior"): run.cued.accuracy}
+    return found | {"all cues right": run.cued.accuracy, f"all wrong ({run.cued.wrong_cues})": run.cued.wrong}
 
 
 def _accuracy(runs: Sequence[Accuracy]) -> list[list[str]]:
@@ -135,13 +134,20 @@ def _show_classes(columns: Sequence[str], runs: Sequence[Accuracy], all_of_them:
     output.hint(f"all {len(rows)} classes: --per-class, or --json")
 
 
+def _change(found: Accuracy, run: Evaluation) -> str:
+    return f"{100 * (found.top1 - run.neutral.top1):+.2f}"
+
+
 def _tell_cues(name: str, run: Evaluation) -> None:
     """Where cues came from, and what they changed."""
     cued = run.cued
     assert cued is not None
-    how = "certain cues" if cued.gmacs is not None else cued.attention.mode if cued.images else "prior"
-    told = f"{name}{how} from {cued.source}, {cued.images} of {run.images} images cued: "
     change = 100 * (cued.accuracy.top1 - run.neutral.top1)
+    if not cued.images:
+        output.show(f"{name}prior from {cued.source}, on all {run.images} images: {change:+.2f} points.")
+        return
+    how = "certain cues" if cued.gmacs is not None else " and ".join(cued.modes)
+    told = f"{name}{how} from {cued.source}, {cued.images} of {run.images} images cued: "
     if cued.wrong is None:
         named = "" if cued.named is None else f"; {100 * cued.named:.1f} % of the cues named the image's class"
         told += f"{change:+.2f} points{named}."
@@ -152,6 +158,8 @@ def _tell_cues(name: str, run: Evaluation) -> None:
             share = 100 * (cued.mixed - run.neutral.top1)
             told += f", {share:+.2f} ({100 * cued.mixed:.2f} %) with {100 * cued.wrong_share:g} % of them wrong"
         told += "."
+    if cued.prior is not None:
+        told += f" The prior, on all images, is in these; alone it makes {_change(cued.prior, run)} points."
     output.show(told)
     if cued.gmacs is not None:
         output.show(f"Only what is cued ran: {cued.gmacs:.3f} GMACs an image in the mean, instead of all.")

@@ -95,7 +95,7 @@ def predict(
 
         hlnet predict runs/photos/best.safetensors holiday/ --coverage 0.9 --out answers.csv
 
-        hlnet predict runs/photos garden/ --text meow --reliability 0.9 --certain
+        hlnet predict runs/photos garden/ --text meow --reliability 0.9
 
         find . -name '*.jpg' | hlnet predict hf-hub:owner/pets - --min-confidence 0.8 --json
     """

@@ -87,12 +87,13 @@ def show(
     if isinstance(net, PlainNet) and not (cam or cue):
         cam = True
         output.hint("a plain network has no branches: its class activation maps are shown")
-    if cue_mode is None and cueing.are_factors(cue or ()):
-        cue_mode = cueing.CueMode.gain
     attention = cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
     words = _nodes(net.tree, nodes) if nodes is not None else None
-    check_site(attention)
-    cues = [parse_cue(text, net.tree, attention.mode) for text in cue or ()]
+    cues = [
+        cueing.settled(parse_cue(text, net.tree, cue_mode.value if cue_mode else None), cue_mode) for text in cue or ()
+    ]
+    check_site(attention, cues)
+    cueing.tell_stored(net, attention, cues)
     view = look(net, files, words, level, cues, attention, cam, rgb)
     written = write_view(view, out, f"What {short_name(model)} sees", _about(net))
     ranks = best_classes(view, 5)
