@@ -53,7 +53,8 @@ class Choice(BaseModel):
         reliability: the share of right cues.
         strength: what was chosen; of ``bayes`` at a level above the classes, its mean.
         tuned_top1: with that share of right cues, on the half that tunes.
-        top1: the same on the half that reports.
+        tuned_against_bias: by how much that is above the tuned bias there, with a paired 95 % interval.
+        top1: with that share of right cues, on the half that reports.
         right, wrong: with every cue right, and with every cue wrong.
         against_bias: by how much top-1 is above that of the tuned bias, with a paired 95 % interval.
     """
@@ -62,6 +63,7 @@ class Choice(BaseModel):
     reliability: float
     strength: float
     tuned_top1: float
+    tuned_against_bias: Interval | None = None
     top1: float
     right: float
     wrong: float
@@ -132,9 +134,10 @@ def attend(
     """Measure cues on labelled images: by gain, bias and scale, right and wrong, beside a plain network.
 
     Images are halved within each class. On one half the temperature is fitted and strengths are chosen, for each
-    reliability the one of the highest top-1 at that share of right cues; and the way to store, likewise. On the other
-    everything is reported. Accuracy is linear in the share of wrong cues, so those under all right and all wrong ones
-    give it. A network that was trained with cues keeps the gains that it was trained for.
+    reliability the one of the highest top-1 at that share of right cues; and so is the way to store: the bias, unless
+    another is ahead of it by more than chance (its 95 % interval). On the other half everything is reported. Accuracy
+    is linear in the share of wrong cues, so those under all right and all wrong ones give it. A network that was
+    trained with cues keeps the gains that it was trained for.
 
     For memory see :func:`hlnet.cue_sweep.sweep_gains`; half of that comes on top.
 
@@ -332,10 +335,10 @@ def _judge(
         stored = _stored_gain(known.attention, share, classes)
         if of_classes and stored in swept.gained:
             chosen[share, "stored"] = stored
-    before: dict[tuple[float, Way], float] = {}
+    before = {}
     for (share, way), strength in chosen.items():
         right, bad = tune.answers(way, tune.bayes(share, temperature) if strength is None else strength, wrong)
-        before[share, way] = float((share * right + (1 - share) * bad).mean())
+        before[share, way] = share * right + (1 - share) * bad
     report = _Half.of(swept, targets, halves[1])
     choices, mixed = [], {}
     for (share, way), strength in chosen.items():
@@ -347,7 +350,7 @@ def _judge(
                 way=way,
                 reliability=share,
                 strength=float(by_formula.mean()) if strength is None else strength,
-                tuned_top1=before[share, way],
+                tuned_top1=float(before[share, way].mean()),
                 top1=float(mixed[share, way].mean()),
                 right=float(right.mean()),
                 wrong=float(bad.mean()),
@@ -355,8 +358,9 @@ def _judge(
         )
     for choice in choices:
         if choice.way != "bias":
-            own, bias = mixed[choice.reliability, choice.way], mixed[choice.reliability, "bias"]
-            choice.against_bias = paired_bootstrap(own, bias, seed=seed)
+            share, way = choice.reliability, choice.way
+            choice.tuned_against_bias = paired_bootstrap(before[share, way], before[share, "bias"], seed=seed)
+            choice.against_bias = paired_bootstrap(mixed[share, way], mixed[share, "bias"], seed=seed)
     neutral = report.swept.neutral.argmax(1) == report.swept.labels
     return CuedNetwork(
         neutral=float(neutral.double().mean()),
@@ -400,11 +404,17 @@ def _fitted(report: CueReport, before: FittedAttention | None, data: str) -> Fit
     metrics = {"images": report.reported_on, "neutral_top1": report.network.neutral}
     for way, choice in found.items():
         metrics |= {f"{way}_right_top1": choice.right, f"{way}_wrong_top1": choice.wrong, f"{way}_top1": choice.top1}
-    ways: list[Mode] = ["bias", "gain", "scale"]  # of equals the first, which needs no curve
-    mode = max((way for way in ways if way in found), key=lambda way: found[way].tuned_top1)
+    # The bias needs no curve and means something, so another way has to be ahead by more than chance.
+    others: tuple[Mode, ...] = ("gain", "scale")
+    ahead = {
+        way: found[way].tuned_top1
+        for way in others
+        if way in found and (lead := found[way].tuned_against_bias) and lead.low > 0
+    }
+    best: Mode = max(ahead, key=ahead.__getitem__) if ahead else "bias"
     return FittedAttention(
         reliability=report.reliability,
-        mode=mode,
+        mode=best,
         gain=curves["gain"],
         scale=curves["scale"],
         data=data,

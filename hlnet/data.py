@@ -243,7 +243,8 @@ def open_image(path: str | Path, content: BinaryIO | None = None) -> Image.Image
         reason = (
             "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error
         )
-        raise DataError(f"cannot read image '{path}': {reason}; remove or replace it") from error
+        mend = "look at its name and folder" if isinstance(error, FileNotFoundError) else "remove or replace it"
+        raise DataError(f"cannot read image '{path}': {reason}; {mend}") from error
 
 
 # ---------------------------------------------------------------------- sources

@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.style
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from hlnet.files import replacing
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "hlnet", "pdf.fonttype": 42}
 #: What else would differ from one time to the next.
 UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
+RENDERER: Any = RendererAgg(1, 1, 72)  # type: ignore[no-untyped-call] # to measure letters with
 BLUE, RED, GREY, LIGHT = "#3465a4", "#c4443c", "#8a8a8a", "#d5d9de"
 
 
@@ -146,6 +150,13 @@ def own_style() -> Iterator[None]:
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         yield
+
+
+@lru_cache(maxsize=8192)
+def text_width(text: str, weight: str = "normal") -> float:
+    """Width of a text in ems."""
+    width: float = RENDERER.get_text_width_height_descent(text, FontProperties(size=72, weight=weight), False)[0]
+    return width / 72
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 130, **settings: Any) -> None:

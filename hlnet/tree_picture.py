@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Line
 
 from hlnet.errors import UsageError
 from hlnet.files import replacing
 from hlnet.outline import Outline
-from hlnet.plots import BLUE, GREY, RED, UNDATED, own_style, save
+from hlnet.plots import BLUE, GREY, RED, UNDATED, own_style, save, text_width
 from hlnet.tree import ClassTree, Node
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ PALE = "#bfc5cc"  # lines; still seen where a picture of 1000 classes is shrunk 
 MOST_ROWS = 2000
 UNFOLDED = 150  # classes that a page shows at first
 DPI, SMALLEST, MARGIN = 130, 7.0, 14.0  # the latter in points
-RENDERER: Any = RendererAgg(1, 1, 72)  # type: ignore[no-untyped-call] # to measure letters with
 
 
 def draw_tree(tree: ClassTree, path: str | Path, kept: Iterable[int] = (), title: str | None = None) -> None:
@@ -213,7 +210,7 @@ class _Sheet:
 
     @classmethod
     def of(cls, forest: _Forest, columns: int) -> _Sheet:
-        sheet = cls(forest, width=_measure("trunk") + 1.2)
+        sheet = cls(forest, width=text_width("trunk") + 1.2)
         for first, last in pairwise(_cuts(forest, columns)):
             sheet._add(first, last, railed=columns > 1)
         return sheet
@@ -241,7 +238,7 @@ class _Sheet:
             if first and above[first - 1] == above[first]:
                 names[above[first]] = f"↳ {names[above[first]]}"
                 self.repeats += 1
-            longest = max(map(_measure, names.values()))
+            longest = max(map(text_width, names.values()))
             stem = max(max(1.5, min(6, 24 / depth)) if count <= 30 else 1.5, 0 if is_last else longest + 1.2)
             forks_here = {}
             for node, ends in below.items():
@@ -252,10 +249,10 @@ class _Sheet:
                 )
                 self.branches.append(branch)
             head = f"level {level}"
-            if is_last or _measure(head) < stem - 0.6:
+            if is_last or text_width(head) < stem - 0.6:
                 self.heads.append((x + (stem + 0.6 if is_last else 0.5), head))
             x, forks = x + stem, forks_here
-        self.width = x + max(longest, _measure(head)) + 2.6
+        self.width = x + max(longest, text_width(head)) + 2.6
 
     @property
     def font(self) -> float:
@@ -312,17 +309,10 @@ def _notes(tree: ClassTree, sheet: _Sheet, chosen: Sequence[Sequence[int]]) -> l
 def _fit(name: str, limit: float) -> str:
     """The name, shortened to ``limit`` ems; what follows a NUL is kept."""
     name, _, tail = name.partition("\0")
-    if len(name) > 200 or _measure(name) > limit:
-        length = bisect_right(range(1, 200), limit, key=lambda end: _measure(f"{name[:end]}…"))
+    if len(name) > 200 or text_width(name) > limit:
+        length = bisect_right(range(1, 200), limit, key=lambda end: text_width(f"{name[:end]}…"))
         name = name[: max(length, 1)].rstrip(" ,") + "…"
     return name + tail
-
-
-@lru_cache(maxsize=8192)
-def _measure(text: str) -> float:
-    """Width of a text in ems."""
-    width: float = RENDERER.get_text_width_height_descent(text, FontProperties(size=72), False)[0]
-    return width / 72
 
 
 # ---------------------------------------------------------------------- drawing
@@ -340,8 +330,8 @@ def _figure(sheet: _Sheet, zoom: _Sheet | None, notes: list[tuple[str, str]], ti
         large = max(SMALLEST, font * zoom.magnified(sheet))
         frame = (large * zoom.width + 2 * size, large * zoom.height + 3 * size)
         left, foot = left + frame[0] + 2 * size, max(foot, frame[1])
-    longest = max(_measure(text) for _, text in notes) + 3
-    width = MARGIN + max(MARGIN + font * sheet.width, left + longest * size, MARGIN + _measure(head) * 1.4 * size)
+    longest = max(text_width(text) for _, text in notes) + 3
+    width = MARGIN + max(MARGIN + font * sheet.width, left + longest * size, MARGIN + text_width(head) * 1.4 * size)
     height = bottom + foot + MARGIN
     figure = Figure(figsize=(width / 72, height / 72))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
@@ -370,7 +360,7 @@ def _draw(axes: Axes, sheet: _Sheet, font: float, left: float, top: float) -> No
     def at(x: float, y: float) -> tuple[float, float]:
         return left + font * x, top + font * y
 
-    trunk = (left + _measure("trunk") * small / 2, at(0, sheet.branches[0].fork)[1])
+    trunk = (left + text_width("trunk") * small / 2, at(0, sheet.branches[0].fork)[1])
     paths: dict[tuple[bool, bool], list[Line]] = {}
     dots: dict[tuple[bool, bool], list[tuple[float, float]]] = {}
     for branch in sheet.branches:

@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from hlnet.plots import BLUE, GREY, LIGHT, RED, own_style
+from hlnet.plots import BLUE, GREY, LIGHT, RED, own_style, text_width
 from hlnet.showing import CueRow, MapRow, Numbers, View, scale_end
 
 CELL, GAP, APART, NAMES, BAR, EDGE = 1.45, 0.07, 0.16, 1.75, 0.13, 0.12  # inches
@@ -126,7 +126,7 @@ class _Sheet:
         mappable = ScalarMappable(Normalize(0, top), look.colours)
         bar = self.figure.colorbar(mappable, cax=axes, orientation="horizontal" if lying else "vertical")
         bar.outline.set_visible(False)
-        bar.set_ticks([0, top], labels=["0", f"{top:.2g}"])
+        bar.set_ticks([0, top], labels=["0", f"{top:.2g}" if top < 100 else f"{top:.0f}"])
         bar.ax.tick_params(labelsize=6.5, length=2, pad=2)
         bar.set_label(look.unit, fontsize=7, labelpad=-6 if lying else -4)
 
@@ -155,7 +155,7 @@ def _grid(view: View, rows: Sequence[MapRow], look: Look) -> Figure:
             sheet.text(x, y - 0.09, _short(told[0], 20), *(_short(note, 26) for note in told[1:]), size=8)
         else:
             sheet.text(
-                left - 0.1, y + tall / 2 + 0.14, _short(told[0], 22), *(_short(n, 32) for n in told[1:]), ha="right"
+                left - 0.1, y + tall / 2 + 0.14, _fitting(told[0]), *(_short(n, 32) for n in told[1:]), ha="right"
             )
 
     name(0, "seen" if turned else "what the network sees", "" if turned else "cropped and resized")
@@ -165,7 +165,7 @@ def _grid(view: View, rows: Sequence[MapRow], look: Look) -> Figure:
         best = int(view.shares[image].argmax())
         told = f"{_short(view.classes[best], 20)} {100 * view.shares[image][best]:.0f} %"
         if turned:
-            sheet.text(left - 0.1, y + tall / 2 + 0.14, _short(view.names[image], 22), told, ha="right")
+            sheet.text(left - 0.1, y + tall / 2 + 0.14, _fitting(view.names[image]), told, ha="right")
         else:
             sheet.write(x, y - 0.22, _short(view.names[image], 22), size=7, color=NOTE)
             sheet.write(x, y - 0.08, told, size=7.5)
@@ -236,6 +236,13 @@ def _cued_branch(sheet: _Sheet, x: float, y: float, side: float, cue: CueRow, im
         sheet.write(x, y + 0.18 + side + 0.05, when, size=7, color=NOTE)
         x += side
     sheet.scale(x - GAP + 0.05, y + 0.18, 0.09, side - GAP, top, ACTIVITY)
+
+
+def _fitting(text: str, size: float = 9) -> str:
+    """As much of a bold name as the column of names has room for."""
+    room = (NAMES - 0.1) * 72 / size  # in ems
+    shorter = (_short(text, most) for most in range(len(text), 2, -1))
+    return next((name for name in shorter if text_width(name, "bold") <= room), _short(text, 3))
 
 
 def _short(text: str, most: int) -> str:

@@ -285,9 +285,7 @@ def test_impossible_cues_are_told_before_the_first_image(files, tmp_path):
 def test_each_cue_acts_as_it_is_written(files, tmp_path):
     """A factor beside a reliability does not turn that into a gain, nor a shift a file's factors into shifts."""
     (tmp_path / "heard.csv").write_text("image,node,strength\n0.png,saw,3\n")
-    line = (
-        f"@full.safetensors @photos/val --top 6 --cues {tmp_path}/heard.csv --cue tabby=0.9 --cue dog=x4 --cue axe=+1"
-    )
+    cues = f"--cues {tmp_path}/heard.csv --cue tabby=0.9 --cue dog=x4 --cue axe=+1"
     net = hlnet.load_checkpoint(files / "full.safetensors").eval()
     prepare = hlnet.eval_transform(net.transform)
     for one in predictions(files, f"@full.safetensors @photos/val --top 6 {cues}"):
@@ -330,6 +328,16 @@ def test_an_expert_takes_what_it_knows_of_a_record(files, tmp_path):
     (tmp_path / "heard.csv").write_text("image,node,reliability\n1.png,dog,0.9\n")
     done = CliRunner().invoke(app, line)
     assert isinstance(done.exception, UsageError) and "names nothing that this tree has: dog" in str(done.exception)
+
+
+def test_a_file_for_other_images_is_refused_before_the_first(files, tmp_path):
+    (tmp_path / "heard.csv").write_text("image,node,reliability\nother.png,cat,0.9\n")
+    line = ["predict", f"{files}/full.safetensors", f"{files}/photos/val", "--cues", f"{tmp_path}/heard.csv"]
+    done = CliRunner().invoke(app, line)
+    assert isinstance(done.exception, UsageError) and "none of the images named there (other.png)" in str(
+        done.exception
+    )
+    assert not done.stdout
 
 
 def test_cues_said_twice_are_told(files, tmp_path):

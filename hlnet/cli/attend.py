@@ -84,6 +84,7 @@ def attend(
     from hlnet.cue_picture import plot_cue_report
     from hlnet.cue_report import GAINS
     from hlnet.cue_report import attend as measure
+    from hlnet.cues import stored_effect
     from hlnet.data import TreeData, eval_transform, load_data, loader
     from hlnet.files import check_writable
     from hlnet.hub import locate_model
@@ -100,6 +101,8 @@ def attend(
         raise UsageError("what is stored is for cues on classes: leave --cue-level out, or --save and --out")
     if save and model.startswith(HUB):
         raise UsageError(f"'{model}' is on the Hub; say with --out which file to write")
+    if not 0 < reliability < 1:
+        raise UsageError(f"--reliability {reliability:g} must lie between 0 and 1, both excluded")
     net = options.load_model(model, device)
     target = Path(locate_model(model)) if save else out
     for path in (target, picture):
@@ -139,9 +142,15 @@ def attend(
         output.show_json(report)
     else:
         _show(report)
-    for told, path in (("the picture is in", picture), ("--attention-signal auto now takes what is stored in", target)):
-        if path is not None:
-            output.hint(f"{told} '{path}'")
+    if picture is not None:
+        output.hint(f"the picture is in '{picture}'")
+    if target is not None:
+        what = stored_effect(net.provenance, report.classes)
+        output.hint(
+            f"stored in '{target}' for --attention-signal auto: a cue on a class that is right in "
+            f"{100 * reliability:g} % of cases acts as {what}; the temperature is {report.network.temperature:.3g}"
+        )
+        output.hint_at_stale_copy(target)
     if target is None and report.attention is not None:
         output.hint("nothing was stored: --save keeps the setting in the model's file, --out in a copy")
 

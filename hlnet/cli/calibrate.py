@@ -78,6 +78,7 @@ def calibrate(
     if labelled.left_out:
         output.hint(f"{labelled.left_out} images of other classes were left out")
     output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
+    output.hint_at_stale_copy(target)
 
 
 def _show(fitted: PathConformal, temperature: float) -> None:
@@ -92,7 +93,7 @@ def _show(fitted: PathConformal, temperature: float) -> None:
         ["temperature", f"{temperature:.3f}"],
         ["calibration error", f"{output.percent(found['ece_before'])} → {output.percent(found['ece'])}"],
     ]
-    output.show_table("Probabilities", ["", ""], rows)
+    output.show_table("Probabilities", ["fitted", "value"], rows)
     coverages = [float(name.removeprefix("classes@")) for name in found if name.startswith("classes@")]
     answers = [
         [

@@ -210,12 +210,16 @@ def cue_source(
     site: CueSite | None,
     reliability: float | None,
     certain: bool,
+    images: Iterable[str] | None = None,
 ) -> tuple[CueSource, Callable[[], None]]:
     """What these options say of images that come one by one; and what to call after the last of them.
 
+    Args:
+        images: those that will come, if that is known; they are looked through up to the first that the file names.
+
     Raises:
         UsageError: if a cue or a file is malformed or names what the tree does not have; if a text names nothing; as
-            :func:`attention`.
+            :func:`attention`, and of a file :meth:`hlnet.cue_images.CuesByImage.finish`.
     """
     from hlnet.cli import output
     from hlnet.cue_embedding import cues_from_embedding
@@ -244,6 +248,8 @@ def cue_source(
             )
         everywhere += heard
     by_image = CuesByImage(by_name, f"'{file}'") if file is not None else None
+    if by_image and images is not None and not any(map(by_image.of, images)):
+        by_image.finish()  # which refuses a file for none of what may be many
     if not net.has_branches and certain:
         raise UsageError("--certain skips branches, and a plain network has none; give a reliability")
     if certain and everywhere:

@@ -6,9 +6,10 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.exceptions import Abort, TyperException
 
 import hlnet
 from hlnet.cli import tree
@@ -84,12 +85,36 @@ def main() -> None:
     if "" in arguments:  # as a path it would mean the current folder
         fail("an argument is empty (''); give it a value or leave it out", 2, debug)
     try:
-        app([argument for argument in arguments if argument != "--debug"], prog_name="hlnet")
+        given = [argument for argument in arguments if argument != "--debug"]
+        sys.exit(app(given, prog_name="hlnet", standalone_mode=False))  # so that Typer's errors come here, too
     except HlnetError as error:
         fail(str(error), error.exit_code, debug)
+    except TyperException as error:
+        if told := usage_error(error):
+            fail(told, error.exit_code, debug)
+        sys.exit(error.exit_code)  # of a command without anything, its help was shown
+    except Abort:  # Ctrl-C at a prompt, or Ctrl-D
+        sys.exit(130)
     except Exception as error:  # whatever we did not foresee is still one line
         reason = " ".join(str(error).split())[:300]
         fail(f"{type(error).__name__}: {reason} (run again with --debug for the traceback)", 1, debug)
+
+
+def usage_error(error: TyperException) -> str:
+    """What Typer found, in one line; of a value that does not fit, which value and what is expected.
+
+    >>> usage_error(TyperException("No such command 'evl'."))
+    "No such command 'evl'"
+    """
+    message = error.format_message().rstrip(".")
+    wrong: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's, of the value
+    if wrong:
+        option, _, _ = message.removeprefix("Invalid value for ").partition(": ")
+        _, _, choices = wrong[0]["msg"].partition(" is not one of ")
+        expected = f"expected one of {choices}" if choices else wrong[0]["msg"].replace("Input should be", "expected")
+        message = f"{option.strip(chr(39))} '{wrong[0]['input']}': {expected.rstrip('.')}"
+    path = getattr(getattr(error, "ctx", None), "command_path", "")
+    return f"{message}; see {path} --help" if message and path else message
 
 
 def fail(message: str, exit_code: int, debug: bool) -> None:

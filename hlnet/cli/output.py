@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,11 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.tree import Tree
 
+from hlnet.model_names import BEST_FILE, MODEL_FILE
+
 if TYPE_CHECKING:
     from hlnet.profiling import Cost, Latency, Profile
     from hlnet.tree import ClassTree
 
-stdout = Console()
+#: In a pipe or a file nothing is squeezed into 80 columns, unless somebody asks for a width.
+stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 stderr = Console(stderr=True)
 
 
@@ -36,6 +41,13 @@ def hints(messages: Sequence[str], more: str, limit: int = 12) -> None:
         hint(message)
     if len(messages) > limit:
         hint(f"… and {len(messages) - limit} more notes: {more}")
+
+
+def hint_at_stale_copy(path: str | Path) -> None:
+    """Say so, where a run's finished product lies beside a file that has just been written."""
+    folder = Path(path).parent / "model"
+    if Path(path).name == BEST_FILE and (folder / MODEL_FILE).exists():
+        hint(f"'{folder}' still holds the network as training left it; hlnet.write_model_folder writes it anew")
 
 
 def show(message: str) -> None:

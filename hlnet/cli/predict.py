@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli import cueing, options
-from hlnet.cli.prediction_formats import COLUMNS, Format, csv_row, format_of, writer
+from hlnet.cli.prediction_formats import COLUMNS, Format, choose_format, csv_row, writer
 from hlnet.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def predict(
     """
     if as_json and form not in (None, Format.jsonl):
         raise UsageError(f"--json is --format jsonl, not --format {form}; give one")
-    form = Format.jsonl if as_json else form or format_of(out)
+    form = choose_format(out, Format.jsonl if as_json else form)
     if min_confidence is not None and coverage is not None:
         raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet import prediction
@@ -122,9 +122,9 @@ def predict(
     if cueing.wanted(cue, text, text_model, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
         if not cueing.wanted(cue, text, cues, prior):
             raise UsageError("these options say how cues act, but none is given; add --cue, --text, --cues or --prior")
-        known, finish = cueing.cue_source(
-            net, cue or (), cues, text, text_model, prior, attention_signal, cue_mode, cue_site, reliability, certain
-        )
+        how = (attention_signal, cue_mode, cue_site, reliability, certain)
+        coming = options.image_files(images, "IMAGES") if cues is not None and "-" not in images else None
+        known, finish = cueing.cue_source(net, cue or (), cues, text, text_model, prior, *how, coming)
     ends = min_confidence is not None or coverage is not None
     if share.first:
         _hint_at_doubts(net, images)

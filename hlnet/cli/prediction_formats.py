@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hlnet.errors import UsageError
+
 if TYPE_CHECKING:
     from hlnet.prediction import Label, PathAnswer, Prediction
     from hlnet.provenance import Rejection
@@ -28,10 +30,19 @@ class Format(StrEnum):
     jsonl = "jsonl"
 
 
-def format_of(out: Path | None) -> Format:
-    """What a file's name asks for."""
-    endings = {".csv": Format.csv, ".jsonl": Format.jsonl}
-    return endings.get(out.suffix.lower(), Format.text) if out else Format.text
+def choose_format(out: Path | None, form: Format | None) -> Format:
+    """The format that is asked for, or that a file's name asks for.
+
+    Raises:
+        UsageError: if the two disagree, or the name asks for one that is not known.
+    """
+    suffix = out.suffix.lower() if out else ""
+    named = {".csv": Format.csv, ".jsonl": Format.jsonl, ".json": Format.jsonl}.get(suffix)
+    if form is None and named is None and suffix not in ("", ".txt"):
+        raise UsageError(f"--out '{out}': answers are written as .csv, .jsonl or .txt; or say how with --format")
+    if form is not None and named not in (None, form):
+        raise UsageError(f"--out '{out}' asks for {named}, and --format for {form}; let them agree")
+    return form or named or Format.text
 
 
 def writer(form: Format, rejection: Rejection | None, labels: bool = True) -> Callable[[Prediction], str]:
