@@ -59,7 +59,7 @@ def _frontiers(axes: Axes, network: CuedNetwork, kind: str, name: str) -> None:
             label=f"{name}{found.mode}",
         )
     neutral = 100 * network.neutral
-    axes.plot([neutral], [neutral], marker="x", color=GREY, ls="", label=f"{name}no cue")
+    axes.plot([neutral], [neutral], marker="+" if name else "x", color=GREY, ls="", label=f"{name}no cue")
 
 
 def _by_share(axes: Axes, report: CueReport) -> None:
@@ -79,6 +79,7 @@ def _by_share(axes: Axes, report: CueReport) -> None:
                     color=colour,
                     markerfacecolor="none" if name else colour,
                 )
-        axes.axhline(100 * network.neutral, color=GREY, lw=1, ls="--" if name else ":")
+        axes.axhline(100 * network.neutral, color=GREY, lw=1, ls="--" if name else ":", label=f"{name}no cue")
+    axes.legend(frameon=False, fontsize=9)
     axes.set_title(f"strengths for cues right in {100 * report.reliability:g} %", fontsize=11)
     tidy(axes, xlabel=f"share of wrong cues ({report.wrong}), %", ylabel="top-1, %")
