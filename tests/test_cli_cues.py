@@ -376,7 +376,7 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("attend @full.safetensors --gains 1,x", "--gains '1,x'"),
         ("attend @full.safetensors --save --out @new.safetensors", "give one of them"),
         ("attend @full.safetensors --save --cue-level 1", "leave --cue-level out"),
-        ("attend @full.safetensors --out @new.pt", "must end in .safetensors"),
+        ("attend @full.safetensors --out @new.pt", "ends in .safetensors"),
         ("attend @full.safetensors --plain @other.safetensors", "is no plain network"),
         ("attend @full.safetensors --picture @cues.txt", "must end in"),
         ("attend @full.safetensors --wrong-cue confusable --cue-level 1", "for classes"),

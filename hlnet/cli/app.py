@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from hlnet.cli import options
-from hlnet.cli.show import short_name
 
 
 def app(
@@ -33,7 +32,7 @@ def app(
     from hlnet.cli import output
     from hlnet.live import LiveNet
 
-    page = create_app(LiveNet(options.load_model(model, device)), title=f"hlnet: {short_name(model)}")
+    page = create_app(LiveNet(options.load_model(model, device)), title=f"hlnet: {options.short_name(model)}")
 
     def ready(address: str) -> None:
         output.show(address)

@@ -87,24 +87,18 @@ def attend(
     from hlnet.cues import stored_effect
     from hlnet.data import TreeData, eval_transform, load_data, loader
     from hlnet.files import check_writable
-    from hlnet.hub import locate_model
     from hlnet.inference import optimize
-    from hlnet.model_names import HUB
     from hlnet.plain import PlainNet
 
     options.check_picture(picture, "--picture")
-    if out is not None and out.suffix != ".safetensors":
-        raise UsageError(f"--out '{out}': its name must end in .safetensors")
     if save and out is not None:
         raise UsageError("--save writes into MODEL's own file, --out into another one; give one of them")
     if (save or out) and cue_level is not None:
         raise UsageError("what is stored is for cues on classes: leave --cue-level out, or --save and --out")
-    if save and model.startswith(HUB):
-        raise UsageError(f"'{model}' is on the Hub; say with --out which file to write")
     if not 0 < reliability < 1:
         raise UsageError(f"--reliability {reliability:g} must lie between 0 and 1, both excluded")
+    target = options.where_to_save(model, out) if save or out else None
     net = options.load_model(model, device)
-    target = Path(locate_model(model)) if save else out
     for path in (target, picture):
         if path is not None:
             check_writable(path)

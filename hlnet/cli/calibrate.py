@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli import options
-from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
     from hlnet.provenance import PathConformal
@@ -49,15 +48,9 @@ def calibrate(
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, loader
     from hlnet.files import check_writable
-    from hlnet.hub import locate_model
     from hlnet.inference import optimize
-    from hlnet.model_names import HUB
 
-    if out is None and model.startswith(HUB):
-        raise UsageError(f"'{model}' is on the Hub; say with --out which file to write")
-    if out is not None and out.suffix != ".safetensors":
-        raise UsageError(f"--out '{out}': expected a name that ends in .safetensors")
-    target = out or locate_model(model)
+    target = options.where_to_save(model, out)
     net = options.load_model(model, device)
     outside = net.provenance.one_vs_all  # such probabilities speak of any image
     images = load_data(data, split.value, data_root)

@@ -283,10 +283,6 @@ def _cost(net: InferenceNet) -> Cost:
 
 
 def _short(names: Collection[str]) -> dict[str, str]:
-    """For the heads of columns: a run folder's or a file's own name, where these differ."""
-    short = {}
-    for name in names:
-        path = Path(name)
-        stem = path.stem if path.suffix == ".safetensors" else path.name
-        short[name] = path.parent.name if stem in ("best", "last") and path.parent.name else stem
+    """For the heads of columns: short names, where these differ."""
+    short = {name: options.short_name(name) for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in names}

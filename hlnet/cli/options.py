@@ -106,6 +106,33 @@ def byte_size(text: str | None, option: str) -> int | None:
     return size
 
 
+def where_to_save(model: str, out: Path | None) -> Path:
+    """The checkpoint to write what was fitted to: the one that ``--out`` names, else the MODEL's own file.
+
+    Raises:
+        UsageError: if the name has another ending, or the model's own file is on the Hub.
+    """
+    from hlnet.hub import locate_model
+    from hlnet.model_names import HUB
+
+    if out is None and model.startswith(HUB):
+        raise UsageError(f"'{model}' is on the Hub; say with --out which file to write")
+    if out is not None and out.suffix != ".safetensors":
+        raise UsageError(f"--out '{out}': a checkpoint's name ends in .safetensors")
+    return out or Path(locate_model(model))
+
+
+def short_name(model: str) -> str:
+    """A model file's own name, or its run folder's.
+
+    >>> short_name("runs/pets/best.safetensors"), short_name("runs/pets"), short_name("cats.safetensors")
+    ('pets', 'pets', 'cats')
+    """
+    path = Path(model)
+    name = path.stem if path.suffix == ".safetensors" else path.name
+    return path.parent.name if name in ("best", "last", "model") and path.parent.name else name or model
+
+
 def check_picture(path: Path | None, option: str, endings: Sequence[str] = PICTURES) -> None:
     """Refuse a picture's name before minutes of work.
 

@@ -95,7 +95,7 @@ def show(
     check_site(attention, cues)
     cueing.tell_stored(net, attention, cues)
     view = look(net, files, words, level, cues, attention, cam, rgb)
-    written = write_view(view, out, f"What {short_name(model)} sees", _about(net))
+    written = write_view(view, out, f"What {options.short_name(model)} sees", _about(net))
     ranks = best_classes(view, 5)
     if as_json:
         told = [
@@ -127,12 +127,6 @@ def _nodes(tree: ClassTree, texts: list[str]) -> list[str]:
     if not found:
         raise UsageError(f"--nodes {' '.join(map(repr, texts))} names no node; name some, such as 'animal/cat,tabby'")
     return found
-
-
-def short_name(model: str) -> str:
-    """A model's own name, or its run folder's."""
-    path = Path(model)
-    return path.parent.name if path.stem in ("best", "last", "model") and path.parent.name else path.stem or model
 
 
 def _about(net: HierarchicalNet | PlainNet) -> str:
