@@ -13,12 +13,12 @@ import typer
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.cued_logits import CueSource
+    from hlnet.cued_logits import CueSource, CueUse
     from hlnet.cues import Attention, Cue
     from hlnet.data import LabelledImages
     from hlnet.evaluation import Net
     from hlnet.inference import InferenceNet
-    from hlnet.provenance import FittedAttention, Provenance
+    from hlnet.provenance import Provenance
     from hlnet.tree import ClassTree
 
 
@@ -146,10 +146,10 @@ def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None) -> None:
     fitted, silent = net.provenance.attention, cues is None or any(_is_silent(cue) for cue in cues)
     if fitted is None or not silent or how.strength is not None or how.reliability != fitted.reliability:
         return
-    what = stored_effect(net.provenance.model_copy(update={"attention": _as(fitted, how)}), len(net.tree.classes))
+    acting = net.provenance.model_copy(update={"attention": fitted.model_copy(update={"mode": how.mode})})
     output.hint(
         f"as the model's file holds it, cues count as right in {100 * fitted.reliability:g} % of cases and act as a "
-        f"{how.mode}: on one class, {what}"
+        f"{how.mode}: on one class, {stored_effect(acting, len(net.tree.classes))}"
     )
 
 
@@ -167,10 +167,6 @@ def settled(cue: Cue, mode: CueMode | None) -> Cue:
 
 def _is_silent(cue: Cue) -> bool:
     return cue.reliability is None and cue.strength is None
-
-
-def _as(fitted: FittedAttention, how: Attention) -> FittedAttention:
-    return fitted.model_copy(update={"mode": how.mode})
 
 
 def wanted(*options: object) -> bool:
@@ -198,61 +194,59 @@ def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
     return None if path is None else dict(zip(tree.classes, read_prior(path, tree).tolist(), strict=True))
 
 
+def check_certain(net: Net, model: str, *strengths: object) -> None:
+    """Refuse what --certain cannot do, or would pass over.
+
+    Raises:
+        UsageError: for a plain network, or if one of these options, which say how strongly cues act, was given.
+    """
+    if not net.has_branches:
+        raise UsageError(f"--certain skips branches, and '{model}' is a plain network, which has none")
+    if wanted(*strengths):
+        raise UsageError(
+            "--certain takes cues as facts, which have no strength; leave out what says how strongly they act"
+        )
+
+
 def cue_source(
     net: InferenceNet,
-    written: Sequence[str],
+    everywhere: Sequence[Cue],
     file: Path | None,
-    text: str | None,
-    text_model: str | None,
-    prior: Path | None,
-    signal: str | None,
+    use: CueUse,
     mode: CueMode | None,
-    site: CueSite | None,
-    reliability: float | None,
-    certain: bool,
     images: Iterable[str] | None = None,
 ) -> tuple[CueSource, Callable[[], None]]:
-    """What these options say of images that come one by one; and what to call after the last of them.
+    """What is known of images that come one by one; and what to call after the last of them.
 
     Args:
+        everywhere: cues on every image, as :func:`cues_for_all` gives them.
+        file: cues of single images; of an expert, those count that it knows of.
+        use: how cues act.
+        mode: that is asked for, if any.
         images: those that will come, if that is known; they are looked through up to the first that the file names.
 
     Raises:
-        UsageError: if a cue or a file is malformed or names what the tree does not have; if a text names nothing; as
-            :func:`attention`, and of a file :meth:`hlnet.cue_images.CuesByImage.finish`.
+        UsageError: if the file is malformed, names what the tree does not have or none of the images, or a cue cannot
+            act as it is to: all before the first image.
     """
     from hlnet.cli import output
-    from hlnet.cue_embedding import cues_from_embedding
-    from hlnet.cue_files import parse_cue, read_cues
+    from hlnet.cue_files import read_cues
     from hlnet.cue_images import CuesByImage
-    from hlnet.cue_words import cues_from_text
-    from hlnet.cued_logits import CueSource, CueUse
-    from hlnet.cues import check_site, cue_effect
+    from hlnet.cued_logits import CueSource
+    from hlnet.cues import check_site
 
-    if certain and wanted(signal, mode, site, reliability):
-        raise UsageError(
-            "--certain takes cues as facts, which have no strength; leave out --attention-signal, --cue-mode, "
-            "--cue-site and --reliability"
-        )
-    if text_model is not None and text is None:
-        raise UsageError("--text-model says how to understand a --text, and none is given")
     by_name = read_cues(file, net.tree, is_expert(net)) if file is not None else {}
     by_name = {image: [settled(cue, mode) for cue in cues] for image, cues in by_name.items()}
-    how = attention(signal, mode, site, reliability, net.provenance)
-    everywhere = [settled(parse_cue(one, net.tree, mode.value if mode else None), mode) for one in written]
-    if text is not None:
-        heard = cues_from_embedding(text, net.tree, text_model) if text_model else cues_from_text(text, net.tree)
-        if not heard:
-            raise UsageError(
-                f"--text '{text}' gives no cue: no word of it is known, or it names all classes; name nodes with --cue"
-            )
-        everywhere += heard
     by_image = CuesByImage(by_name, f"'{file}'") if file is not None else None
     if by_image and images is not None and not any(map(by_image.of, images)):
         by_image.finish()  # which refuses a file for none of what may be many
-    if not net.has_branches and certain:
-        raise UsageError("--certain skips branches, and a plain network has none; give a reliability")
-    if certain and everywhere:
+    single = set(chain.from_iterable(by_name.values()))
+    if not use.certain and (everywhere or single):
+        check_site(use.attention, [*everywhere, *single])
+        _check_acting(net, use, everywhere, "")
+        _check_acting(net, use, single, f"'{file}': ")
+        tell_stored(net, use.attention, [*everywhere, *single])
+    if use.certain and everywhere:
         from hlnet.certain import certain_classes, certain_gmacs
 
         left = len(certain_classes(net.tree, everywhere))
@@ -261,19 +255,43 @@ def cue_source(
             f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image"
         )
 
-    use = CueUse(how, certain, read_prior(prior, net.tree))
-    if not certain:  # what cannot be done is told before the first image
-        cues = {*everywhere, *chain.from_iterable(by_name.values())}
-        check_site(how, cues)
-        for cue in cues:
-            try:
-                cue_effect(net, [[cue]], how, prior=use.prior)
-            except UsageError as error:
-                raise UsageError(f"'{file}': {error}" if cue not in everywhere else str(error)) from error
-        tell_stored(net, how, cues)
-
     def of(image: str) -> list[Cue]:
-        return everywhere + (by_image.of(image) if by_image else [])
+        return [*everywhere, *(by_image.of(image) if by_image else ())]
 
     finish = by_image.finish if by_image else lambda: None
     return CueSource(of, use), finish
+
+
+def cues_for_all(
+    tree: ClassTree, written: Sequence[str], text: str | None, text_model: str | None, mode: CueMode | None
+) -> list[Cue]:
+    """The cues on every image: those that are written, and what a text names.
+
+    Raises:
+        UsageError: if one is malformed or names what the tree does not have, or the text names nothing.
+    """
+    from hlnet.cue_embedding import cues_from_embedding
+    from hlnet.cue_files import parse_cue
+    from hlnet.cue_words import cues_from_text
+
+    found = [settled(parse_cue(one, tree, mode.value if mode else None), mode) for one in written]
+    if text is None:
+        if text_model is not None:
+            raise UsageError("--text-model says how to understand a --text, and none is given")
+        return found
+    heard = cues_from_embedding(text, tree, text_model) if text_model else cues_from_text(text, tree)
+    if not heard:
+        why = "no node is near it" if text_model else "no word of it is known"
+        raise UsageError(f"--text '{text}' gives no cue: {why}, or it names all classes; name nodes with --cue")
+    return found + heard
+
+
+def _check_acting(net: Net, use: CueUse, cues: Iterable[Cue], where: str) -> None:
+    """Let each cue act once, on nothing."""
+    from hlnet.cues import cue_effect
+
+    try:
+        for cue in cues:
+            cue_effect(net, [[cue]], use.attention, prior=use.prior)
+    except UsageError as error:
+        raise type(error)(f"{where}{error}") from error

@@ -226,13 +226,8 @@ def _check_cues(
     strengths: tuple[object, ...],
 ) -> None:
     """Refuse what could not be tried, or would do nothing."""
-    if certain and not net.has_branches:
-        raise UsageError(f"--certain skips branches, and '{model}' is a plain network, which has none")
-    if certain and cueing.wanted(*strengths):
-        raise UsageError(
-            "--certain takes cues as facts, which have no strength; leave out --attention-signal, --cue-mode and "
-            "--cue-site"
-        )
+    if certain:
+        cueing.check_certain(net, model, *strengths)
     if given is None and len(net.tree.classes) < 2:
         raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
     if given is None and not certain and acting.strength is None and acting.reliability is None:

@@ -106,6 +106,7 @@ def predict(
         raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet import prediction
     from hlnet.cli import output
+    from hlnet.cued_logits import CueUse
     from hlnet.files import check_writable
     from hlnet.sharing import Share
 
@@ -122,9 +123,16 @@ def predict(
     if cueing.wanted(cue, text, text_model, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
         if not cueing.wanted(cue, text, cues, prior):
             raise UsageError("these options say how cues act, but none is given; add --cue, --text, --cues or --prior")
-        how = (attention_signal, cue_mode, cue_site, reliability, certain)
+        if certain:
+            cueing.check_certain(net, model, attention_signal, cue_mode, cue_site, reliability)
+        use = CueUse(
+            cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance),
+            certain,
+            cueing.read_prior(prior, net.tree),
+        )
+        everywhere = cueing.cues_for_all(net.tree, cue or (), text, text_model, cue_mode)
         coming = options.image_files(images, "IMAGES") if cues is not None and "-" not in images else None
-        known, finish = cueing.cue_source(net, cue or (), cues, text, text_model, prior, *how, coming)
+        known, finish = cueing.cue_source(net, everywhere, cues, use, cue_mode, coming)
     ends = min_confidence is not None or coverage is not None
     if share.first:
         _hint_at_doubts(net, images)
