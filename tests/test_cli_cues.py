@@ -307,7 +307,7 @@ def test_what_a_file_holds_is_used_and_told(files, tmp_path):
     hlnet.save_checkpoint(net, tmp_path / "fitted.safetensors")
     words = ["predict", f"{tmp_path}/fitted.safetensors", f"{files}/photos/val", "--cue", "saw", "--json"]
     done = CliRunner().invoke(app, words)
-    assert "cues count as right in 80 % of cases and act as a scale: on one class, a scale of 3" in done.stderr
+    assert "cues count as right in 80 % of cases and act, on one class, as a scale of 3" in done.stderr
     factor = hlnet.cues.curve_strength(((2.0, 3.0),), hlnet.cue_evidence(0.8, 1, 6))
     assert [json.loads(row) for row in done.stdout.splitlines()] == predictions(
         files, f"@full.safetensors @photos/val --cue saw=x{factor} --cue-mode scale"

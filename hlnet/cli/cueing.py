@@ -148,8 +148,8 @@ def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None) -> None:
         return
     acting = net.provenance.model_copy(update={"attention": fitted.model_copy(update={"mode": how.mode})})
     output.hint(
-        f"as the model's file holds it, cues count as right in {100 * fitted.reliability:g} % of cases and act as a "
-        f"{how.mode}: on one class, {stored_effect(acting, len(net.tree.classes))}"
+        f"as the model's file holds it, cues count as right in {100 * fitted.reliability:g} % of cases and act, on one "
+        f"class, as {stored_effect(acting, len(net.tree.classes))}"
     )
 
 
