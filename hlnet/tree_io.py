@@ -60,6 +60,7 @@ def read_tree(source: str | Path, levels: int | None = None) -> ClassTree:
         TreeError: if what it holds is not a class tree.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "pets.yaml").write_text("cat: [tabby, siamese]\\ndog: {beagle: , boxer: }\\n")
         >>> _ = (folder / "pets.csv").write_text("cat,tabby\\ncat,siamese\\ndog,beagle\\ndog,boxer\\n")
@@ -123,6 +124,7 @@ def write_tree(tree: ClassTree, path: str | Path, format: str | None = None) -> 
         RunError: if the file or folder cannot be written.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> tree = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "saw": 499})
         >>> write_tree(tree, folder / "pets.tree.json")
