@@ -73,8 +73,8 @@ def cues_from_embedding(
     Args:
         text: in the model's language.
         tree: the classes.
-        encoder: the model, which is asked for the nodes' names once; or what :func:`hlnet.load_encoder` takes, which is
-            loaded at every call.
+        encoder: the model, which is asked for the nodes' names once and taken for fixed then; or what
+            :func:`hlnet.load_encoder` takes, which is loaded at every call.
         threshold: the least similarity, up to 1. What it is worth depends on the model.
         margin: nodes whose similarity is less by no more than this are named too, as alternatives; but of two of which
             one holds the other, the nearer alone.
@@ -129,7 +129,10 @@ def _nodes(tree: ClassTree, encoder: Encoder) -> tuple[list[str], np.ndarray[Any
     """Paths of all nodes, and their names' vectors."""
     paths = list(tree.node_names.below)
     names = tuple(path.rsplit("/", 1)[-1].replace("_", " ") for path in paths)
-    known = _NAMES.setdefault(encoder, {})
+    try:
+        known = _NAMES.setdefault(encoder, {})
+    except TypeError:  # it cannot be told from others, so nothing is kept
+        known = {}
     if names not in known:
         known[names] = _vectors(encoder, list(names))
     return paths, known[names]

@@ -10,7 +10,7 @@ from pathlib import Path
 from hlnet.cues import MOST, Cue, Mode
 from hlnet.errors import UsageError, some
 from hlnet.row_files import read_rows
-from hlnet.selection import select_classes
+from hlnet.selection import known_part, select_classes
 from hlnet.tree import ClassTree
 
 log = logging.getLogger("hlnet")
@@ -107,8 +107,8 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
         path: a ``.csv`` file with the columns ``image`` and ``node``, and ``reliability`` or ``strength`` or both, of
             which a row fills at most one; or a ``.jsonl`` file, each line an object with these keys.
         tree: where nodes are looked up; each may be any selection (:func:`hlnet.select_classes`).
-        skip_unknown: leave cues out that name what the tree does not have, and tell in the log how many: an expert has
-            some of the nodes only that a station's record of sounds names.
+        skip_unknown: leave out what cues name and the tree does not have, and tell in the log how many are left out
+            altogether: an expert has some of the nodes only that a station's record of sounds names.
 
     Returns:
         cues by the image's name as it is written; :class:`hlnet.cue_images.CuesByImage` finds an image's.
@@ -125,17 +125,17 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
         {'1.jpg': [Cue(node='cat', reliability=0.9, strength=None, mode=None)]}
     """
     found: dict[str, list[Cue]] = {}
-    known: dict[str, bool] = {}
     unknown: list[str] = []
     twice = 0
     for where, row in read_rows(path, ("image", "node"), ("reliability", "strength")):
         try:
             cue = make_cue(row["node"], *(_number(row, column) for column in ("reliability", "strength")))
-            if cue.node not in known:
-                known[cue.node] = not skip_unknown or _selects(tree, cue.node)
-            if not known[cue.node]:
-                unknown.append(cue.node)
-                continue
+            if skip_unknown:
+                part = known_part(tree, cue.node)
+                if not part:
+                    unknown.append(cue.node)
+                    continue
+                cue = cue.model_copy(update={"node": part})
             select_classes(tree, cue.node)
         except UsageError as error:
             raise type(error)(f"{where}: {error}") from error
@@ -146,14 +146,12 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
         raise UsageError(f"'{path}' names nothing that this tree has: {some(dict.fromkeys(unknown), 5)}")
     if unknown:
         log.warning(
-            "'%s': %d cues name what this tree does not have, and are left out: %s",
+            "'%s': rows that name what this tree does not have are left out, %d of them: %s",
             *(path, len(unknown), some(dict.fromkeys(unknown), 5)),
         )
     if twice:
         log.warning(
-            "'%s': %d cues name what another one of the same image does; they count as independent evidence",
-            path,
-            twice,
+            "'%s': rows that repeat another's image and node count as independent evidence, %d of them", path, twice
         )
     return found
 

@@ -136,24 +136,25 @@ class CueTrial(BaseModel):
         return self.wrong_share
 
     def fitting(self, net: HierarchicalNet | PlainNet | InferenceNet) -> CueTrial | None:
-        """The same trial of another network; by a bias where a cue cannot act as here, but states a reliability.
+        """The same trial for another network. A cue that cannot act there as here, but states a reliability, is a bias.
 
         ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
         """
-        cues = self._given or [Cue(node="")]  # of an oracle, all are alike
+        cues = [Cue(node="")] if self.cues is None else self._given  # of an oracle, all are alike
         stuck = {cue for cue in cues if not self._acts_on(net, cue)}
         if not stuck:
             return self
         stated = all(cue.strength is None and (cue.reliability or self.attention.reliability) for cue in stuck)
-        others = any(cue.strength is not None and cue.mode is None for cue in cues)  # these act as the attention says
-        if self.certain or not stated or others:
+        if self.certain or not stated:
             return None
-        found = self.model_copy(update={"attention": Attention(mode="bias", reliability=self.attention.reliability)})
+        reliability = self.attention.reliability
         if self.cues is None:
-            return found
-        as_bias = {cue: cue.model_copy(update={"mode": None}) for cue in stuck}
+            return self.model_copy(update={"attention": Attention(mode="bias", reliability=reliability)})
+        as_bias = {
+            cue: cue.model_copy(update={"mode": "bias", "reliability": cue.reliability or reliability}) for cue in stuck
+        }
         moved = {image: tuple(as_bias.get(cue, cue) for cue in own) for image, own in self.cues.items()}
-        return found.model_copy(update={"cues": moved})
+        return self.model_copy(update={"cues": moved})
 
     @property
     def _given(self) -> list[Cue]:
@@ -182,7 +183,9 @@ class CueTrial(BaseModel):
         """
         if self.cues is not None:
             given = [self.cues.get(source, ()) for source, _ in data.samples]
-            if not any(given) and self.prior is None:
+            counted = set(kept)
+            cued = any(own for own, label in zip(given, data.labels, strict=True) if label in counted)
+            if not cued and (self.cues or self.prior is None):
                 raise UsageError(f"none of the images evaluated has a cue in {self.source or 'those given'}")
             return [CuedRun(given, self.use)]
         place = {old: new for new, old in enumerate(kept)}

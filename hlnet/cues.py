@@ -296,7 +296,24 @@ def stored_effect(provenance: Provenance, classes: int) -> str | None:
     evidence = cue_evidence(fitted.reliability, 1, classes)
     if fitted.mode == "bias":
         return f"a bias of {evidence * (provenance.temperature or 1.0):+.3g} on the logit"
-    return f"a {fitted.mode} of {curve_strength(fitted.gain if fitted.mode == 'gain' else fitted.scale, evidence):.4g}"
+    curve = fitted.gain if fitted.mode == "gain" else fitted.scale
+    return f"a {fitted.mode} of {curve_strength(curve, evidence):.4g}" if curve else None
+
+
+def cued_node(tree: ClassTree, selection: str) -> tuple[int, int]:
+    """The place of the node that a cue means: of that name, or whose classes are those of the selection.
+
+    Raises:
+        UsageError: if there is no such node.
+    """
+    try:
+        return tree.find_node(selection)
+    except SelectionError:
+        named = select_classes(tree, selection)
+        path = next((path for path, below in tree.node_names.below.items() if below == named), None)
+        if path is None:
+            raise UsageError(f"the cue on '{selection}' names no single node, whose block could be scaled") from None
+        return tree.find_node(path)
 
 
 def check_site(attention: Attention, cues: Iterable[Cue] = ()) -> None:
@@ -328,7 +345,12 @@ def _strength(
 ) -> float:
     """The factor or shift of one cue; how frequent the classes named are, and all that compete."""
     given = cue.strength
-    if given is None and cue.reliability is None:
+    if given is None and cue.reliability is None and attention.strength is not None:
+        if mode != attention.mode:
+            raise UsageError(
+                f"the cue on '{cue.node}' acts by {mode}, and the strength {attention.strength:g} is that of a "
+                f"{attention.mode}; give the cue one of its own"
+            )
         given = attention.strength
     if given is not None:
         if mode != "bias" and given < 0:
@@ -377,11 +399,5 @@ def _columns(tree: ClassTree, node: str, named: Sequence[int], mode: Mode, site:
     if site == "path":
         rows = tree.rows(named)
         return np.concatenate([np.array(row) + offset for row, offset in zip(rows, tree.offsets, strict=False)])
-    try:
-        level, position = tree.find_node(node)
-    except SelectionError:  # a selection may name all classes of a node, and only these
-        path = next((path for path, below in tree.node_names.below.items() if below == tuple(named)), None)
-        if path is None:
-            raise UsageError(f"the cue on '{node}' names no single node, whose block could be scaled") from None
-        level, position = tree.find_node(path)
+    level, position = cued_node(tree, node)
     return np.array([tree.offsets[level] + position])

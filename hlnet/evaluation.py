@@ -141,6 +141,8 @@ def evaluate(
         ("each image's own label (an oracle)", 360)
     """
     kept = list(range(len(net.tree.classes))) if classes is None else list(select_classes(net.tree, classes))
+    if cues is not None:
+        cues.check()
     cued = [] if cues is None else cues.runs(net.tree, data, kept)
     runs, labels = logits_of(net, batches, [None, *cued], on_batch, kept)
     tree = net.tree.prune(kept)

@@ -46,7 +46,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
             draft.chmod(0o666 & ~umask)
-            with draft.open("rb") as written:
+            with draft.open("r+b") as written:  # only what is open for writing can be synced everywhere
                 os.fsync(written.fileno())
             os.replace(draft, target)
             _settle(target.parent)

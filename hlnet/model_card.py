@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from hlnet.cue_training import is_trained
 from hlnet.cues import stored_effect
 from hlnet.errors import HlnetError, some
 from hlnet.network import HierarchicalNet
@@ -98,6 +99,7 @@ def make_model_card(
         tree=tree,
         provenance=found,
         cue=_cue(model),
+        trained=found.attention is not None and found.attention.mode == "gain" and is_trained(found.attention),
         listing="\n".join(listing),
         folded=len(listing) > LONG,
         transform=model.transform,
@@ -303,7 +305,7 @@ Not measured.
 {% if cue is not none %}
 
 A cue on a class that is right in {{ "%g" | format(100 * provenance.attention.reliability) }} % of cases
-{{ "served best as" if provenance.attention.data else "was trained to act as" }} {{ cue }}
+{{ "was trained to act as" if trained else "served best as" }} {{ cue }}
 {%- if provenance.attention.data %}, on {{ provenance.attention.data | code }}{% endif %}.
 {% endif %}
 

@@ -4,6 +4,8 @@
 HUB, FOLDER = "hf-hub:", "local-dir:"
 #: The weights in a model folder, and the best ones in a run's.
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+#: In a run's folder, the best network as a finished product, with a model card.
+MODEL_FOLDER = "model"
 #: What a model folder holds.
 MODEL_FILES = (MODEL_FILE, "config.json", "README.md")
 

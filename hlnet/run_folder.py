@@ -21,7 +21,7 @@ from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.data import is_source
 from hlnet.errors import UsageError
 from hlnet.files import remove_drafts, replacing
-from hlnet.model_names import BEST_FILE, MODEL_FILES
+from hlnet.model_names import BEST_FILE, MODEL_FILES, MODEL_FOLDER
 from hlnet.network import HierarchicalNet
 from hlnet.plain import PlainNet
 from hlnet.run_state import STATE_FILE, RunState
@@ -37,8 +37,6 @@ CONFIG_FILE, METRICS_FILE, TREE_FILE, LAST_FILE = (
     "classes.tree.json",
     "last.safetensors",
 )
-#: The best network as a finished product, with a model card.
-MODEL_FOLDER = "model"
 #: What a run folder holds besides; the state first, for without the others it is of no use.
 RUN_FILES = (STATE_FILE, METRICS_FILE, "curves.png", BEST_FILE, LAST_FILE, CONFIG_FILE, TREE_FILE)
 #: Settings that may change when a run goes on: they say how it runs, not what it computes.

@@ -21,6 +21,8 @@ from hlnet.tree import ClassTree
 log = logging.getLogger("hlnet")
 
 # "281 -285" is no range: there the minus stands before a term.
+#: Selections that are remembered.
+MOST_TEXTS = 10_000
 _INDEX_OR_RANGE = re.compile(r"(\d{1,9})(?:(?:-\s*|\s+-\s+)(\d{1,9}))?")
 _BETWEEN_TERMS = re.compile(r"\s*,\s*|\s+(?=-)")
 
@@ -61,7 +63,28 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
     terms = [_term(term) for term in ([selection] if single else selection)]  # type: ignore[union-attr]
     if negative := [term for term in terms if isinstance(term, int) and term < 0]:
         raise SelectionError(f"index {negative[0]} is negative; to leave a class out, write '{negative[0]}' as text")
+    if single and isinstance(selection, str) and "@" not in selection:  # the same are asked for again and again
+        return _selector(tree).known_text(selection)
     return _selector(tree).all(terms)
+
+
+def known_part(tree: ClassTree, selection: str) -> str:
+    """What of a selection the tree has, as a selection; empty if there is nothing.
+
+    Terms that it does not know are left out; what only takes away says nothing alone.
+
+    Example:
+        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": {}})
+        >>> known_part(tree, "cat,dog -tabby"), known_part(tree, "dog"), known_part(tree, "dog -tabby")
+        ('cat,-tabby', '', '')
+    """
+    selector, kept = _selector(tree), []
+    for term in selector.split(selection.strip()):
+        try:
+            kept += [(term, minus) for minus, _ in selector.terms([term])][:1]
+        except SelectionError:
+            continue
+    return ",".join(term for term, _ in kept) if any(not minus for _, minus in kept) else ""
 
 
 def as_selection(tree: ClassTree, classes: Iterable[int]) -> str:
@@ -163,6 +186,16 @@ class _Selector:
         self.names = tree.node_names
         # Into how many pieces a name may fall where terms are told apart; a file's name or a range may, too.
         self.pieces = max(8, *(1 + word.count(",") + word.count(" -") for word in self.names.words))
+
+        self.texts: dict[str, tuple[int, ...]] = {}
+
+    def known_text(self, text: str) -> tuple[int, ...]:
+        """As :meth:`all`, looked up once; of a service that runs for long, not all texts are kept."""
+        if text not in self.texts:
+            if len(self.texts) >= MOST_TEXTS:
+                self.texts.clear()
+            self.texts[text] = self.all([text])
+        return self.texts[text]
 
     def all(self, selection: Iterable[str | int]) -> tuple[int, ...]:
         return tuple(sorted(self.combined(self.terms(selection))))

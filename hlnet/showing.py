@@ -29,7 +29,7 @@ from hlnet.branch_features import (
 )
 from hlnet.calibration import class_probabilities
 from hlnet.class_activation import maps_of
-from hlnet.cues import Attention, Cue, Mode, cue_effect
+from hlnet.cues import Attention, Cue, Mode, cue_effect, cued_node
 from hlnet.data import eval_transform, open_image
 from hlnet.errors import UsageError
 from hlnet.network import HierarchicalNet
@@ -238,7 +238,7 @@ def _cue_row(net: HierarchicalNet | PlainNet, start: Tensor, logits: Tensor, cue
         last = net.tree.num_levels - 1
         best = [(last, classes[i]) for i in cued[:, list(classes)].argmax(1).tolist()]
         if mode == "gain" and attention.site == "node":
-            best = [net.tree.find_node(cue.node)] * len(start)
+            best = [cued_node(net.tree, cue.node)] * len(start)
         before, after = (block_outputs(net.head, start, best, gains) for gains in (None, effect.gains))
         for row, place in enumerate(best):
             pair = (as_numbers(activity(outputs[place][row : row + 1])[0]) for outputs in (before, after))

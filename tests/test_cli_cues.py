@@ -63,9 +63,10 @@ def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     assert stored.attention == found.attention and stored.temperature == found.network.temperature
     assert hlnet.load_checkpoint(files / "full.safetensors").provenance.attention is None  # the original is untouched
     auto = as_json(files, f"eval {out} --attention-signal auto")
-    best = {choice.way: choice.top1 for choice in found.network.choices if choice.reliability == 0.9}
+    best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
     mode = found.attention.mode
-    assert best[mode] == max(best[way] for way in ("gain", "bias", "scale"))
+    ahead = [way for way in ("gain", "scale") if best[way].tuned_against_bias.low > 0]
+    assert mode == max(ahead or ["bias"], key=lambda way: best[way].tuned_top1)
     fixed = as_json(files, f"eval {out} --cue-mode {mode} --reliability 0.9")
     assert auto["cued"] == fixed["cued"] and auto["cued"]["wrong_share"] == pytest.approx(0.1)
     gain = hlnet.cues.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
@@ -245,6 +246,9 @@ def test_predict_runs_only_what_is_certain(files):
         ("--reliability 0.9", "none is given"),
         ("--text blah", "gives no cue: no word of it is known"),
         ("--cue cat --certain --reliability 0.9", "takes cues as facts"),
+        ("--cue cat=0.9 --certain", "takes cues as facts"),
+        ("--prior @even.csv --certain", "none is given; add --cue, --text or --cues"),
+        ("--prior @even.csv --reliability 0.9", "none is given; add --cue, --text or --cues"),
         ("--text-model some/model --cue cat=0.9", "none is given"),
         ("--cues @missing.csv", "missing.csv"),
         ("--cue cat=0.9 --coverage 0.9", "a coverage was fitted without cues"),
@@ -312,8 +316,12 @@ def test_what_a_file_holds_is_used_and_told(files, tmp_path):
     assert [json.loads(row) for row in done.stdout.splitlines()] == predictions(
         files, f"@full.safetensors @photos/val --cue saw=x{factor} --cue-mode scale"
     )
-    said = CliRunner().invoke(app, [*words[:4], "saw=0.9"]).stderr
-    assert "file holds it" not in said
+    for more in (["saw=0.9"], ["saw", "--reliability", "0.8"], ["saw", "--attention-signal", "2"]):
+        assert "file holds it" not in CliRunner().invoke(app, [*words[:4], *more]).stderr
+    hlnet.save_checkpoint(hlnet.cut_expert(tmp_path / "fitted.safetensors", "saw"), tmp_path / "one.safetensors")
+    said = CliRunner().invoke(app, ["predict", f"{tmp_path}/one.safetensors", *words[2:]])
+    assert said.exit_code == 0 and "file holds it" not in said.stderr
+    assert not as_json(files, f"eval {tmp_path}/fitted.safetensors --certain")["cued"]["wrong_share"]
 
 
 def test_an_expert_takes_what_it_knows_of_a_record(files, tmp_path):
@@ -321,10 +329,19 @@ def test_an_expert_takes_what_it_knows_of_a_record(files, tmp_path):
     (tmp_path / "heard.csv").write_text("image,node,reliability\n0.png,cat,0.9\n1.png,dog,0.9\n")
     line = ["predict", f"{tmp_path}/expert.safetensors", f"{files}/photos/val", "--cues", f"{tmp_path}/heard.csv"]
     done = CliRunner().invoke(app, [*line, "--json"])
-    assert done.exit_code == 0 and "1 cues name what this tree does not have" in done.stderr
+    assert done.exit_code == 0
+    assert "rows that name what this tree does not have are left out, 1 of them: dog" in done.stderr
     assert [row["image"][-6:] for row in map(json.loads, done.stdout.splitlines()) if "cues" in row] == ["/0.png"]
     done = command(files, f"eval {tmp_path}/expert.safetensors --cues {tmp_path}/heard.csv")
     assert done.exit_code == 0 and "1 of" in done.stdout
+    (tmp_path / "heard.csv").write_text('image,node,reliability\n0.png,"cat,dog",0.9\n')
+    half = [json.loads(row) for row in CliRunner().invoke(app, [*line, "--json"]).stdout.splitlines()]
+    expert = f"{tmp_path}/expert.safetensors"
+    assert [row["cues"] for row in half if "cues" in row] == [["cat"]]
+    cued = predictions(files, f"{expert} @photos/val --cue cat=0.9")
+    assert next(row["labels"] for row in half if "cues" in row) == next(
+        row["labels"] for row in cued if row["image"].endswith("/0.png")
+    )
     (tmp_path / "heard.csv").write_text("image,node,reliability\n1.png,dog,0.9\n")
     done = CliRunner().invoke(app, line)
     assert isinstance(done.exception, UsageError) and "names nothing that this tree has: dog" in str(done.exception)
@@ -343,7 +360,8 @@ def test_a_file_for_other_images_is_refused_before_the_first(files, tmp_path):
 def test_cues_said_twice_are_told(files, tmp_path):
     (tmp_path / "heard.csv").write_text("image,node,reliability\n0.png,cat,0.9\n0.png,cat,0.9\n1.png,cat,0.9\n")
     line = ["predict", f"{files}/full.safetensors", f"{files}/photos/val", "--cues", f"{tmp_path}/heard.csv"]
-    assert "1 cues name what another one of the same image does" in CliRunner().invoke(app, line).stderr
+    told = CliRunner().invoke(app, line).stderr
+    assert "rows that repeat another's image and node count as independent evidence, 1 of them" in told
 
 
 def test_eval_takes_a_prior(files, tmp_path):

@@ -3,6 +3,7 @@
 import logging
 import sys
 import types
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -98,6 +99,20 @@ def test_names_are_encoded_once():
             cues_from_embedding(text, tree, encoder)
     assert sorted(map(len, encoder.asked)) == [1] * 6 + [2, 8]
     assert [cue.node for cue in cues_from_embedding("kitty", same, encoder)] == ["cat"]
+
+
+@dataclass
+class Unhashable:
+    direction: float
+
+    def encode(self, sentences):
+        return [[self.direction, text in ("cat", "kitty")] for text in sentences]
+
+
+def test_encoders_need_not_be_hashable():
+    tree = ClassTree.from_nested({"cat": {}, "saw": {}})
+    encoder = Unhashable(0.5)
+    assert [cue.node for cue in cues_from_embedding("kitty", tree, encoder)] == ["cat"]
 
 
 @pytest.mark.parametrize("kind", [list, torch.tensor, lambda found: np.float32(found)])

@@ -283,6 +283,20 @@ def test_the_way_to_store_is_chosen_where_strengths_are():
     assert found.attention.mode == "gain"
 
 
+def test_a_lead_by_chance_leaves_the_bias():
+    """The gain answers one more image of those that tune, and no cue of another kind changes an answer."""
+    labels = torch.arange(7).repeat(24)
+    one = int(halves(labels)[0][1])
+    logits = 1e6 * torch.nn.functional.one_hot(torch.zeros_like(labels), 7) - 1e5
+    gained = logits.clone()
+    gained[one, labels[one]] = 2e6
+    assert labels[one] != 0
+    found = report_cues(DEEP, SweptLogits(labels, logits, {1.0: logits, 4.0: gained}, Provenance(temperature=1.0)))
+    best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
+    assert best["gain"].strength == 4 and best["gain"].tuned_top1 > best["bias"].tuned_top1
+    assert best["gain"].tuned_against_bias.low == 0 and found.attention.mode == "bias"
+
+
 def test_gains_that_the_file_holds_are_reported_and_trained_ones_kept():
     net, data = build(), noise(count=40)
     for attention in (trained_attention(), FittedAttention(reliability=0.75, gain=((2.0, 3.0),))):

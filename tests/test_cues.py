@@ -61,6 +61,12 @@ def test_a_node_is_meant_by_whatever_names_its_classes(net, words):
         cue_effect(net, [[Cue(node="dog,saw", strength=3.0)]], Attention(site="node"))
 
 
+def test_a_strength_is_of_its_own_mode(net):
+    """A factor is no shift, just because the cue that takes it acts by one."""
+    with pytest.raises(UsageError, match=r"acts by bias, and the strength 1.8 is that of a gain"):
+        cue_effect(net, [[Cue(node="cat", mode="bias")]], Attention(strength=1.8))
+
+
 @pytest.mark.parametrize("strength", [1e6 + 1, -2e6, math.inf, math.nan])
 def test_strengths_are_numbers_that_float32_knows(strength):
     for made in (Cue, Attention):

@@ -152,6 +152,13 @@ def test_evaluations_of_other_images_are_not_compared():
         compare_evaluations(read, read, TREE)
 
 
+PRIOR = dict.fromkeys(TREE.classes, 1 / 6)
+
+
+def as_bias(node, reliability):
+    return Cue(node=node, reliability=reliability, mode="bias")
+
+
 CUES = {0: (Cue(node="cat", reliability=0.7),), 3: (Cue(node="beagle"), Cue(node="saw", reliability=0.6))}
 
 
@@ -170,12 +177,13 @@ CUES = {0: (Cue(node="cat", reliability=0.7),), 3: (Cue(node="beagle"), Cue(node
         (CueTrial(cues=CUES), None),
         (
             CueTrial(cues=CUES, attention=Attention(reliability=0.6)),
-            CueTrial(cues=CUES, attention=Attention(mode="bias", reliability=0.6)),
+            CueTrial(
+                cues={0: (as_bias("cat", 0.7),), 3: (as_bias("beagle", 0.6), as_bias("saw", 0.6))},
+                attention=Attention(reliability=0.6),
+            ),
         ),
-        (
-            CueTrial(cues={0: CUES[0]}, source="x"),
-            CueTrial(cues={0: CUES[0]}, source="x", attention=Attention(mode="bias")),
-        ),
+        (CueTrial(cues={0: CUES[0]}, source="x"), CueTrial(cues={0: (as_bias("cat", 0.7),)}, source="x")),
+        (CueTrial(cues={}, prior=PRIOR), CueTrial(cues={}, prior=PRIOR)),
         (CueTrial(cues={0: (Cue(node="cat", strength=2),)}, attention=Attention(reliability=0.6)), None),
     ],
 )
@@ -185,6 +193,49 @@ def test_cues_fit_a_plain_network_as_a_bias_where_they_state_a_reliability(test,
     assert test.fitting(fitted) is test
     assert test.fitting(build()) in (test, fits)  # which holds no curve
     assert test.fitting(build("plain")) == fits
+
+
+def test_cues_of_both_kinds_stay_what_they_are_beside():
+    """Factors act on a network without a curve as here, and only what could not act there becomes a bias."""
+    lead, other, data = build(), build(), noise()
+    lead.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),))
+    cues = {0: (Cue(node="cat", reliability=0.7),), 1: (Cue(node="saw"),), 2: (Cue(node="dog"),)}
+    trial = CueTrial(cues=cues, attention=Attention(strength=3.0))
+    fitted = trial.fitting(other)
+    assert fitted.attention == trial.attention and fitted.cues[0] == (as_bias("cat", 0.7),)
+    assert fitted.cues[1] == cues[1] and fitted.cues[2] == cues[2]
+    found = evaluate_beside({"lead": lead, "other": other}, data.images, cues=trial)
+    assert found["lead"].cued.modes == ["gain"] and found["other"].cued.modes == ["bias", "gain"]
+
+
+def test_a_prior_alone_reaches_networks_beside():
+    nets = {"lead": build(), "plain": build("plain"), "other": build()}
+    prior = dict(zip(TREE.classes, (0.5, 0.1, 0.1, 0.1, 0.1, 0.1), strict=True))
+    trial = CueTrial(cues={}, prior=prior, attention=Attention(mode="bias"))
+    found = evaluate_beside(nets, noise().images, cues=trial)
+    for name, net in nets.items():
+        data = noise()
+        alone = evaluate(net, data, loader(data, 7), cues=trial).cued
+        assert found[name].cued.accuracy.top1 == alone.accuracy.top1 and alone.images == 0
+
+
+def test_cues_on_images_that_do_not_count_are_none():
+    images = noise()
+    outside = {
+        place: (as_bias("saw", 0.9),) for place, label in enumerate(images.labels) if TREE.classes[label] == "saw"
+    }
+    with pytest.raises(UsageError, match="none of the images evaluated has a cue"):
+        evaluate_beside({"a": build()}, images.images, "cat,dog", CueTrial(cues=outside, prior=PRIOR))
+
+
+def test_sites_are_checked_for_one_network_too(caplog):
+    data = noise()
+    with pytest.raises(UsageError, match="'path' is where a gain acts"):
+        evaluate(
+            build(), data, loader(data, 7), cues=CueTrial(attention=Attention(mode="bias", strength=1, site="path"))
+        )
+    evaluate(build(), data, loader(data, 7), cues=CueTrial(attention=Attention(strength=1.5, site="path")))
+    assert "the whole path" in caplog.text
 
 
 def test_plain_network_beside_is_cued_by_the_bias():

@@ -19,6 +19,7 @@ from PIL import Image
 
 import hlnet
 from hlnet.cli.main import app
+from hlnet.cue_training import trained_attention
 from hlnet.expert import cut_expert
 from hlnet.hub import write_model_folder
 from hlnet.model_card import make_model_card
@@ -245,7 +246,8 @@ def test_accuracy_is_what_the_provenance_holds():
     [
         ({"mode": "bias", "gain": ((2.0, 3.0),), "data": "photos"}, "served best as a bias of +6.59 on the logit, on"),
         ({"mode": "scale", "scale": ((2.0, 1.5),), "data": "photos"}, "served best as a scale of 1.5, on"),
-        ({"mode": "gain", "gain": ((2.0, 3.0),)}, "was trained to act as a gain of 3."),
+        ({"mode": "gain", "gain": ((2.0, 3.0),)}, "served best as a gain of 3."),
+        (trained_attention().model_dump(exclude={"reliability"}), "was trained to act as a gain of 2.28."),
     ],
 )
 def test_cues_act_as_the_file_says(attention, said):

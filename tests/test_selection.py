@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import HlnetError, SelectionError, UsageError
-from hlnet.selection import read_selections, select_classes
+from hlnet.selection import MOST_TEXTS, known_part, read_selections, select_classes
 from hlnet.tree import ClassTree
 from hlnet.tree_io import tree_from_json
 
@@ -464,3 +465,36 @@ def test_whole_numbers_of_any_library():
     for wrong in (True, 1.0, None, [1.5], [None], [True]):
         with pytest.raises(SelectionError):
             select_classes(TREE, wrong)
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("cat", "cat"),
+        ("cat,dog", "cat"),
+        ("unknown", ""),
+        ("cat -tabby,dog", "cat,-tabby"),
+        ("dog -tabby", ""),
+        ("*a*,dog", "*a*"),
+        ("281-285,dog", "281-285"),
+        ("tench, Tinca tinca,dog", "tench, Tinca tinca"),
+    ],
+)
+def test_what_a_tree_knows_of_a_selection(text, part):
+    tree = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "tench, Tinca tinca": 0})
+    assert known_part(tree, text) == part
+    assert not part or select_classes(tree, part)
+
+
+def test_texts_are_looked_up_once_but_files_each_time(tmp_path, caplog):
+    tree = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "saw": 491})
+    with caplog.at_level(logging.INFO, "hlnet"):
+        for _ in range(3):
+            assert select_classes(tree, "280-290") == (0, 1)
+    assert len(caplog.messages) == 1
+    for name in ("tabby", "saw"):
+        (tmp_path / "wanted").write_text(name)
+        assert select_classes(tree, f"@{tmp_path}/wanted") == (tree.classes.index(name),)
+    for number in range(MOST_TEXTS + 100):
+        select_classes(tree, f"0-{500 + number}")
+    assert len(tree.__dict__["_selector"].texts) <= MOST_TEXTS

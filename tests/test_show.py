@@ -107,6 +107,10 @@ def test_of_several_cued_classes_the_most_probable_is_shown(files):
     at_node = look(net, chosen, cues=[Cue(node="cat", strength=2)], attention=Attention(site="node")).cues[0]
     assert {branch.path for branch in at_node.branches} == {"cat"} and at_node.told == "gain 2 (node)"
     assert not np.allclose(at_node.branches[0].before, at_node.branches[0].after)
+    cue = Cue(node=",".join(TREE.classes[place] for place in TREE.leaves_under("cat")), strength=2)
+    by_classes = look(net, chosen, cues=[cue], attention=Attention(site="node")).cues[0]
+    assert {branch.path for branch in by_classes.branches} == {"cat"}
+    np.testing.assert_array_equal(by_classes.shares, at_node.shares)
 
 
 @pytest.mark.parametrize("make", [hierarchical, plain], ids=["tree", "plain"])

@@ -54,8 +54,8 @@ AttentionSignal = Annotated[
 Mode = Annotated[
     CueMode | None,
     option(
-        help="gain: scale features (the paper's; default for strengths); bias: shift logits (default for "
-        "reliabilities); scale: multiply logits."
+        help="gain: scale features (the paper's; default for factors); bias: shift logits (default for reliabilities "
+        "and shifts); scale: multiply logits."
     ),
 ]
 SiteOption = Annotated[
@@ -100,9 +100,7 @@ Certain = Annotated[bool, option("--certain", help="Take cues as certain: run on
 def attention(
     signal: str | None, mode: CueMode | None, site: CueSite | None, reliability: float | None, provenance: Provenance
 ) -> Attention:
-    """How cues act, of these options, that do not say it themselves.
-
-    Where nothing is said, as the file holds it, else reliabilities as a bias.
+    """How cues act that do not say it themselves: as these options say, or where they say nothing, as the file does.
 
     Raises:
         UsageError: for a signal that is no number, or ``auto`` where none is stored; for a reliability beside a signal,
@@ -123,10 +121,11 @@ def attention(
             strength = float(signal)
         except ValueError:
             raise UsageError(f"--attention-signal '{signal}': expected a number such as 1.8, or auto") from None
-        if not abs(strength) <= MOST or (strength < 0 and mode is not CueMode.bias):
-            raise UsageError(
-                f"--attention-signal {signal} must lie between 0 and {MOST:g} (1 is neutral, 1.8 enhances)"
-            )
+        least, told = 0.0, "1 is neutral, 1.8 enhances; a shift takes --cue-mode bias"
+        if mode is CueMode.bias:
+            least, told = -MOST, "0 is neutral"
+        if not least <= strength <= MOST:
+            raise UsageError(f"--attention-signal {signal} must lie between {least:g} and {MOST:g} ({told})")
     fitted = provenance.attention
     if signal == "auto" and fitted is None:
         raise UsageError(
@@ -138,19 +137,26 @@ def attention(
     return Attention(mode=mode.value, site=site.value if site else "leaves", strength=strength, reliability=reliability)
 
 
-def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None) -> None:
-    """Say, where cues go by what the file holds, what that is; ``None`` are cues from labels, which say nothing."""
+def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None, *stated: object) -> None:
+    """Say, where cues go by what the file holds, what that is.
+
+    Args:
+        cues: that are given; ``None`` are cues from labels, which say nothing themselves.
+        stated: --attention-signal and --reliability, which speak for the file where they are there.
+    """
     from hlnet.cli import output
     from hlnet.cues import stored_effect
 
-    fitted, silent = net.provenance.attention, cues is None or any(_is_silent(cue) for cue in cues)
-    if fitted is None or not silent or how.strength is not None or how.reliability != fitted.reliability:
+    fitted = net.provenance.attention
+    goes_by_file = all(one in (None, "auto") for one in stated) and (cues is None or any(map(_is_silent, cues)))
+    if fitted is None or not goes_by_file:
         return
     acting = net.provenance.model_copy(update={"attention": fitted.model_copy(update={"mode": how.mode})})
-    output.hint(
-        f"as the model's file holds it, cues count as right in {100 * fitted.reliability:g} % of cases and act, on one "
-        f"class, as {stored_effect(acting, len(net.tree.classes))}"
-    )
+    if what := stored_effect(acting, len(net.tree.classes)):
+        output.hint(
+            f"as the model's file holds it, cues count as right in {100 * fitted.reliability:g} % of cases and act, on "
+            f"one class, as {what}"
+        )
 
 
 def is_expert(net: Net) -> bool:
@@ -194,15 +200,15 @@ def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
     return None if path is None else dict(zip(tree.classes, read_prior(path, tree).tolist(), strict=True))
 
 
-def check_certain(net: Net, model: str, *strengths: object) -> None:
-    """Refuse what --certain cannot do, or would pass over.
+def check_certain(net: Net, model: str, *strengths: object, cues: Iterable[Cue] = ()) -> None:
+    """Refuse what --certain cannot do, or would pass over; but what a file says of reliability may stand there.
 
     Raises:
-        UsageError: for a plain network, or if one of these options, which say how strongly cues act, was given.
+        UsageError: for a plain network, or if one of these options or cues says how strongly it acts.
     """
     if not net.has_branches:
         raise UsageError(f"--certain skips branches, and '{model}' is a plain network, which has none")
-    if wanted(*strengths):
+    if wanted(*strengths) or not all(map(_is_silent, cues)):
         raise UsageError(
             "--certain takes cues as facts, which have no strength; leave out what says how strongly they act"
         )
@@ -214,6 +220,7 @@ def cue_source(
     file: Path | None,
     use: CueUse,
     mode: CueMode | None,
+    stated: tuple[object, ...],
     images: Iterable[str] | None = None,
 ) -> tuple[CueSource, Callable[[], None]]:
     """What is known of images that come one by one; and what to call after the last of them.
@@ -223,6 +230,7 @@ def cue_source(
         file: cues of single images; of an expert, those count that it knows of.
         use: how cues act.
         mode: that is asked for, if any.
+        stated: as :func:`tell_stored` takes it.
         images: those that will come, if that is known; they are looked through up to the first that the file names.
 
     Raises:
@@ -245,7 +253,7 @@ def cue_source(
         check_site(use.attention, [*everywhere, *single])
         _check_acting(net, use, everywhere, "")
         _check_acting(net, use, single, f"'{file}': ")
-        tell_stored(net, use.attention, [*everywhere, *single])
+        tell_stored(net, use.attention, [*everywhere, *single], *stated)
     if use.certain and everywhere:
         from hlnet.certain import certain_classes, certain_gmacs
 

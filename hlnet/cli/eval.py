@@ -131,6 +131,7 @@ def evaluate(
     from hlnet.cue_trial import CueTrial
     from hlnet.data import load_data
     from hlnet.files import check_writable
+    from hlnet.provenance import Provenance
     from hlnet.rejection import ROC_FORMATS, write_roc
 
     options.check_picture(roc, "--roc", ROC_FORMATS)
@@ -156,7 +157,8 @@ def evaluate(
     if cueing.wanted(cues, prior, *how):
         only_prior = prior is not None and cues is None and not cueing.wanted(*how)
         given = cueing.read_cues(cues, nets[model], images, cue_mode) if cues else {} if only_prior else None
-        acting = cueing.attention(attention_signal, cue_mode, cue_site, reliability, nets[model].provenance)
+        known = Provenance() if certain else nets[model].provenance  # a fact has no reliability, whatever is stored
+        acting = cueing.attention(attention_signal, cue_mode, cue_site, reliability, known)
         _check_cues(nets[model], model, acting, given, certain, how[:3])
         if not certain:
             cueing.tell_stored(nets[model], acting, None if given is None else chain.from_iterable(given.values()))

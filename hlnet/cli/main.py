@@ -110,11 +110,13 @@ def usage_error(error: TyperException) -> str:
     wrong: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's, of the value
     if wrong:
         option, _, _ = message.removeprefix("Invalid value for ").partition(": ")
-        _, _, choices = wrong[0]["msg"].partition(" is not one of ")
-        expected = f"expected one of {choices}" if choices else wrong[0]["msg"].replace("Input should be", "expected")
-        message = f"{option.strip(chr(39))} '{wrong[0]['input']}': {expected.rstrip('.')}"
+        expected, _, _ = wrong[0]["msg"].removeprefix("Value error, ").partition(", unable to parse")
+        _, _, choices = expected.partition(" is not one of ")
+        expected = f"one of {choices.rstrip('.')}" if choices else expected.removeprefix("Input should be ")
+        expected = f"a number {expected}" if expected.startswith(("greater", "less")) else expected
+        message = f"{option.strip(chr(39))} '{wrong[0]['input']}': expected {expected}"
     path = getattr(getattr(error, "ctx", None), "command_path", "")
-    return f"{message}; see {path} --help" if message and path else message
+    return f"{message}{' See' if message.endswith('?') else '; see'} {path} --help" if message and path else message
 
 
 def fail(message: str, exit_code: int, debug: bool) -> None:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.tree import Tree
 
-from hlnet.model_names import BEST_FILE, MODEL_FILE
+from hlnet.model_names import BEST_FILE, MODEL_FILE, MODEL_FOLDER
 
 if TYPE_CHECKING:
     from hlnet.profiling import Cost, Latency, Profile
@@ -35,6 +35,12 @@ def hint(message: str) -> None:
     stderr.print(escape(message), style="dim", highlight=False, soft_wrap=True)
 
 
+def say_no_hints() -> None:
+    """Of several processes, one says them."""
+    stderr.quiet = True
+    logging.getLogger("hlnet").setLevel(logging.ERROR)
+
+
 def hints(messages: Sequence[str], more: str, limit: int = 12) -> None:
     """Several such lines; ``more`` says where to find those beyond the limit."""
     for message in messages[:limit]:
@@ -45,9 +51,9 @@ def hints(messages: Sequence[str], more: str, limit: int = 12) -> None:
 
 def hint_at_stale_copy(path: str | Path) -> None:
     """Say so, where a run's finished product lies beside a file that has just been written."""
-    folder = Path(path).parent / "model"
+    folder = Path(path).parent / MODEL_FOLDER
     if Path(path).name == BEST_FILE and (folder / MODEL_FILE).exists():
-        hint(f"'{folder}' still holds the network as training left it; hlnet.write_model_folder writes it anew")
+        hint(f"'{folder}' does not hold this yet; hlnet.write_model_folder writes it anew")
 
 
 def show(message: str) -> None:

@@ -66,7 +66,8 @@ def predict(
     reliability: cueing.Reliability = None,
     certain: cueing.Certain = False,
     form: Annotated[
-        Format | None, typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl), else text.")
+        Format | None,
+        typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl, .txt), and to stdout text."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write, in one step at the end; default: to stdout.")] = None,
     batch_size: options.BatchSize = 16,
@@ -115,24 +116,29 @@ def predict(
         raise UsageError("several processes write one file; say which with --out")
     if share.count > 1 and "-" in images:
         raise UsageError("several processes cannot read one standard input; give folders or patterns in quotes")
+    if not share.first:
+        output.say_no_hints()
     files = options.image_files(images, "IMAGES")
     if out is not None and share.first:
         check_writable(out)
     net = options.load_optimized(model, _device(device, share), dtype)
     known, finish = None, None
     if cueing.wanted(cue, text, text_model, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
-        if not cueing.wanted(cue, text, cues, prior):
-            raise UsageError("these options say how cues act, but none is given; add --cue, --text, --cues or --prior")
-        if certain:
-            cueing.check_certain(net, model, attention_signal, cue_mode, cue_site, reliability)
-        use = CueUse(
-            cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance),
-            certain,
-            cueing.read_prior(prior, net.tree),
-        )
+        how = (attention_signal, cue_mode, cue_site, reliability)
+        if not cueing.wanted(cue, text, cues) and (prior is None or cueing.wanted(certain, *how)):
+            raise UsageError("these options say how cues act, but none is given; add --cue, --text or --cues")
         everywhere = cueing.cues_for_all(net.tree, cue or (), text, text_model, cue_mode)
-        coming = options.image_files(images, "IMAGES") if cues is not None and "-" not in images else None
-        known, finish = cueing.cue_source(net, everywhere, cues, use, cue_mode, coming)
+        if certain:
+            cueing.check_certain(net, model, *how, cues=everywhere)
+        known, finish = cueing.cue_source(
+            net,
+            everywhere,
+            cues,
+            CueUse(cueing.attention(*how, net.provenance), certain, cueing.read_prior(prior, net.tree)),
+            cue_mode,
+            (attention_signal, reliability),
+            options.image_files(images, "IMAGES") if cues is not None and "-" not in images else None,
+        )
     ends = min_confidence is not None or coverage is not None
     if share.first:
         _hint_at_doubts(net, images)

@@ -93,7 +93,7 @@ def show(
         cueing.settled(parse_cue(text, net.tree, cue_mode.value if cue_mode else None), cue_mode) for text in cue or ()
     ]
     check_site(attention, cues)
-    cueing.tell_stored(net, attention, cues)
+    cueing.tell_stored(net, attention, cues, attention_signal, reliability)
     view = look(net, files, words, level, cues, attention, cam, rgb)
     written = write_view(view, out, f"What {options.short_name(model)} sees", _about(net))
     ranks = best_classes(view, 5)

@@ -177,8 +177,9 @@ def train(
     from hlnet.cli import output
     from hlnet.data import TreeData, eval_transform, load_data, train_transform
     from hlnet.hub import write_model_folder
+    from hlnet.model_names import MODEL_FOLDER
     from hlnet.recipes import build_network, read_run_config, shipped_recipes
-    from hlnet.run_folder import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER
+    from hlnet.run_folder import CONFIG_FILE, METRICS_FILE
     from hlnet.run_state import STATE_FILE
     from hlnet.stopping import Stopped
     from hlnet.tree_io import read_tree
