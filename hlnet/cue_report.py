@@ -19,7 +19,6 @@ from torch import Tensor
 from hlnet.calibration import fit_temperature
 from hlnet.comparison import Interval, paired_bootstrap
 from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
-from hlnet.cue_training import is_trained
 from hlnet.cues import Mode, cue_evidence, curve_strength
 from hlnet.errors import UsageError, some
 from hlnet.inference import InferenceNet
@@ -136,8 +135,8 @@ def attend(
     Images are halved within each class. On one half the temperature is fitted and strengths are chosen, for each
     reliability the one of the highest top-1 at that share of right cues; and so is the way to store: the bias, unless
     another is ahead of it by more than chance (its 95 % interval). On the other half everything is reported. Accuracy
-    is linear in the share of wrong cues, so those under all right and all wrong ones give it. A network that was
-    trained with cues keeps the gains that it was trained for.
+    is linear in the share of wrong cues, so those under all right and all wrong ones give it. Gains that the file holds
+    already, found before or trained for, are reported beside; what is stored takes their place.
 
     For memory see :func:`hlnet.cue_sweep.sweep_gains`; half of that comes on top.
 
@@ -246,7 +245,7 @@ def report_cues(
         plain=networks[1] if plain is not None else None,
     )
     if level is None:
-        report.attention = _fitted(report, swept.provenance.attention, data)
+        report.attention = _fitted(report, data)
     return report
 
 
@@ -388,7 +387,7 @@ def _stored_gain(stored: FittedAttention | None, share: float, classes: int) -> 
     return curve_strength(stored.gain, cue_evidence(share, 1, classes)) if stored and stored.gain else None
 
 
-def _fitted(report: CueReport, before: FittedAttention | None, data: str) -> FittedAttention:
+def _fitted(report: CueReport, data: str) -> FittedAttention:
     """The chosen factors by a cue's evidence; they rise with it from 1, so a dip, which is chance, is filled up."""
     curves: dict[str, Curve] = {}
     for mode in ("gain", "scale"):
@@ -399,8 +398,6 @@ def _fitted(report: CueReport, before: FittedAttention | None, data: str) -> Fit
                 points.append((round(evidence, 6), max([1.0, choice.strength, *(factor for _, factor in points)])))
         curves[mode] = tuple(points)
     found = {choice.way: choice for choice in report.network.choices if choice.reliability == report.reliability}
-    if before is not None and is_trained(before):
-        curves["gain"], found["gain"] = before.gain, found.get("stored", found["gain"])
     metrics = {"images": report.reported_on, "neutral_top1": report.network.neutral}
     for way, choice in found.items():
         metrics |= {f"{way}_right_top1": choice.right, f"{way}_wrong_top1": choice.wrong, f"{way}_top1": choice.top1}
