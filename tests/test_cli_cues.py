@@ -318,6 +318,8 @@ def test_what_a_file_holds_is_used_and_told(files, tmp_path):
     )
     for more in (["saw=0.9"], ["saw", "--reliability", "0.8"], ["saw", "--attention-signal", "2"]):
         assert "file holds it" not in CliRunner().invoke(app, [*words[:4], *more]).stderr
+    for line, is_told in (("--cue-level 1", True), ("--reliability 0.8", False), ("--attention-signal 2", False)):
+        assert ("file holds it" in command(files, f"eval {tmp_path}/fitted.safetensors {line}").stderr) == is_told
     hlnet.save_checkpoint(hlnet.cut_expert(tmp_path / "fitted.safetensors", "saw"), tmp_path / "one.safetensors")
     said = CliRunner().invoke(app, ["predict", f"{tmp_path}/one.safetensors", *words[2:]])
     assert said.exit_code == 0 and "file holds it" not in said.stderr

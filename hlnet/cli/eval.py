@@ -161,7 +161,8 @@ def evaluate(
         acting = cueing.attention(attention_signal, cue_mode, cue_site, reliability, known)
         _check_cues(nets[model], model, acting, given, certain, how[:3])
         if not certain:
-            cueing.tell_stored(nets[model], acting, None if given is None else chain.from_iterable(given.values()))
+            every = None if given is None else chain.from_iterable(given.values())
+            cueing.tell_stored(nets[model], acting, every, attention_signal, reliability)
         trial = CueTrial(
             attention=acting,
             cues=given,
