@@ -210,7 +210,7 @@ ERRORS = """
 2 | train {photos} --tree {tree} --out {new} SMALL --scale 2,1 | --scale
 2 | train {photos} --tree {tree} --out {new} SMALL --device meta | --device 'meta' cannot be used here
 2 | train {photos} --tree {tree} --out {new} SMALL --cache-views 2 | frozen_trunk
-2 | eval {full} --data {photos} --wrong-cues 1.5 | --wrong-cues '1.5' & expected a number less than or equal to 1 & eval --help
+2 | eval {full} --data {photos} --wrong-cues 1.5 | --wrong-cues '1.5' & expected a number less than or equal to 1
 2 | eval {full} --data {photos} --cue-mode bayes | --cue-mode 'bayes' & expected one of 'gain', 'bias', 'scale'
 2 | eval {full} --data {photos} --wrong-cue confusable | --wrong-cue 'confusable' & expected one of 'random', 'sibling'
 2 | evl {full} | No such command 'evl' & Did you mean 'eval'
