@@ -210,8 +210,7 @@ def cue_effect(
     """What cues do to the images of one batch.
 
     Several cues on an image count as independent: factors multiply and shifts add, also where they act in different
-    ways. A cue of no evidence, a factor of 1
-    and a shift of 0 leave logits as they are, bit by bit.
+    ways. A cue of no evidence, a factor of 1 and a shift of 0 leave logits as they are, bit by bit.
 
     - ``bias``: with reliability p, the logits of the m cued of K classes are shifted by ``T * cue_evidence(p, m, K)``.
       That is Bayes' rule where probabilities are ``softmax(logits / T)``, T the network's fitted temperature or 1.

@@ -78,9 +78,9 @@ def cue_figure(view: View, image: int) -> Figure:
     note = "blue: the most probable class; ●: cued."
     if view.cues and view.cues[0].branches:
         note += f" Maps: {ACTIVITY.note}, of the cued class or, among several, the most probable one"
-        logits = dict.fromkeys(cue.mode for cue in view.cues if cue.mode != "gain")
-        note += ", with one scale a cue." if len(logits) < len({cue.mode for cue in view.cues}) else "."
-        note += "".join(f" A {mode} acts on logits, not on features." for mode in logits)
+        modes = dict.fromkeys(cue.mode for cue in view.cues)
+        note += ", with one scale a cue." if "gain" in modes else "."
+        note += "".join(f" A {mode} acts on logits, not on features." for mode in modes if mode != "gain")
     sheet.note(note)
     return sheet.figure
 

@@ -159,7 +159,7 @@ def evaluate(
         given = cueing.read_cues(cues, nets[model], images, cue_mode) if cues else {} if only_prior else None
         known = Provenance() if certain else nets[model].provenance  # a fact has no reliability, whatever is stored
         acting = cueing.attention(attention_signal, cue_mode, cue_site, reliability, known)
-        _check_cues(nets[model], model, acting, given, certain, how[:3])
+        _check_cues(nets[model], model, acting, given, certain, (attention_signal, cue_mode, cue_site))
         if not certain:
             every = None if given is None else chain.from_iterable(given.values())
             cueing.tell_stored(nets[model], acting, every, attention_signal, reliability)

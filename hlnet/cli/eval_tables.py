@@ -134,10 +134,6 @@ def _show_classes(columns: Sequence[str], runs: Sequence[Accuracy], all_of_them:
     output.hint(f"all {len(rows)} classes: --per-class, or --json")
 
 
-def _change(found: Accuracy, run: Evaluation) -> str:
-    return f"{100 * (found.top1 - run.neutral.top1):+.2f}"
-
-
 def _tell_cues(name: str, run: Evaluation) -> None:
     """Where cues came from, and what they changed."""
     cued = run.cued
@@ -159,7 +155,8 @@ def _tell_cues(name: str, run: Evaluation) -> None:
             told += f", {share:+.2f} ({100 * cued.mixed:.2f} %) with {100 * cued.wrong_share:g} % of them wrong"
         told += "."
     if cued.prior is not None:
-        told += f" The prior, on all images, is in these; alone it makes {_change(cued.prior, run)} points."
+        alone = 100 * (cued.prior.top1 - run.neutral.top1)
+        told += f" The prior, on all images, is in these; alone it makes {alone:+.2f} points."
     output.show(told)
     if cued.gmacs is not None:
         output.show(f"Only what is cued ran: {cued.gmacs:.3f} GMACs an image in the mean, instead of all.")
