@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 import hlnet
-from hlnet.calibration import calibrate_paths
-from hlnet.conformal import descend_all, threshold_for
-from hlnet.data import TreeData, eval_transform, load_data, loader
-from hlnet.evaluation import logits_of
-from hlnet.path_answers import Descent, TreePaths
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader
+from hlnet.evaluation.calibration import calibrate_paths
+from hlnet.evaluation.logits import logits_of
+from hlnet.evaluation.metrics.conformal import descend_all, threshold_for
+from hlnet.evaluation.metrics.paths import Descent, TreePaths
 
 
 def percent(values: Tensor) -> str:

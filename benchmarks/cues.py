@@ -29,10 +29,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import hlnet
-from hlnet.cue_report import EVIDENCE, GAINS, SCALES, report_cues, stored_gains
-from hlnet.cue_sweep import Frontier, right_answers, sweep_gains
-from hlnet.data import TreeData, eval_transform, load_data
-from hlnet.features import CachedFeatures
+from hlnet.data.features import CachedFeatures
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform
+from hlnet.evaluation.cue_report import EVIDENCE, GAINS, SCALES, report_cues, stored_gains
+from hlnet.evaluation.cue_sweep import Frontier, right_answers, sweep_gains
 from hlnet.files import replacing
 
 TREE, AWARE, PLAIN = "N3HL", "N3HL, cue-aware", "plain head"

@@ -23,11 +23,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import hlnet
-from hlnet.data import TreeData, eval_transform, load_data, loader
-from hlnet.evaluation import logits_of
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader
+from hlnet.evaluation.logits import logits_of
+from hlnet.figures import BLUE, GREY, RED, save
 from hlnet.files import replacing
-from hlnet.plots import BLUE, GREY, RED, save
-from hlnet.profiling import measure_latency, plain_cost, total_cost, unit_costs
+from hlnet.model.cost import plain_cost, total_cost, unit_costs
+from hlnet.model.latency import measure_latency
 
 
 def top1(logits: Tensor, labels: Tensor, kept: list[int]) -> float:

@@ -29,11 +29,11 @@ import torch
 from pydantic import ByteSize
 
 import hlnet
-from hlnet.data import LabelledImages
-from hlnet.feature_cache import cached_features
-from hlnet.features import CachedFeatures
+from hlnet.data.feature_cache import cached_features
+from hlnet.data.features import CachedFeatures
+from hlnet.data.images import LabelledImages
 from hlnet.files import replacing
-from hlnet.trunk import load_trunk_weights
+from hlnet.model.trunk import load_trunk_weights
 
 BACKBONE, BACKBONE_ARGS = "mobilenetv2_100", {"pad_type": "same"}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)

@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 
 import hlnet
 from hlnet.files import replacing
-from hlnet.network import BranchTree
-from hlnet.profiling import random_network
+from hlnet.model.hierarchical import BranchTree
+from hlnet.model.latency import random_network
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from naive import NaiveTree, copy_weights
@@ -72,7 +72,7 @@ def cutting_memory(folder: Path, counts: tuple[int, ...]) -> dict[str, float]:
     net = random_network(hlnet.network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced(counts))
     hlnet.save_checkpoint(net, full)
     del net
-    imports = "from hlnet.expert import cut_checkpoint; import safetensors.torch, timm\n"
+    imports = "from hlnet.expert.cut import cut_checkpoint; import safetensors.torch, timm\n"
     classes = [number * counts[-1] // 5 for number in range(5)]
     used = peak(f"{imports}cut_checkpoint({str(full)!r}, {classes}, {str(expert)!r})") - peak(imports)
     found = {"parent": full.stat().st_size / 1e6, "expert": expert.stat().st_size / 1e6, "peak": used}

@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 
 import hlnet
 from hlnet.files import replacing
-from hlnet.profiling import profile, random_network
+from hlnet.model.cost import profile
+from hlnet.model.latency import random_network
 
 COUNTS = {10: (2, 5, 10), 100: (4, 34, 100), 1000: (10, 90, 1000), 10000: (30, 600, 10000)}
 

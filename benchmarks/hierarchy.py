@@ -25,13 +25,14 @@ from timm.models.resnet import Bottleneck, downsample_conv
 from torch import Tensor, nn
 
 import hlnet
-from hlnet.clustering import class_means, cluster_tree
-from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
-from hlnet.feature_cache import cached_features
-from hlnet.features import CachedFeatures
+from hlnet.data.feature_cache import cached_features
+from hlnet.data.features import CachedFeatures
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.files import replacing
-from hlnet.profiling import count_macs
-from hlnet.trunk import load_trunk_weights
+from hlnet.model.cost import count_macs
+from hlnet.model.trunk import load_trunk_weights
+from hlnet.tree.build.cluster import class_means, cluster_tree
 
 BACKBONE: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_args": {"pad_type": "same"}}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)  # half the paper's widths

@@ -23,8 +23,8 @@ import torch
 
 import hlnet
 from hlnet.files import replacing
-from hlnet.network import BranchTree
-from hlnet.profiling import random_network
+from hlnet.model.hierarchical import BranchTree
+from hlnet.model.latency import random_network
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from naive import NaiveTree

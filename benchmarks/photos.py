@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 import hlnet
-from hlnet.accuracy import accuracy
-from hlnet.cues import gains_for
-from hlnet.data import TreeData, eval_transform, train_transform
-from hlnet.features import CachedFeatures
+from hlnet.cues.effect import gains_for
+from hlnet.data.features import CachedFeatures
+from hlnet.data.tree_data import TreeData, eval_transform, train_transform
+from hlnet.evaluation.metrics.accuracy import accuracy
 from hlnet.files import replacing
-from hlnet.presets import network_config
-from hlnet.trunk import load_trunk_weights
+from hlnet.model.presets import network_config
+from hlnet.model.trunk import load_trunk_weights
 
 BACKBONE, BACKBONE_ARGS = "mobilenetv2_100", {"pad_type": "same"}
 #: Half the paper's widths, with its strides.

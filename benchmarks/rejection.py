@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 import hlnet
-from hlnet.calibration import calibration_error, class_probabilities, fit_temperature
-from hlnet.evaluation import logits_of
-from hlnet.rejection import conformal_threshold, default_score, detection, rejection_scores
+from hlnet.evaluation.logits import logits_of
+from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
+from hlnet.evaluation.metrics.rejection import conformal_threshold, default_score, detection, rejection_scores
 
 ALPHA = 0.05
 EXPERTS = {1: [[i] for i in range(10)], 2: [[i, i + 5] for i in range(5)], 5: [list(range(5)), list(range(5, 10))]}

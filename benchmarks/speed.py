@@ -9,7 +9,7 @@ the forms take turns, round by round; the figure of each is the median over the 
 which other processes on the machine hardly touch; with more it is wall time, and the machine must be idle. *Naive* is a
 loop over one timm block per node (tests/naive.py) behind timm's trunk as it is. *Efficiency* is multiply-accumulates a
 second of the whole network, over those of the plain timm network with its norms folded and weights packed by the same
-code (``hlnet.fusing.fuse``).
+code (``hlnet.model.fast.fuse.fuse``).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from matplotlib.figure import Figure
 
 import hlnet
 from hlnet.files import replacing
-from hlnet.fusing import fuse
-from hlnet.network import BranchTree
-from hlnet.profiling import plain_cost, random_network, total_cost
+from hlnet.model.cost import plain_cost, total_cost
+from hlnet.model.fast.fuse import fuse
+from hlnet.model.hierarchical import BranchTree
+from hlnet.model.latency import random_network
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from naive import NaiveTree, copy_weights

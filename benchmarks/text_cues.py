@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 import hlnet
-from hlnet.cue_embedding import load_encoder
-from hlnet.cue_words import cue_table
-from hlnet.selection import select_classes
-from hlnet.tree_words import TreeWords, plain
-from hlnet.wordnet import is_wordnet_id
+from hlnet.cues.embedding import load_encoder
+from hlnet.cues.vocabulary import TreeWords, plain
+from hlnet.cues.words import cue_table
+from hlnet.tree.build.wordnet import is_wordnet_id
+from hlnet.tree.selection import select_classes
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 

@@ -11,7 +11,7 @@ import argparse
 import torch
 
 import hlnet
-from hlnet.data import open_image
+from hlnet.data.images import open_image
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", help="a trained network with the classes of preset:imagenet1k")

@@ -9,38 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import when_imported
 
-from hlnet.presets import register_with_timm
+from hlnet.model.presets import register_with_timm
+from hlnet.version import __version__
 
 if TYPE_CHECKING:
-    from hlnet.accuracy import confusion_matrix
-    from hlnet.branch_features import feature_maps
-    from hlnet.budget import Budget, expert_costs, fit_counts, tree_for_budget
-    from hlnet.calibration import calibrate, calibrate_paths
-    from hlnet.certain import certain_logits
-    from hlnet.checkpoint import load_checkpoint, save_checkpoint
-    from hlnet.class_activation import activation_maps
-    from hlnet.clustering import (
-        class_means,
-        classifier_rows,
-        cluster_tree,
-        dendrogram,
-        merge_confusions,
-        merge_features,
-    )
-    from hlnet.comparison import compare_evaluations, mcnemar, paired_bootstrap
-    from hlnet.condensing import condense, even_counts
-    from hlnet.confusion_picture import confusion_figure, write_confusion
-    from hlnet.controls import balanced_tree, random_tree
-    from hlnet.cue_embedding import cues_from_embedding, load_encoder
-    from hlnet.cue_files import parse_cue, read_cues
-    from hlnet.cue_images import CuesByImage, match_cues
-    from hlnet.cue_prior import prior_shift, read_prior
-    from hlnet.cue_report import attend
-    from hlnet.cue_trial import CueTrial
-    from hlnet.cue_words import cues_from_text
-    from hlnet.cued_logits import CueSource, CueUse
-    from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, gains_for
-    from hlnet.data import TreeData, eval_transform, load_data, loader, train_transform
+    from hlnet.cues.apply import CueSource, CueUse
+    from hlnet.cues.certain import certain_logits
+    from hlnet.cues.cue import Attention, Cue, cue_evidence
+    from hlnet.cues.effect import cue_effect, gains_for
+    from hlnet.cues.embedding import cues_from_embedding, load_encoder
+    from hlnet.cues.files import CuesByImage, match_cues, parse_cue, read_cues
+    from hlnet.cues.oracle import label_cues, wrong_classes
+    from hlnet.cues.prior import prior_shift, read_prior
+    from hlnet.cues.words import cues_from_text
+    from hlnet.data.feature_cache import cached_features
+    from hlnet.data.features import CachedFeatures
+    from hlnet.data.sources import load_data
+    from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
     from hlnet.errors import (
         BackboneError,
         CheckpointError,
@@ -51,73 +36,105 @@ if TYPE_CHECKING:
         TreeError,
         UsageError,
     )
-    from hlnet.evaluation import evaluate, evaluate_beside
-    from hlnet.expert import cut_checkpoint, cut_expert, verify_expert
-    from hlnet.export import export_model
-    from hlnet.feature_cache import cached_features
-    from hlnet.features import CachedFeatures
-    from hlnet.grafting import graft, graft_config
-    from hlnet.hierarchical_metrics import lca_heights, measure_hierarchy
-    from hlnet.hub import locate_model, write_model_folder
-    from hlnet.inference import InferenceNet, optimize
-    from hlnet.llm.nesting import nest_with_llm, tree_prompt
-    from hlnet.llm.server import ask_server
-    from hlnet.losses import make_loss
-    from hlnet.merging import merge_experts
-    from hlnet.model_card import make_model_card
-    from hlnet.network import HierarchicalNet, NetworkConfig
-    from hlnet.oracle_cues import label_cues, wrong_classes
-    from hlnet.outline import Outline
-    from hlnet.plain import PlainConfig, PlainNet
-    from hlnet.prediction import predict
-    from hlnet.presets import PRESETS, create_model, network_config
-    from hlnet.profiling import profile, unit_costs
-    from hlnet.quantization import quantize_onnx
-    from hlnet.recipes import RunConfig, build_network, read_run_config, shipped_recipes
-    from hlnet.runtimes import open_exported
-    from hlnet.selection import read_selections, select_classes
-    from hlnet.sweep import sweep_split_points
-    from hlnet.train_config import TrainConfig
-    from hlnet.training import train
-    from hlnet.tree import ClassTree, Node
-    from hlnet.tree_io import read_tree, shipped_trees, write_tree
-    from hlnet.tree_measures import check_tree, compare_trees
-    from hlnet.tree_picture import draw_tree, tree_figure, tree_page
-    from hlnet.trunk import InputTransform, Trunk
-    from hlnet.wordnet import WordNet, wordnet_outline
-
-__version__ = "0.1.0"
+    from hlnet.evaluation.calibration import calibrate, calibrate_paths
+    from hlnet.evaluation.cue_report import attend
+    from hlnet.evaluation.cue_trial import CueTrial
+    from hlnet.evaluation.evaluate import compare_evaluations, evaluate, evaluate_beside
+    from hlnet.evaluation.metrics.accuracy import confusion_matrix
+    from hlnet.evaluation.metrics.comparison import mcnemar, paired_bootstrap
+    from hlnet.evaluation.metrics.confusion import confusion_figure, write_confusion
+    from hlnet.evaluation.metrics.hierarchy import lca_heights, measure_hierarchy
+    from hlnet.evaluation.prediction import predict
+    from hlnet.expert.cut import cut_checkpoint, cut_expert
+    from hlnet.expert.graft import graft, graft_config
+    from hlnet.expert.merge import merge_experts
+    from hlnet.expert.verify import verify_expert
+    from hlnet.model.cost import profile, unit_costs
+    from hlnet.model.fast.optimize import InferenceNet, optimize
+    from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+    from hlnet.model.plain import PlainConfig, PlainNet
+    from hlnet.model.presets import PRESETS, create_model, network_config
+    from hlnet.model.split_points import sweep_split_points
+    from hlnet.model.transform import InputTransform
+    from hlnet.model.trunk import Trunk
+    from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+    from hlnet.store.export.export_model import export_model
+    from hlnet.store.export.quantize import quantize_onnx
+    from hlnet.store.export.runtimes import open_exported
+    from hlnet.store.hub import push_to_hub, write_model_folder
+    from hlnet.store.locate import locate_model
+    from hlnet.store.model_card import make_model_card
+    from hlnet.training.loop import train
+    from hlnet.training.losses import make_loss
+    from hlnet.training.run_config import RunConfig, build_network, read_run_config, shipped_recipes
+    from hlnet.training.train_config import TrainConfig
+    from hlnet.tree.build.budget import Budget, expert_costs, fit_counts, tree_for_budget
+    from hlnet.tree.build.cluster import (
+        class_means,
+        classifier_rows,
+        cluster_tree,
+        dendrogram,
+        merge_confusions,
+        merge_features,
+    )
+    from hlnet.tree.build.controls import balanced_tree, random_tree
+    from hlnet.tree.build.levels import condense, even_counts
+    from hlnet.tree.build.wordnet import WordNet, wordnet_outline
+    from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.io import read_tree, shipped_trees, write_tree
+    from hlnet.tree.llm.nest import nest_with_llm, tree_prompt
+    from hlnet.tree.llm.server import ask_server
+    from hlnet.tree.measures import check_tree, compare_trees
+    from hlnet.tree.nodes import Node
+    from hlnet.tree.picture import draw_tree, tree_figure, tree_page
+    from hlnet.tree.selection import read_selections, select_classes
+    from hlnet.view.branch_maps import feature_maps
+    from hlnet.view.class_activation import activation_maps
 
 _MODULES = {
-    "accuracy": ("confusion_matrix",),
-    "branch_features": ("feature_maps",),
-    "budget": ("Budget", "expert_costs", "fit_counts", "tree_for_budget"),
-    "calibration": ("calibrate", "calibrate_paths"),
-    "certain": ("certain_logits",),
-    "checkpoint": ("load_checkpoint", "save_checkpoint"),
-    "class_activation": ("activation_maps",),
-    "clustering": (
-        "class_means",
-        "classifier_rows",
-        "cluster_tree",
-        "dendrogram",
-        "merge_confusions",
-        "merge_features",
+    "cues.apply": (
+        "CueSource",
+        "CueUse",
     ),
-    "comparison": ("compare_evaluations", "mcnemar", "paired_bootstrap"),
-    "condensing": ("condense", "even_counts"),
-    "confusion_picture": ("confusion_figure", "write_confusion"),
-    "controls": ("balanced_tree", "random_tree"),
-    "cue_embedding": ("cues_from_embedding", "load_encoder"),
-    "cue_files": ("parse_cue", "read_cues"),
-    "cue_images": ("CuesByImage", "match_cues"),
-    "cue_prior": ("prior_shift", "read_prior"),
-    "cue_report": ("attend",),
-    "cue_trial": ("CueTrial",),
-    "cue_words": ("cues_from_text",),
-    "cued_logits": ("CueSource", "CueUse"),
-    "cues": ("Attention", "Cue", "cue_effect", "cue_evidence", "gains_for"),
-    "data": ("TreeData", "eval_transform", "load_data", "loader", "train_transform"),
+    "cues.certain": ("certain_logits",),
+    "cues.cue": (
+        "Attention",
+        "Cue",
+        "cue_evidence",
+    ),
+    "cues.effect": (
+        "cue_effect",
+        "gains_for",
+    ),
+    "cues.embedding": (
+        "cues_from_embedding",
+        "load_encoder",
+    ),
+    "cues.files": (
+        "CuesByImage",
+        "match_cues",
+        "parse_cue",
+        "read_cues",
+    ),
+    "cues.oracle": (
+        "label_cues",
+        "wrong_classes",
+    ),
+    "cues.prior": (
+        "prior_shift",
+        "read_prior",
+    ),
+    "cues.words": ("cues_from_text",),
+    "data.feature_cache": ("cached_features",),
+    "data.features": ("CachedFeatures",),
+    "data.sources": ("load_data",),
+    "data.tree_data": (
+        "TreeData",
+        "eval_transform",
+        "loader",
+        "train_transform",
+    ),
     "errors": (
         "BackboneError",
         "CheckpointError",
@@ -128,43 +145,138 @@ _MODULES = {
         "TreeError",
         "UsageError",
     ),
-    "evaluation": ("evaluate", "evaluate_beside"),
-    "expert": ("cut_checkpoint", "cut_expert", "verify_expert"),
-    "export": ("export_model",),
-    "feature_cache": ("cached_features",),
-    "features": ("CachedFeatures",),
-    "grafting": ("graft", "graft_config"),
-    "hierarchical_metrics": ("lca_heights", "measure_hierarchy"),
-    "hub": ("locate_model", "write_model_folder"),
-    "inference": ("InferenceNet", "optimize"),
-    "llm.nesting": ("nest_with_llm", "tree_prompt"),
-    "llm.server": ("ask_server",),
-    "losses": ("make_loss",),
-    "merging": ("merge_experts",),
-    "model_card": ("make_model_card",),
-    "network": ("HierarchicalNet", "NetworkConfig"),
-    "oracle_cues": ("label_cues", "wrong_classes"),
-    "outline": ("Outline",),
-    "plain": ("PlainConfig", "PlainNet"),
-    "prediction": ("predict",),
-    "presets": ("PRESETS", "create_model", "network_config"),
-    "profiling": (
+    "evaluation.calibration": (
+        "calibrate",
+        "calibrate_paths",
+    ),
+    "evaluation.cue_report": ("attend",),
+    "evaluation.cue_trial": ("CueTrial",),
+    "evaluation.evaluate": (
+        "compare_evaluations",
+        "evaluate",
+        "evaluate_beside",
+    ),
+    "evaluation.metrics.accuracy": ("confusion_matrix",),
+    "evaluation.metrics.comparison": (
+        "mcnemar",
+        "paired_bootstrap",
+    ),
+    "evaluation.metrics.confusion": (
+        "confusion_figure",
+        "write_confusion",
+    ),
+    "evaluation.metrics.hierarchy": (
+        "lca_heights",
+        "measure_hierarchy",
+    ),
+    "evaluation.prediction": ("predict",),
+    "expert.cut": (
+        "cut_checkpoint",
+        "cut_expert",
+    ),
+    "expert.graft": (
+        "graft",
+        "graft_config",
+    ),
+    "expert.merge": ("merge_experts",),
+    "expert.verify": ("verify_expert",),
+    "model.cost": (
         "profile",
         "unit_costs",
     ),
-    "quantization": ("quantize_onnx",),
-    "recipes": ("RunConfig", "build_network", "read_run_config", "shipped_recipes"),
-    "runtimes": ("open_exported",),
-    "selection": ("read_selections", "select_classes"),
-    "sweep": ("sweep_split_points",),
-    "train_config": ("TrainConfig",),
-    "training": ("train",),
-    "tree": ("ClassTree", "Node"),
-    "tree_io": ("read_tree", "shipped_trees", "write_tree"),
-    "tree_measures": ("check_tree", "compare_trees"),
-    "tree_picture": ("draw_tree", "tree_figure", "tree_page"),
-    "trunk": ("InputTransform", "Trunk"),
-    "wordnet": ("WordNet", "wordnet_outline"),
+    "model.fast.optimize": (
+        "InferenceNet",
+        "optimize",
+    ),
+    "model.hierarchical": (
+        "HierarchicalNet",
+        "NetworkConfig",
+    ),
+    "model.plain": (
+        "PlainConfig",
+        "PlainNet",
+    ),
+    "model.presets": (
+        "PRESETS",
+        "create_model",
+        "network_config",
+    ),
+    "model.split_points": ("sweep_split_points",),
+    "model.transform": ("InputTransform",),
+    "model.trunk": ("Trunk",),
+    "store.checkpoint": (
+        "load_checkpoint",
+        "save_checkpoint",
+    ),
+    "store.export.export_model": ("export_model",),
+    "store.export.quantize": ("quantize_onnx",),
+    "store.export.runtimes": ("open_exported",),
+    "store.hub": ("push_to_hub", "write_model_folder"),
+    "store.locate": ("locate_model",),
+    "store.model_card": ("make_model_card",),
+    "training.loop": ("train",),
+    "training.losses": ("make_loss",),
+    "training.run_config": (
+        "RunConfig",
+        "build_network",
+        "read_run_config",
+        "shipped_recipes",
+    ),
+    "training.train_config": ("TrainConfig",),
+    "tree.build.budget": (
+        "Budget",
+        "expert_costs",
+        "fit_counts",
+        "tree_for_budget",
+    ),
+    "tree.build.cluster": (
+        "class_means",
+        "classifier_rows",
+        "cluster_tree",
+        "dendrogram",
+        "merge_confusions",
+        "merge_features",
+    ),
+    "tree.build.controls": (
+        "balanced_tree",
+        "random_tree",
+    ),
+    "tree.build.levels": (
+        "condense",
+        "even_counts",
+    ),
+    "tree.build.wordnet": (
+        "WordNet",
+        "wordnet_outline",
+    ),
+    "tree.class_tree": ("ClassTree",),
+    "tree.hierarchy": ("Outline",),
+    "tree.io": (
+        "read_tree",
+        "shipped_trees",
+        "write_tree",
+    ),
+    "tree.llm.nest": (
+        "nest_with_llm",
+        "tree_prompt",
+    ),
+    "tree.llm.server": ("ask_server",),
+    "tree.measures": (
+        "check_tree",
+        "compare_trees",
+    ),
+    "tree.nodes": ("Node",),
+    "tree.picture": (
+        "draw_tree",
+        "tree_figure",
+        "tree_page",
+    ),
+    "tree.selection": (
+        "read_selections",
+        "select_classes",
+    ),
+    "view.branch_maps": ("feature_maps",),
+    "view.class_activation": ("activation_maps",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

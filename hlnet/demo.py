@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
-from hlnet import plots
-from hlnet.accuracy import accuracy
-from hlnet.checkpoint import load_checkpoint, save_checkpoint
-from hlnet.clustering import class_means, cluster_tree
-from hlnet.cue_sweep import Frontier, frontier, named_classes, sweep_gains
-from hlnet.cues import gains_for
-from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, train_transform
+from hlnet.cues.effect import gains_for
+from hlnet.cues.oracle import wrong_classes
+from hlnet.data.images import LabelledImages
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.errors import UsageError
-from hlnet.evaluation import logits_of
-from hlnet.expert import cut_expert, verify_expert
+from hlnet.evaluation.cue_sweep import Frontier, frontier, named_classes, sweep_gains
+from hlnet.evaluation.logits import logits_of
+from hlnet.evaluation.metrics.accuracy import accuracy
+from hlnet.expert.cut import cut_expert
+from hlnet.expert.verify import verify_expert
+from hlnet.figures import BLUE, GREY, LIGHT, RED, save, tidy
 from hlnet.files import make_folder, replacing
-from hlnet.network import HierarchicalNet
-from hlnet.oracle_cues import wrong_classes
-from hlnet.presets import create_model
-from hlnet.profiling import Profile, profile, with_latency
-from hlnet.train_config import TrainConfig
-from hlnet.training import train
-from hlnet.tree import ClassTree
-from hlnet.tree_io import write_tree
-from hlnet.tree_picture import draw_tree
-from hlnet.trunk import Trunk
+from hlnet.model.cost import Profile, profile
+from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.latency import with_latency
+from hlnet.model.presets import create_model
+from hlnet.model.trunk import Trunk
+from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.training.loop import train
+from hlnet.training.train_config import TrainConfig
+from hlnet.tree.build.cluster import class_means, cluster_tree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import write_tree
+from hlnet.tree.picture import draw_tree
+
+if TYPE_CHECKING:
+    from hlnet.model.cost import Profile
 
 BACKBONE, SPLIT_POINT = "resnet10t", 1
+
 SHAPE: dict[str, Any] = {"split_point": SPLIT_POINT, "widths": (64, 32, 16), "strides": (2, 1, 2)}
+
 SIZE, NODES, SIGNAL = 32, (2, 5), 8.0
+
 SIGNALS = (0.0, 0.5, 1.0, 1.8, 3.0, 5.0, 8.0, 12.0)
+
 BIASES = tuple(0.25 * step for step in range(25))
+
 NOISE = 0.25  # of the pixels' range
 
 
@@ -134,13 +147,13 @@ def run_demo(
 
     tell("counting and timing")
     cost = profile(full.config, full.tree, full.transform, family)
-    cost = with_latency(cost, full, family)
+    cost = with_latency(cost, full, expert)
 
     tell("drawing the report")
     draw_tree(tree, out / "tree.png", kept=kept)
-    plots.plot_sweep(sweep, out / "cues.png")
-    plots.plot_costs(cost, out / "costs.png")
-    plots.plot_examples(_examples(full, noisy, batch), out / "examples.png")
+    plot_sweep(sweep, out / "cues.png")
+    plot_costs(cost, out / "costs.png")
+    plot_examples(_examples(full, noisy, batch), out / "examples.png")
     result = DemoResult(
         classes=list(tree.classes),
         expert_classes=list(expert.tree.classes),
@@ -163,7 +176,7 @@ def run_demo(
     )
     with replacing(out / "report.json") as draft:
         draft.write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    pages = Environment(loader=PackageLoader("hlnet"), autoescape=select_autoescape(default=True))
+    pages = Environment(loader=PackageLoader("hlnet", ""), autoescape=select_autoescape(default=True))
     page = pages.get_template("demo.html.j2").render(result=result, signal=SIGNAL, nodes=tree.counts)
     with replacing(out / "report.html") as draft:
         draft.write_text(page, encoding="utf-8")
@@ -205,9 +218,7 @@ def _frontiers(net: HierarchicalNet, batch: tuple[Tensor, Tensor]) -> tuple[Fron
 
 
 @torch.inference_mode()
-def _examples(
-    net: HierarchicalNet, data: TreeData, batch: tuple[Tensor, Tensor], count: int = 6
-) -> list[plots.Example]:
+def _examples(net: HierarchicalNet, data: TreeData, batch: tuple[Tensor, Tensor], count: int = 6) -> list[Example]:
     """Noisy digits that the network gets wrong without a cue, with what it says under each kind of cue."""
     images, labels = batch
     features = net.features(images)
@@ -221,7 +232,7 @@ def _examples(
         "wrong cue": net.head(part, gains_for(net.tree, wrong, SIGNAL)),
     }
     return [
-        plots.Example(
+        Example(
             image=np.asarray(data.images.load(data.samples[int(position)][0])),
             title=f"a {net.tree.classes[int(labels[row])]}",
             shares={name: scores[row].softmax(0).tolist() for name, scores in runs.items()},
@@ -230,3 +241,81 @@ def _examples(
         )
         for row, position in enumerate(chosen)
     ]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with the shares that each class gets under each kind of cue, and the class that is cued."""
+
+    image: Any
+    title: str
+    shares: dict[str, list[float]]
+    cues: dict[str, str]
+    classes: tuple[str, ...]
+
+
+def plot_sweep(sweep: Sequence[tuple[float, float, float]], path: str | Path) -> None:
+    """Accuracy against the attention signal: ``(signal, right cues, wrong cues)``."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    signals, right, wrong = zip(*sweep, strict=True)
+    axes.plot(signals, [100 * share for share in right], "o-", color=BLUE, label="the right class is cued")
+    axes.plot(signals, [100 * share for share in wrong], "o-", color=RED, label="a wrong class is cued")
+    axes.axvline(1, color=GREY, ls=":", lw=1)
+    axes.annotate("neutral", (1, axes.get_ylim()[0]), xytext=(4, 4), textcoords="offset points", color=GREY)
+    tidy(axes, xlabel="attention signal (gain)", ylabel="top-1 accuracy, %")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_costs(found: Profile, path: str | Path) -> None:
+    """Parameters, GMACs and latency of plain, full and expert."""
+    columns = [(name, cost) for name in ("plain", "full", "expert") if (cost := getattr(found, name)) is not None]
+    measures = {
+        "parameters, M": [cost.params / 1e6 for _, cost in columns],
+        "MACs, M": [1e3 * cost.gmacs for _, cost in columns],
+    }
+    if all(cost.latency for _, cost in columns):
+        run = columns[0][1].latency[0]
+        label = f"ms, batch {run.batch_size}, {run.threads} thread{'s' if run.threads > 1 else ''}"
+        measures[label] = [cost.latency[0].median_ms for _, cost in columns]
+    figure = Figure(figsize=(3 * len(measures), 3.2), layout="constrained")
+    for axes, (label, values) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
+        bars = axes.bar([name for name, _ in columns], values, color=[GREY, BLUE, RED][: len(columns)], width=0.65)
+        axes.bar_label(bars, fmt="%.3g", padding=2)
+        axes.margins(y=0.12)
+        axes.set_title(label, fontsize=11)
+        axes.set_yticks([])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    save(figure, path)
+
+
+def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
+    """Each image above the shares of its classes under each kind of cue."""
+    kinds = list(examples[0].shares) if examples else []
+    figure = Figure(figsize=(1.9 * max(1, len(examples)), 1.7 + 1.15 * len(kinds)), layout="constrained")
+    if not examples:
+        figure.text(0.5, 0.5, "no image was mistaken", ha="center")
+        save(figure, path)
+        return
+    grid = figure.subplots(1 + len(kinds), len(examples), squeeze=False, height_ratios=[1.5] + [1] * len(kinds))
+    for column, example in enumerate(examples):
+        top = grid[0][column]
+        top.imshow(example.image, cmap="gray")
+        top.set_title(example.title)
+        top.axis("off")
+        truth = example.title.removeprefix("a ")
+        for row, kind in enumerate(kinds, start=1):
+            axes, shares = grid[row][column], example.shares[kind]
+            best = shares.index(max(shares))
+            colours = [LIGHT] * len(shares)
+            colours[best] = BLUE if example.classes[best] == truth else RED
+            axes.bar(example.classes, shares, color=colours)
+            if kind in example.cues:
+                axes.set_title(f"cue: {example.cues[kind]}", fontsize=8, pad=2)
+            axes.set(ylim=(0, 1), yticks=[])
+            axes.tick_params(length=0, labelsize=7)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            if column == 0:
+                axes.set_ylabel(kind)
+    save(figure, path)

@@ -21,9 +21,9 @@ import yaml
 from timm.data import ImageNetInfo
 
 from hlnet.errors import HlnetError, TreeError
-from hlnet.tree import ClassTree
-from hlnet.tree_io import write_tree
-from hlnet.wordnet import WordNet
+from hlnet.tree.build.wordnet import WordNet
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import write_tree
 
 GROUPINGS = Path(__file__).parent / "trees"
 TREES = Path(__file__).parent.parent / "hlnet" / "trees"

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from hlnet.data import TreeData, eval_transform, load_data, train_transform
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.sampling import mixed, seeded
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.data.sampling import mixed, seeded
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, train_transform
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
 
 SHAPE = InputTransform(input_size=(3, 32, 32))
 CLASSES = {"cat": 3, "dog": 2, "saw": 2}
@@ -91,7 +92,7 @@ def directly(net, data, views, seed):
 def in_another_process(code, folder, **more):
     """Start a Python that knows this module's names, the cache, ``folder`` and a network, ``net``."""
     start = f"import json, sys, torch, zlib; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    start += "from cached_photos import *; from hlnet.feature_cache import cached_features, feature_key\n"
+    start += "from cached_photos import *; from hlnet.data.feature_cache import cached_features, feature_key\n"
     start += f"torch.set_num_threads(1); folder = Path({str(folder)!r}); net = build()\n"
     command = [sys.executable, "-W", "ignore", "-c", start + code]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **more)

@@ -8,8 +8,8 @@ import torch
 from random_nets import run
 from torch import nn
 
-from hlnet.fusing import fuse
-from hlnet.kernels import Conv, Linear
+from hlnet.model.fast.fuse import fuse
+from hlnet.model.fast.kernels import Conv, Linear
 
 
 def images(batch=2, size=32, seed=1, channels=3):

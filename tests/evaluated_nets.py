@@ -5,16 +5,17 @@ import torch
 from naive import randomise
 from PIL import Image
 
-from hlnet.cue_trial import CueTrial
-from hlnet.cues import Attention
-from hlnet.data import LabelledImages, TreeData, eval_transform
-from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import Provenance, Rejection
-from hlnet.rejection import rejection_scores
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.cues.cue import Attention
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform
+from hlnet.evaluation.cue_trial import CueTrial
+from hlnet.evaluation.metrics.rejection import rejection_scores
+from hlnet.expert.cut import cut_expert
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import Provenance, Rejection
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
 
 BCE = {"train": {"loss": "bce"}}
 TREE = ClassTree.from_nested({"cat": {"tabby": 9, "siamese": 4}, "dog": {"beagle": 1, "boxer": 7}, "saw": 3, "axe": 5})

@@ -3,10 +3,10 @@
 import torch
 from naive import randomise
 
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.provenance import Provenance, Rejection
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.provenance import Provenance, Rejection
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
 
 DOGS = {"spaniel": {"sussex": 9, "cocker": 3}, "beagle": 162}
 TREE = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "dog": DOGS, "säge": 491, "kite": 21})

@@ -3,8 +3,8 @@
 import torch
 from naive import randomise
 
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.trunk import InputTransform
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.transform import InputTransform
 
 
 def build(tree, block="bottleneck", channels=4):

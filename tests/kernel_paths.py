@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hlnet import kernels
+from hlnet.model.fast import kernels
 
 both_paths = pytest.mark.usefixtures("path")  # which a module that uses it takes from here, too
 

@@ -3,9 +3,9 @@
 import json
 from collections import Counter
 
-from hlnet.llm.answer import parse_answer
-from hlnet.llm.check import check_answer
-from hlnet.llm.nesting import nest_with_llm
+from hlnet.tree.llm.answer import parse_answer
+from hlnet.tree.llm.check import check_answer
+from hlnet.tree.llm.nest import nest_with_llm
 
 CLASSES = ["tabby", "siamese", "beagle", "Egyptian cat", "chain saw", "no", "7", "potter's wheel"]
 NESTED = {

@@ -10,8 +10,8 @@ from timm.models.convnext import ConvNeXtStage
 from timm.models.resnet import Bottleneck, downsample_conv
 from torch import Tensor, nn
 
-from hlnet.network import BranchTree
-from hlnet.tree import ClassTree
+from hlnet.model.hierarchical import BranchTree
+from hlnet.tree.class_tree import ClassTree
 
 # Tiny tensors: threads gain nothing here, and on a busy machine they wait for each other most of the time.
 torch.set_num_threads(1)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from naive import randomise
 
-from hlnet.fast_branches import BottleneckChunk, ConvNeXtChunk
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.model.fast.chunks import BottleneckChunk, ConvNeXtChunk
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese", "lion"], "dog": ["beagle", "boxer"], "saw": None})
 TREES = {

@@ -5,11 +5,11 @@ import torch
 from hub_server import Storage, hub_instead, running
 from naive import randomise
 
-from hlnet import byte_ranges, remote_file
-from hlnet.checkpoint import save_checkpoint
-from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.tree import ClassTree
+from hlnet.expert.cut import cut_expert
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.store import byte_ranges, remote_file
+from hlnet.store.checkpoint import save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "dog": {"beagle": 162, "boxer": 9}, "saw": 491})
 FINE = {"GAP": 100, "CHUNK": 20_000}  # so that a small file comes in many requests

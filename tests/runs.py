@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hlnet import training
 from hlnet.cli import main as cli
+from hlnet.training import loop
 
 COLOURS = {"red": (255, 0, 0), "yellow": (255, 255, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 #: Everything random is on: crops, flips, RandAugment, erasing.
@@ -31,7 +31,7 @@ WRITTEN = [
 ]
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training", "hlnet.recipes", "hlnet.plots"])
+_server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training.loop", "hlnet.training.run_config", "hlnet.figures"])
 
 
 def write_images(root, train=5, val=2):
@@ -87,7 +87,7 @@ def _run(words, log, prepare, environment):
 
 def paused(ready):
     """Let the second step tell, by a file, that it is under way, and wait until somebody removes that."""
-    step = training._Run._step
+    step = loop._Run._step
 
     def waiting(self, number, count, *rest):
         if (number, count) == (1, 2):
@@ -95,7 +95,7 @@ def paused(ready):
             wait_for(lambda: not ready.exists())
         step(self, number, count, *rest)
 
-    training._Run._step = waiting
+    loop._Run._step = waiting
 
 
 def wait_for(condition, *processes, seconds=300):

@@ -4,15 +4,16 @@ import pytest
 import torch
 from PIL import Image
 
-from hlnet import optimizing
-from hlnet.data import LabelledImages, TreeData, eval_transform
-from hlnet.feature_cache import cached_features
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.train_config import TrainConfig
-from hlnet.training import train
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.data.feature_cache import cached_features
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.training import optimizers as optimizing
+from hlnet.training.loop import train
+from hlnet.training.train_config import TrainConfig
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"warm": ["red", "yellow"], "cold": ["green", "blue"]})
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0), "yellow": (255, 255, 0)}  # another order

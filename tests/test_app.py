@@ -17,11 +17,11 @@ from command_line import failing  # noqa: F401
 from PIL import Image
 from random_nets import TREE, build, plain
 
-from hlnet.app import NAMES, app_page, create_app, serve
-from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.errors import UsageError
-from hlnet.live import LiveNet, Question
-from hlnet.tree import ClassTree
+from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
+from hlnet.view.app import NAMES, app_page, create_app, serve
+from hlnet.view.live import LiveNet, Question
 
 for package in ("starlette", "uvicorn"):
     if not importlib.util.find_spec(package):

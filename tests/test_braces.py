@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlnet.braces import expanded
+from hlnet.data.sharded_images import expanded
 from hlnet.errors import UsageError
 
 WORD = st.text("ab-0.", max_size=3)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from naive import NaiveTree, copy_weights, pairs, randomise
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hlnet.branches import LEVELS
 from hlnet.errors import UsageError
-from hlnet.network import BranchTree
-from hlnet.tree import ClassTree
+from hlnet.model.branches import LEVELS
+from hlnet.model.hierarchical import BranchTree
+from hlnet.tree.class_tree import ClassTree
 
 IN_CHANNELS = 7
 TREES = {

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.budget import Budget, affordable, expert_costs, fit_counts, sorted_by_group, tree_for_budget
-from hlnet.clustering import dendrogram
-from hlnet.condensing import condense
 from hlnet.errors import UsageError
-from hlnet.network import HierarchicalNet
-from hlnet.outline import Outline
-from hlnet.presets import network_config
-from hlnet.profiling import Part, profile, unit_costs
-from hlnet.tree import ClassTree
+from hlnet.model.cost import Part, profile, unit_costs
+from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.presets import network_config
+from hlnet.tree.build.budget import Budget, affordable, expert_costs, fit_counts, sorted_by_group, tree_for_budget
+from hlnet.tree.build.cluster import dendrogram
+from hlnet.tree.build.levels import condense
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.hierarchy import Outline
 
 
 def parts(trunk, *prices):

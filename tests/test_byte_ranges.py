@@ -5,9 +5,9 @@ import remote_material
 from hub_server import TOKEN
 from remote_material import NAME, equal
 
-from hlnet import byte_ranges
 from hlnet.errors import CheckpointError, RunError, UsageError
-from hlnet.expert import cut_checkpoint, cut_expert
+from hlnet.expert.cut import cut_checkpoint, cut_expert
+from hlnet.store import byte_ranges
 
 full, hub, storage, fine = remote_material.full, remote_material.hub, remote_material.storage, remote_material.fine
 

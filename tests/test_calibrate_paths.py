@@ -12,17 +12,18 @@ from PIL import Image
 from test_path_answers import under
 from typer.testing import CliRunner
 
-from hlnet.calibration import calibrate, calibrate_paths, calibration_error, class_probabilities, fit_temperature
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.cli.main import app
-from hlnet.conformal import threshold_for
-from hlnet.data import loader
+from hlnet.data.tree_data import loader
 from hlnet.errors import DataError, RunError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.inference import optimize
-from hlnet.merging import merge_experts
-from hlnet.prediction import predict
-from hlnet.provenance import PathConformal, Provenance, Rejection
+from hlnet.evaluation.calibration import calibrate, calibrate_paths
+from hlnet.evaluation.metrics.conformal import threshold_for
+from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
+from hlnet.evaluation.prediction import predict
+from hlnet.expert.cut import cut_expert
+from hlnet.expert.merge import merge_experts
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.provenance import PathConformal, Provenance, Rejection
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
 
 FITTED = {"temperature", "conformal"}
 
@@ -212,7 +213,7 @@ def test_refused(at, line, error, words):
 
 
 def test_record_is_small_whatever_the_images():
-    from hlnet.conformal import fit_path_conformal
+    from hlnet.evaluation.metrics.conformal import fit_path_conformal
 
     fitted = fit_path_conformal(torch.rand(50_000, generator=torch.Generator().manual_seed(0)), "photos")
     assert len(fitted.model_dump_json()) < 6000

@@ -9,9 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hlnet
-from hlnet.checkpoint import load_checkpoint, read_header
 from hlnet.cli.main import app
 from hlnet.errors import DataError, UsageError
+from hlnet.store.checkpoint import load_checkpoint, read_header
 
 LINE = "make-expert {full} --calibrate digits --max-false-positive 0.1 --workers 0 --device cpu"
 
@@ -83,9 +83,9 @@ def test_what_cannot_be_calibrated_is_found_before_the_first_cut(at, tmp_path, c
 
 
 def test_experts_before_a_failure_are_told(at, tmp_path, monkeypatch):
-    from hlnet.cli import calibrating
+    from hlnet.expert import write
 
-    fit, done = calibrating.calibrate, []
+    fit, done = write.calibrate, []
 
     def fails_later(net, *rest):
         if done:
@@ -93,7 +93,7 @@ def test_experts_before_a_failure_are_told(at, tmp_path, monkeypatch):
         done.append(net)
         return fit(net, *rest)
 
-    monkeypatch.setattr(calibrating, "calibrate", fails_later)
+    monkeypatch.setattr(write, "calibrate", fails_later)
     result = CliRunner().invoke(app, f"{LINE} --each 1 --out {tmp_path / 'many'}".format(**at).split())
     (written,) = (tmp_path / "many").iterdir()
     assert "x.png" in str(result.exception) and result.stdout == ""

@@ -14,19 +14,22 @@ from naive import randomise
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from hlnet.calibration import TEMPERATURES, calibrate, calibration_error, class_probabilities, fit_temperature
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
-from hlnet.cli.calibrating import Calibration, show_calibration
-from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader
+from hlnet.cli.shared.calibration import Calibration, show_calibration
+from hlnet.data.images import LabelledImages
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import DataError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.inference import optimize
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import FittedAttention, Provenance
-from hlnet.rejection import SCORES, rejection_scores
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.evaluation.calibration import calibrate
+from hlnet.evaluation.metrics.probability import TEMPERATURES, calibration_error, class_probabilities, fit_temperature
+from hlnet.evaluation.metrics.rejection import SCORES, rejection_scores
+from hlnet.expert.cut import cut_expert
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import FittedAttention, Provenance
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 BCE = {"train": {"loss": "bce"}}
 

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.candidates import Limit, candidates, classes_by_node, fitting, nodes_of_level, require_fit
 from hlnet.errors import RunError, SelectionError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.profiling import Part, profile, unit_costs
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.expert.candidates import Limit, candidates, classes_by_node, fitting, nodes_of_level, require_fit
+from hlnet.expert.cut import cut_expert
+from hlnet.model.cost import Part, profile, unit_costs
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
 NESTED = {

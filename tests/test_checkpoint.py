@@ -10,14 +10,14 @@ from naive import randomise
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import hlnet.checkpoint
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
+import hlnet.store.checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import FittedAttention, Provenance
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import FittedAttention, Provenance
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "été": {"x, y": 9}, "saw": 491}, levels=3)
 TREE = TREE.with_ids({"cat": "n1", "cat/tabby": "n02123045", "saw": "outil 'à main'"})
@@ -229,7 +229,7 @@ def test_failure_while_writing_leaves_the_old_file(saved, monkeypatch):
         raise KeyboardInterrupt
 
     path, before = saved[0], saved[0].read_bytes()
-    monkeypatch.setattr(hlnet.checkpoint, "save_file", half)
+    monkeypatch.setattr(hlnet.store.checkpoint, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(build(), path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -5,11 +5,11 @@ import torch
 from naive import NaiveTree, copy_weights
 from random_nets import STRIDES, TREE, WIDTHS, blocks, build, images, plain
 
-from hlnet.branch_features import feature_maps
-from hlnet.class_activation import activation_maps
 from hlnet.errors import SelectionError, UsageError
-from hlnet.inference import optimize
-from hlnet.tree import ClassTree
+from hlnet.model.fast.optimize import optimize
+from hlnet.tree.class_tree import ClassTree
+from hlnet.view.branch_maps import feature_maps
+from hlnet.view.class_activation import activation_maps
 
 pytest.importorskip("captum", reason="the extra 'show' is not installed")
 

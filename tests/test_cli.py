@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hlnet
-from hlnet import data, profiling
-from hlnet.presets import network_config
-from hlnet.trunk import create_backbone
+from hlnet.data.images import open_image
+from hlnet.model.cost import Latency
+from hlnet.model.presets import network_config
+from hlnet.model.trunk import create_backbone
 
 failing = command_line.failing
 
@@ -91,7 +92,7 @@ def test_frozen_trunk_on_cached_features_keeps_the_given_weights(at, tmp_path):
     _, told = invoke(f"{line} --trunk-weights {{trunk}}", **at)
     assert "30 training and 24 validation images of 6 classes" in told and "epoch   1/1" in told
     net, given = hlnet.load_checkpoint(tmp_path / "best.safetensors"), create_backbone("test_resnet")
-    hlnet.trunk.load_trunk_weights(given, at["trunk"])
+    hlnet.model.trunk.load_trunk_weights(given, at["trunk"])
     expected = given.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in net.trunk_module.state_dict().items())
 
@@ -103,10 +104,10 @@ def test_eval_gives_the_numbers_of_the_library(at, options, kind, signal):
     found = as_json(f"eval {{{kind}}} --data {{photos}} --workers 0 {options}{cue}", **at)
     net = hlnet.load_checkpoint(at[kind])
     split = "train" if "train" in options else "val"
-    images = data.TreeData(hlnet.load_data(at["photos"], split), net.tree, data.eval_transform(net.transform))
+    images = hlnet.TreeData(hlnet.load_data(at["photos"], split), net.tree, hlnet.eval_transform(net.transform))
     classes = "bird,0" if "bird" in options else None
     test = signal and hlnet.CueTrial(attention=hlnet.Attention(strength=signal))
-    assert found == hlnet.evaluate(net, images, data.loader(images, 64), classes, test).model_dump(mode="json")
+    assert found == hlnet.evaluate(net, images, hlnet.loader(images, 64), classes, test).model_dump(mode="json")
     assert signal != 1.0 or found["cued"]["accuracy"] == found["cued"]["wrong"] == found["neutral"]
 
 
@@ -152,10 +153,10 @@ def test_profile_of_an_expert_file_names_its_parent(at):
 def test_profile_times_each_combination(at, monkeypatch):
     def measure(models, size, batches, threads, **_):
         time = {"median_ms": 2, "low_ms": 1, "high_ms": 3}
-        runs = [profiling.Latency(batch_size=b, threads=t, **time) for b in batches for t in threads]
+        runs = [Latency(batch_size=b, threads=t, **time) for b in batches for t in threads]
         return dict.fromkeys(models, runs)
 
-    monkeypatch.setattr(profiling, "measure_latency", measure)
+    monkeypatch.setattr("hlnet.model.latency.measure_latency", measure)
     found = as_json("profile {full} --classes 0 --batch-size 1,2 --threads 1,3", **at)
     timed = [found[name]["latency"] for name in ("plain", "full", "expert")]
     runs = [[(run["batch_size"], run["threads"]) for run in latency] for latency in timed]
@@ -169,7 +170,7 @@ def test_predict_labels_files_and_folders(at, kind):
     found = [json.loads(line) for line in out.splitlines()]
     assert len(found) == 25 and found[0]["image"] == at["image"] and found[0]["labels"] == found[1]["labels"]
     net = hlnet.load_checkpoint(at[kind])
-    image = data.eval_transform(net.transform)(data.open_image(at["image"]))
+    image = hlnet.eval_transform(net.transform)(open_image(at["image"]))
     with torch.no_grad():
         shares, places = net(image[None]).softmax(1)[0].topk(2)
     assert [label["path"] for label in found[0]["labels"]] == [net.tree.leaves[i].path for i in places]

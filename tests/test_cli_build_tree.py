@@ -11,11 +11,11 @@ import tree_material
 from command_line import as_json, invoke
 from tree_material import described, groups_of
 
-from hlnet.condensing import condense
-from hlnet.controls import balanced_tree, random_tree
-from hlnet.outline import Outline
-from hlnet.selection import select_classes
-from hlnet.tree_io import read_tree, shipped_trees
+from hlnet.tree.build.controls import balanced_tree, random_tree
+from hlnet.tree.build.levels import condense
+from hlnet.tree.hierarchy import Outline
+from hlnet.tree.io import read_tree, shipped_trees
+from hlnet.tree.selection import select_classes
 
 failing = command_line.failing
 at, build, price = tree_material.at, tree_material.build, tree_material.price

@@ -13,11 +13,12 @@ from scipy.cluster.hierarchy import linkage
 from tree_material import CLASSES, SMALL
 
 import hlnet
-from hlnet.clustering import cluster_tree, dendrogram, merge_confusions
-from hlnet.condensing import condense
-from hlnet.data import eval_transform, open_image
-from hlnet.tree_io import read_tree
-from hlnet.trunk import Trunk, create_backbone, load_trunk_weights
+from hlnet.data.images import open_image
+from hlnet.data.tree_data import eval_transform
+from hlnet.model.trunk import Trunk, create_backbone, load_trunk_weights
+from hlnet.tree.build.cluster import cluster_tree, dendrogram, merge_confusions
+from hlnet.tree.build.levels import condense
+from hlnet.tree.io import read_tree
 
 at, build = tree_material.at, tree_material.build
 

@@ -10,9 +10,9 @@ from command_line import as_json, invoke
 from llm_server import SECRET, Reply, failure, serving
 from tree_material import ANSWER, CLASSES, FILES, SMALL, described, groups_of
 
-from hlnet.llm.nesting import nest_with_llm, tree_prompt
-from hlnet.tree import ClassTree
-from hlnet.tree_io import read_tree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import read_tree
+from hlnet.tree.llm.nest import nest_with_llm, tree_prompt
 
 failing = command_line.failing
 key = llm_server.key

@@ -5,9 +5,9 @@ import wordnet_files
 from command_line import as_json, invoke
 from tree_material import described, groups_of
 
-from hlnet.condensing import condense
-from hlnet.tree_io import read_tree
-from hlnet.wordnet import WordNet, wordnet_outline
+from hlnet.tree.build.levels import condense
+from hlnet.tree.build.wordnet import WordNet, wordnet_outline
+from hlnet.tree.io import read_tree
 
 at, build = tree_material.at, tree_material.build
 real = wordnet_files.real

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli.main import app
-from hlnet.cue_report import attend
-from hlnet.cued_logits import CueSource, CueUse
-from hlnet.cues import Attention, Cue
+from hlnet.cues.apply import CueSource, CueUse
+from hlnet.cues.cue import Attention, Cue
 from hlnet.errors import UsageError
-from hlnet.inference import optimize
-from hlnet.provenance import FittedAttention
+from hlnet.evaluation.cue_report import attend
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.provenance import FittedAttention
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     assert mode == max(ahead or ["bias"], key=lambda way: best[way].tuned_top1)
     fixed = as_json(files, f"eval {out} --cue-mode {mode} --reliability 0.9")
     assert auto["cued"] == fixed["cued"] and auto["cued"]["wrong_share"] == pytest.approx(0.1)
-    gain = hlnet.cues.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
+    gain = hlnet.cues.cue.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
     by_curve = as_json(files, f"eval {out} --attention-signal auto --cue-mode gain")["cued"]
     by_hand = as_json(files, f"eval {out} --attention-signal {gain!r}")["cued"]
     assert by_curve["accuracy"] == by_hand["accuracy"] and by_curve["wrong"] == by_hand["wrong"]
@@ -312,7 +312,7 @@ def test_what_a_file_holds_is_used_and_told(files, tmp_path):
     words = ["predict", f"{tmp_path}/fitted.safetensors", f"{files}/photos/val", "--cue", "saw", "--json"]
     done = CliRunner().invoke(app, words)
     assert "cues count as right in 80 % of cases and act, on one class, as a scale of 3" in done.stderr
-    factor = hlnet.cues.curve_strength(((2.0, 3.0),), hlnet.cue_evidence(0.8, 1, 6))
+    factor = hlnet.cues.cue.curve_strength(((2.0, 3.0),), hlnet.cue_evidence(0.8, 1, 6))
     assert [json.loads(row) for row in done.stdout.splitlines()] == predictions(
         files, f"@full.safetensors @photos/val --cue saw=x{factor} --cue-mode scale"
     )

@@ -7,10 +7,10 @@ from command_line import as_json, invoke
 from runs import write_images
 
 import hlnet
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
-from hlnet.grafting import graft, graft_config
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.tree import ClassTree
+from hlnet.expert.graft import graft, graft_config
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 failing = command_line.failing
 

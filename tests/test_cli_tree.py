@@ -8,12 +8,12 @@ from PIL import Image
 from rich.console import Console
 from tree_material import CLASSES
 
-from hlnet.cli import output
-from hlnet.presets import network_config
-from hlnet.profiling import profile
-from hlnet.tree import ClassTree
-from hlnet.tree_io import FORMATS, read_tree, tree_to_json, write_tree
-from hlnet.tree_measures import check_tree, compare_trees
+from hlnet.cli.shared import output
+from hlnet.model.cost import profile
+from hlnet.model.presets import network_config
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import FORMATS, read_tree, tree_to_json, write_tree
+from hlnet.tree.measures import check_tree, compare_trees
 
 at, price = tree_material.at, tree_material.price
 

@@ -10,7 +10,8 @@ from sklearn.cluster import AgglomerativeClustering
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from hlnet.clustering import (
+from hlnet.errors import DataError, UsageError
+from hlnet.tree.build.cluster import (
     LINKAGES,
     class_means,
     classifier_rows,
@@ -19,8 +20,7 @@ from hlnet.clustering import (
     merge_confusions,
     merge_features,
 )
-from hlnet.errors import DataError, UsageError
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
 
 
 def partition(labels):

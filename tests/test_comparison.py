@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hlnet.comparison
-from hlnet.comparison import compare, mcnemar, paired_bootstrap
+import hlnet.evaluation.metrics.comparison
 from hlnet.errors import UsageError
+from hlnet.evaluation.metrics.comparison import compare, mcnemar, paired_bootstrap
 
 
 def answers(only_first, only_second, both, neither):
@@ -69,7 +69,7 @@ def test_seed_decides():
 def test_draws_in_parts_are_the_same_draws(monkeypatch):
     first, second = answers(30, 10, 100, 60)
     whole = paired_bootstrap(first, second, resamples=1000)
-    monkeypatch.setattr(hlnet.comparison, "_MOST_COUNTS", 100)
+    monkeypatch.setattr(hlnet.evaluation.metrics.comparison, "_MOST_COUNTS", 100)
     assert paired_bootstrap(first, second, resamples=1000) == whole
 
 

@@ -9,10 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import cut_tree, linkage
 
-from hlnet.clustering import LINKAGES, dendrogram
-from hlnet.condensing import check_nodes, condense, even_counts
 from hlnet.errors import TreeError, UsageError
-from hlnet.outline import Outline, group_name
+from hlnet.tree.build.cluster import LINKAGES, dendrogram
+from hlnet.tree.build.levels import check_nodes, condense, even_counts
+from hlnet.tree.hierarchy import Outline, group_name
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=6), max_leaves=16).filter(bool)
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_path_answers import cases, under
 
-from hlnet.conformal import descend_all, fit_path_conformal, outcomes, path_scores, threshold_for
 from hlnet.errors import DataError, RunError, UsageError
-from hlnet.path_answers import TreePaths
-from hlnet.tree import ClassTree
+from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, outcomes, path_scores, threshold_for
+from hlnet.evaluation.metrics.paths import TreePaths
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested(
     {f"g{i}": {f"h{i}{j}": [f"c{i}{j}{k}" for k in range(3)] for j in range(2)} for i in range(3)}
@@ -148,7 +148,7 @@ def test_outcomes_by_hand():
 
 @pytest.mark.parametrize("temperature", [None, 2.0])
 def test_many_images_go_down_in_parts(monkeypatch, temperature):
-    from hlnet import conformal
+    from hlnet.evaluation.metrics import conformal
 
     monkeypatch.setattr(conformal, "_CHUNK", 7)
     paths = TreePaths(TREE)

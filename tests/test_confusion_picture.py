@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
-from hlnet.accuracy import answer_counts
-from hlnet.confusion_picture import CONFUSION_FORMATS, confusion_figure, write_confusion
 from hlnet.errors import UsageError
-from hlnet.tree import ClassTree
-from hlnet.tree_io import read_tree
+from hlnet.evaluation.metrics.accuracy import answer_counts
+from hlnet.evaluation.metrics.confusion import CONFUSION_FORMATS, confusion_figure, write_confusion
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import read_tree
 
 PETS = ClassTree.from_nested({"pet": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "tool": ["saw"], "newt": {}})
 COUNTS = torch.tensor([[8, 2, 0, 0, 0], [4, 4, 0, 0, 0], [0, 1, 9, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 3]])

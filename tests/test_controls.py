@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.controls import balanced_tree, random_tree
 from hlnet.errors import UsageError
-from hlnet.tree import ClassTree
+from hlnet.tree.build.controls import balanced_tree, random_tree
+from hlnet.tree.class_tree import ClassTree
 
 
 def flat(classes):

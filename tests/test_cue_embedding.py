@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from hlnet.cue_embedding import cues_from_embedding, load_encoder
+from hlnet.cues.embedding import cues_from_embedding, load_encoder
 from hlnet.errors import HlnetError, RunError, UsageError
-from hlnet.selection import select_classes
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import select_classes
 
 TREE = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "big_dog": ["boxer"]}, "tool": {"saw": {}}})
 #: Directions in degrees, so that the similarity of two texts is the cosine of what lies between them.

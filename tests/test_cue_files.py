@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.cue_files import make_cue, parse_cue, read_cues
-from hlnet.cue_images import CuesByImage, image_names, match_cues
-from hlnet.cues import Cue
-from hlnet.data import LabelledImages
+from hlnet.cues.cue import Cue
+from hlnet.cues.files import CuesByImage, make_cue, match_cues, parse_cue, read_cues
+from hlnet.data.images import LabelledImages, image_names
 from hlnet.errors import SelectionError, UsageError
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested(
     {"animal": {"cat": ["tabby", "siamese"], "tench, Tinca tinca": {}}, "tool": ["E=mc2", "x=2", "chain saw"]}

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.cue_prior import prior_shift, read_prior
+from hlnet.cues.prior import prior_shift, read_prior
 from hlnet.errors import SelectionError, UsageError
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested(
     {

@@ -8,21 +8,22 @@ import torch
 from evaluated_nets import BCE, TREE, build, noise
 from naive import randomise
 
-from hlnet.calibration import fit_temperature
-from hlnet.cue_picture import cue_figure, plot_cue_report
-from hlnet.cue_report import RELIABILITIES, attend, report_cues, stored_gains
-from hlnet.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
-from hlnet.cue_training import trained_attention
-from hlnet.cue_trial import CueTrial, mixed
-from hlnet.cues import Attention, Cue, cue_effect, cue_evidence, curve_strength
-from hlnet.data import loader
+from hlnet.cues.cue import Attention, Cue, cue_evidence, curve_strength
+from hlnet.cues.cue_aware import trained_attention
+from hlnet.cues.effect import cue_effect
+from hlnet.cues.oracle import label_cues, wrong_classes
+from hlnet.data.tree_data import loader
 from hlnet.errors import UsageError
-from hlnet.evaluation import evaluate
-from hlnet.inference import optimize
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.oracle_cues import label_cues, wrong_classes
-from hlnet.provenance import FittedAttention, Provenance
-from hlnet.tree import ClassTree
+from hlnet.evaluation.cue_picture import cue_figure, plot_cue_report
+from hlnet.evaluation.cue_report import RELIABILITIES, attend, report_cues, stored_gains
+from hlnet.evaluation.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
+from hlnet.evaluation.cue_trial import CueTrial, mixed
+from hlnet.evaluation.evaluate import evaluate
+from hlnet.evaluation.metrics.probability import fit_temperature
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.provenance import FittedAttention, Provenance
+from hlnet.tree.class_tree import ClassTree
 
 GAINS = (1.0, 3.0, 40.0)
 DEEP = ClassTree.from_nested({"a": {"x": ["1", "2"], "y": ["3"]}, "b": {"z": ["4", "5", "6"]}, "c": {"w": ["7"]}})

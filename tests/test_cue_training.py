@@ -7,15 +7,17 @@ import torch
 from evaluated_nets import TRANSFORM, TREE, build, noise
 from PIL import Image
 
-from hlnet.checkpoint import load_checkpoint
-from hlnet.cue_training import TrainingCues, trained_attention
-from hlnet.cues import Attention, Cue, cue_effect, cue_evidence
-from hlnet.data import LabelledImages, TreeData, eval_transform
+from hlnet.cues.cue import Attention, Cue, cue_evidence
+from hlnet.cues.cue_aware import TrainingCues, trained_attention
+from hlnet.cues.effect import cue_effect
+from hlnet.cues.oracle import label_cues
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import UsageError
-from hlnet.oracle_cues import label_cues
-from hlnet.train_config import TrainConfig
-from hlnet.training import train
-from hlnet.tree import ClassTree
+from hlnet.store.checkpoint import load_checkpoint
+from hlnet.training.loop import train
+from hlnet.training.train_config import TrainConfig
+from hlnet.tree.class_tree import ClassTree
 
 LEAVES = slice(TREE.offsets[-2], None)
 

@@ -8,13 +8,13 @@ import wordnet_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hlnet.cue_words
-from hlnet.cue_words import cue_table, cues_from_text
+import hlnet.cues.words
+from hlnet.cues.vocabulary import TreeWords, forms, plain
+from hlnet.cues.words import cue_table, cues_from_text
 from hlnet.errors import UsageError
-from hlnet.selection import select_classes
-from hlnet.tree import ClassTree
-from hlnet.tree_io import read_tree
-from hlnet.tree_words import TreeWords, forms, plain
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import read_tree
+from hlnet.tree.selection import select_classes
 
 real, tiny = wordnet_files.real, wordnet_files.tiny
 
@@ -52,7 +52,7 @@ def known(tiny):
 
 @pytest.fixture
 def no_wordnet(monkeypatch):
-    monkeypatch.setattr(hlnet.cue_words, "default_wordnet", lambda: None)
+    monkeypatch.setattr(hlnet.cues.words, "default_wordnet", lambda: None)
 
 
 def said(text, tree, wordnet=None):
@@ -203,7 +203,7 @@ def test_any_names_together(nodes, between):
         sets[frozenset(i for path in named for i in tree.leaves_under(path))] = None
     expected = [tuple(sorted(one)) for one in sets if not any(other < one for other in sets)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hlnet.cue_words, "default_wordnet", lambda: None)
+        patch.setattr(hlnet.cues.words, "default_wordnet", lambda: None)
         found = said(between.join(re.sub(r" \(.*\)", "", node.name) for node in nodes), tree)
     assert [select_classes(tree, node) for node in found] == expected
 
@@ -235,20 +235,20 @@ def test_hint_where_there_is_no_dictionary(monkeypatch, tmp_path, caplog):
     import nltk.data
 
     monkeypatch.setattr(nltk.data, "path", [])
-    monkeypatch.setattr(hlnet.wordnet, "SHARED", ())
+    monkeypatch.setattr(hlnet.tree.build.wordnet, "SHARED", ())
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
     monkeypatch.delenv("WNHOME", raising=False)
-    hlnet.cue_words.default_wordnet.cache_clear()
+    hlnet.cues.words.default_wordnet.cache_clear()
     with caplog.at_level(logging.INFO, "hlnet"):
         assert said("a tabby cat and a canine", FIVE) == ["house cats/tabby"]
         assert said("canines", FIVE) == []
-    hlnet.cue_words.default_wordnet.cache_clear()
+    hlnet.cues.words.default_wordnet.cache_clear()
     hints = [message for message in caplog.messages if "no WordNet dictionary here" in message]
     assert len(hints) == 1 and "wordnet-base" in hints[0]
 
 
 def test_a_name_alone_opens_no_dictionary(monkeypatch):
-    monkeypatch.setattr(hlnet.cue_words, "default_wordnet", lambda: pytest.fail("opened"))
+    monkeypatch.setattr(hlnet.cues.words, "default_wordnet", lambda: pytest.fail("opened"))
     assert said("Tabby", FIVE) == ["house cats/tabby"] and said("the tiger cat", FIVE) == ["house cats/tiger cat"]
     assert said("meow", FIVE) == ["house cats"]
 

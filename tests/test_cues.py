@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from hlnet.certain import certain_classes, certain_logits
-from hlnet.cued_logits import BatchLogits, CueUse
-from hlnet.cues import Attention, Cue, check_site, cue_effect, cue_evidence, curve_strength
+from hlnet.cues.apply import BatchLogits, CueUse
+from hlnet.cues.certain import certain_classes, certain_logits
+from hlnet.cues.cue import Attention, Cue, check_site, cue_evidence, curve_strength
+from hlnet.cues.effect import cue_effect
 from hlnet.errors import SelectionError, UsageError
-from hlnet.fast_tree import FastTree
-from hlnet.inference import optimize
-from hlnet.provenance import FittedAttention
-from hlnet.selection import select_classes
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.fast.walk import FastTree
+from hlnet.model.provenance import FittedAttention
+from hlnet.tree.selection import select_classes
 
 NODES = ("tabby", "siamese", "cat", "dog", "dog/beagle", "saw", "cat,saw", "*e*")
 MODES = ("gain", "bias", "scale")

@@ -10,10 +10,12 @@ from sklearn.datasets import load_digits
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from hlnet.data import LabelledImages, TreeData, eval_transform, load_data, loader, open_image, train_transform
+from hlnet.data.images import LabelledImages, open_image
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.errors import DataError, UsageError
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
 
 TINY = InputTransform(input_size=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop_pct=1.0)
 PREPARE = eval_transform(TINY)

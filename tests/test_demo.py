@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import hlnet
-from hlnet import data
 from hlnet.demo import DemoResult, run_demo
-from hlnet.profiling import Latency
+from hlnet.model.cost import Latency
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def demo(tmp_path_factory):
         return {name: [Latency(batch_size=1, threads=1, median_ms=1, low_ms=1, high_ms=1)] for name in models}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hlnet.profiling.measure_latency", measure)
+        patch.setattr("hlnet.model.latency.measure_latency", measure)
         return out, run_demo(out, epochs=1, on_stage=told.append), told
 
 
@@ -51,8 +50,10 @@ def test_report_json_is_the_result(demo):
 
 def evaluated(path, classes=None):
     net = hlnet.load_checkpoint(path)
-    images = data.TreeData(hlnet.load_data("digits", "val"), net.tree, data.eval_transform(net.transform), subset=True)
-    return hlnet.evaluate(net, images, data.loader(images, 100), classes)
+    images = hlnet.TreeData(
+        hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform), subset=True
+    )
+    return hlnet.evaluate(net, images, hlnet.loader(images, 100), classes)
 
 
 def test_accuracies_are_those_of_evaluate(demo):

@@ -9,17 +9,17 @@ from evaluated_nets import BCE, TREE, build, by_hand, expert_of, noise, signal_o
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
-from hlnet.accuracy import accuracy, confusion_matrix
-from hlnet.calibration import calibration_error, class_probabilities
-from hlnet.cue_trial import CuedRun
-from hlnet.cued_logits import CueUse
-from hlnet.cues import Attention
-from hlnet.data import loader
+from hlnet.cues.apply import CuedRun, CueUse
+from hlnet.cues.cue import Attention
+from hlnet.cues.oracle import label_cues
+from hlnet.data.tree_data import loader
 from hlnet.errors import SelectionError, UsageError
-from hlnet.evaluation import evaluate, logits_of
-from hlnet.expert import cut_expert
-from hlnet.oracle_cues import label_cues
-from hlnet.rejection import SCORES, rejection_scores
+from hlnet.evaluation.evaluate import evaluate
+from hlnet.evaluation.logits import logits_of
+from hlnet.evaluation.metrics.accuracy import accuracy, confusion_matrix
+from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities
+from hlnet.evaluation.metrics.rejection import SCORES, rejection_scores
+from hlnet.expert.cut import cut_expert
 
 
 def assert_scores(found, logits, labels, names):

@@ -12,17 +12,18 @@ from evaluated_nets import TRANSFORM, TREE, build, by_hand, expert_of, noise, si
 from PIL import Image
 from typer.testing import CliRunner
 
-from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.cli.main import app
-from hlnet.cue_trial import CueTrial
-from hlnet.cues import Attention
-from hlnet.data import TreeData, eval_transform, load_data, loader
+from hlnet.cues.cue import Attention
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError
-from hlnet.evaluation import evaluate, evaluate_beside
-from hlnet.expert import cut_expert
-from hlnet.inference import optimize
-from hlnet.provenance import FittedAttention
-from hlnet.tree import ClassTree
+from hlnet.evaluation.cue_trial import CueTrial
+from hlnet.evaluation.evaluate import evaluate, evaluate_beside
+from hlnet.expert.cut import cut_expert
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.provenance import FittedAttention
+from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 
 def photos(count=40):

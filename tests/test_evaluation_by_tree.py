@@ -11,19 +11,20 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from typer.testing import CliRunner
 
-from hlnet.accuracy import answer_counts
-from hlnet.checkpoint import save_checkpoint
 from hlnet.cli.main import app
-from hlnet.comparison import compare, compare_evaluations
-from hlnet.cue_trial import CueTrial
-from hlnet.cues import Attention, Cue
-from hlnet.data import load_data, loader
+from hlnet.cues.cue import Attention, Cue
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import loader
 from hlnet.errors import RunError, UsageError
-from hlnet.evaluation import Evaluation, evaluate, evaluate_beside
-from hlnet.expert import cut_expert
-from hlnet.hierarchical_metrics import lca_heights, measure_hierarchy
-from hlnet.provenance import FittedAttention
-from hlnet.tree import ClassTree
+from hlnet.evaluation.cue_trial import CueTrial
+from hlnet.evaluation.evaluate import Evaluation, compare_evaluations, evaluate, evaluate_beside
+from hlnet.evaluation.metrics.accuracy import answer_counts
+from hlnet.evaluation.metrics.comparison import compare
+from hlnet.evaluation.metrics.hierarchy import lca_heights, measure_hierarchy
+from hlnet.expert.cut import cut_expert
+from hlnet.model.provenance import FittedAttention
+from hlnet.store.checkpoint import save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 RELIABLE = CueTrial(attention=Attention(mode="bias", reliability=0.8))
 

@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from naive import randomise
 from safetensors.torch import save_file
 
-import hlnet.expert
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
+import hlnet.expert.cut
 from hlnet.errors import CheckpointError, RunError, SelectionError, UsageError
-from hlnet.expert import Reference, cut_checkpoint, cut_expert, verify_expert
-from hlnet.inference import optimize
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import FittedAttention, Provenance
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.expert.cut import cut_checkpoint, cut_expert
+from hlnet.expert.verify import Reference, verify_expert
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import FittedAttention, Provenance
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=3), max_leaves=8).filter(bool)
 DOGS = {"spaniel": {"sussex": 9, "cocker": 3}, "beagle": 162}
@@ -202,7 +203,7 @@ class Recorder:
     [("tabby,beagle,saw", [[0, 1, 2], [0, 3, 4], [0, 4, 5]]), ("dog", [[1], [2, 3], [2, 3, 4]])],
 )
 def test_only_the_kept_rows_are_read(tmp_path, monkeypatch, selection, kept):
-    path, opened, read = tmp_path / "full.safetensors", hlnet.expert.opened, {}
+    path, opened, read = tmp_path / "full.safetensors", hlnet.expert.cut.opened, {}
     save_checkpoint(build(), path)
 
     @contextmanager
@@ -210,7 +211,7 @@ def test_only_the_kept_rows_are_read(tmp_path, monkeypatch, selection, kept):
         with opened(name) as file:
             yield Recorder(file, read)
 
-    monkeypatch.setattr(hlnet.expert, "opened", recording)
+    monkeypatch.setattr(hlnet.expert.cut, "opened", recording)
     assert cut_expert(path, selection).state_dict().keys() == read.keys()
     for name, rows in read.items():
         assert rows == ("whole" if level_of(name) is None else kept[int(level_of(name))]), name
@@ -291,7 +292,7 @@ SPOILED = {
 def test_cut_of_a_spoiled_file_is_refused(tmp_path, how):
     full, bad, out = (tmp_path / f"{name}.safetensors" for name in ("full", "bad", "out"))
     save_checkpoint(build(), full)
-    with hlnet.expert.opened(full) as file:
+    with hlnet.expert.cut.opened(full) as file:
         metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     name, spoil = SPOILED[how]
     weights[name] = spoil(weights[name])

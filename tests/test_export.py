@@ -12,17 +12,17 @@ import torch
 from exported_nets import SIDE, TREE, assert_near, build, cues, logits, pixels
 
 import hlnet
-from hlnet import exporters
-from hlnet.checkpoint import read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, UsageError
-from hlnet.export import describe, export_model, file_size
-from hlnet.exporters import SUFFIXES
-from hlnet.inference import optimize
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.runtimes import open_exported
-from hlnet.third_party import hushed
-from hlnet.tree_io import tree_from_json
-from hlnet.trunk import InputTransform
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.optional import hushed
+from hlnet.store.checkpoint import read_header, save_checkpoint
+from hlnet.store.export import writers
+from hlnet.store.export.export_model import describe, export_model, file_size
+from hlnet.store.export.runtimes import open_exported
+from hlnet.store.export.writers import SUFFIXES
+from hlnet.tree.io import tree_from_json
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -170,13 +170,15 @@ def test_file_that_gives_other_logits_is_not_kept(tmp_path, monkeypatch):
 
 
 def test_a_graph_that_is_right_for_one_image_only_is_found_out(tmp_path, monkeypatch):
-    opened = hlnet.export.open_exported
+    opened = hlnet.store.export.export_model.open_exported
 
     def mixing_up(path):
         run = opened(path)
-        return hlnet.runtimes.ExportedNet(run.runtime, run.about, lambda inputs: run.run(inputs)[::-1].copy())
+        return hlnet.store.export.runtimes.ExportedNet(
+            run.runtime, run.about, lambda inputs: run.run(inputs)[::-1].copy()
+        )
 
-    monkeypatch.setattr(hlnet.export, "open_exported", mixing_up)
+    monkeypatch.setattr(hlnet.store.export.export_model, "open_exported", mixing_up)
     with pytest.raises(RunError, match="other logits"):
         export_model(build(), tmp_path / "net.pt2", "torch-export")
     export_model(build(), tmp_path / "net.pt2", "torch-export", images=pixels(1))
@@ -215,7 +217,7 @@ def test_missing_package_is_named_with_its_extra(format, package, extra, tmp_pat
 
 def test_network_too_large_for_onnx_is_refused(tmp_path, monkeypatch):
     need("onnx")
-    monkeypatch.setattr(exporters, "LARGEST_ONNX", 10_000)
+    monkeypatch.setattr(writers, "LARGEST_ONNX", 10_000)
     with pytest.raises(UsageError, match="cut an expert"):
         export_model(build(), tmp_path / "net.onnx")
 
@@ -253,7 +255,7 @@ def test_probabilities_of_detectors_are_sigmoids():
 
 
 def test_noise_of_others_is_kept_from_the_user(capfd, caplog):
-    with caplog.at_level(logging.DEBUG, logger="hlnet.third_party"), hushed():
+    with caplog.at_level(logging.DEBUG, logger="hlnet.optional"), hushed():
         print("from Python")
         os.write(2, b"from C\n")
         logging.warning("from a log")

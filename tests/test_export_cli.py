@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 import hlnet
 from hlnet.cli import export as command
 from hlnet.cli import main as cli
-from hlnet.data import eval_transform
-from hlnet.export import describe
-from hlnet.provenance import Provenance, Rejection
-from hlnet.quantization import quantize_onnx, spread, unnormalised
-from hlnet.rejection import rejection_scores
-from hlnet.runtimes import open_exported
+from hlnet.data.tree_data import eval_transform
+from hlnet.evaluation.metrics.rejection import rejection_scores
+from hlnet.model.provenance import Provenance, Rejection
+from hlnet.store.export.export_model import describe
+from hlnet.store.export.quantize import quantize_onnx, spread, unnormalised
+from hlnet.store.export.runtimes import open_exported
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)

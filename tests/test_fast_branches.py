@@ -10,10 +10,10 @@ from naive import randomise
 from random_nets import assert_near, build, images, random_gains, run
 from trees import SHAPES
 
-from hlnet.fast_branches import LeafChunk
-from hlnet.fast_tree import FastTree
-from hlnet.network import BranchTree
-from hlnet.tree import ClassTree
+from hlnet.model.fast.chunks import LeafChunk
+from hlnet.model.fast.walk import FastTree
+from hlnet.model.hierarchical import BranchTree
+from hlnet.tree.class_tree import ClassTree
 
 
 @st.composite

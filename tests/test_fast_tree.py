@@ -5,11 +5,11 @@ import random_nets
 import torch
 from random_nets import TREES, assert_near, blocks, both_gains, build, images, run
 
-import hlnet.fast_tree
-from hlnet.fast_branches import LeafChunk
-from hlnet.fast_tree import FastTree
-from hlnet.inference import optimize
-from hlnet.network import BranchTree
+import hlnet.model.fast.walk
+from hlnet.model.fast.chunks import LeafChunk
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.fast.walk import FastTree
+from hlnet.model.hierarchical import BranchTree
 
 packed = random_nets.packed
 
@@ -20,8 +20,8 @@ def test_size_of_the_cache_and_of_the_batch_does_not_matter(monkeypatch, block, 
     net = build(block, tree)
     expected = {count: [run(net, images(count), *gains) for gains in both_gains(net, count)] for count in (1, 3, 7)}
     for cache, batch in [(1, 8), (1, 1), (40_000, 2), (2**30, 3)]:
-        monkeypatch.setattr(hlnet.fast_tree, "CACHE", cache)
-        monkeypatch.setattr(hlnet.fast_tree, "BATCH", batch)
+        monkeypatch.setattr(hlnet.model.fast.walk, "CACHE", cache)
+        monkeypatch.setattr(hlnet.model.fast.walk, "BATCH", batch)
         fast = optimize(net)
         for count, logits in expected.items():
             for gains, same in zip(both_gains(net, count), logits, strict=True):
@@ -35,7 +35,7 @@ def test_chunks_fit_the_cache(monkeypatch, packed, block):
     net = build(block, TREES["many children"], strides=(1, 1))
     assert net.trunk(images(1)).shape[2:] == (4, 4)
     widest = {"bottleneck": 6, "convnext": 24}[block]
-    monkeypatch.setattr(hlnet.fast_tree, "CACHE", 20 * (8 * 4 * 4 * widest * 4) + 5)  # twenty and a bit
+    monkeypatch.setattr(hlnet.model.fast.walk, "CACHE", 20 * (8 * 4 * 4 * widest * 4) + 5)  # twenty and a bit
     fast = optimize(net)
     run(fast, images(3))
     first, *rest = [(start, end) for _, start, end, *_ in packed]
@@ -73,7 +73,7 @@ def test_packed_at_most_twice_whatever_the_sizes(packed, block):
 @pytest.mark.parametrize("batch", [1, 17])
 def test_other_devices_get_whole_families_and_batches(monkeypatch, block, batch):
     """Not for their numbers, which this device does not have."""
-    monkeypatch.setattr(hlnet.fast_tree, "CACHE", 1)
+    monkeypatch.setattr(hlnet.model.fast.walk, "CACHE", 1)
     head = BranchTree(TREES["many children"], 8, block, (8, 8), (1, 1)).eval()
     runs = []
     for device in ("cpu", "meta"):

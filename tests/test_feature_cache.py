@@ -10,11 +10,12 @@ from cached_photos import SHAPE, TREE, augmented, build, caches, computed, direc
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from hlnet.data import LabelledImages, TreeData, eval_transform
+from hlnet.data.feature_cache import cached_features
+from hlnet.data.images import LabelledImages
+from hlnet.data.sampling import mixed, seeded
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import DataError, UsageError
-from hlnet.feature_cache import cached_features
-from hlnet.sampling import mixed, seeded
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
 
 cache = cached_photos.cache
 

@@ -16,10 +16,10 @@ import torch
 from cached_photos import BYTES, augmented, build, caches, computed, directly, in_another_process, one_file, photos
 from torch.utils.data import DataLoader
 
-import hlnet.feature_cache
+import hlnet.data.feature_cache
+from hlnet.data.feature_cache import cached_features
+from hlnet.data.features import CachedFeatures
 from hlnet.errors import RunError
-from hlnet.feature_cache import cached_features
-from hlnet.features import CachedFeatures
 
 cache = cached_photos.cache
 
@@ -41,7 +41,7 @@ def other_shape(content):
     """A whole file of another array, with a right sum."""
     found = np.frombuffer(content, "<f2", BYTES // 2, 128).reshape(1, 7, 192, 2, 2)
     tail = content[128 + BYTES : -4]
-    head = hlnet.feature_cache._head((1, 6, 192, 2, 2))
+    head = hlnet.data.feature_cache._head((1, 6, 192, 2, 2))
     body = head + found[:, :6].tobytes() + tail
     return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -158,7 +158,7 @@ def test_a_restricted_cache_shares_the_map(tmp_path, cache):
 
 
 def fails_after(count, number):
-    append, done = hlnet.feature_cache._Part.append, []
+    append, done = hlnet.data.feature_cache._Part.append, []
 
     def failing(self, data):
         done.append(len(data))
@@ -171,7 +171,7 @@ def fails_after(count, number):
 
 @pytest.mark.parametrize("count", [0, 2, 5])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, cache, monkeypatch, count):
-    monkeypatch.setattr(hlnet.feature_cache._Part, "append", fails_after(count, errno.ENOSPC))
+    monkeypatch.setattr(hlnet.data.feature_cache._Part, "append", fails_after(count, errno.ENOSPC))
     with pytest.raises(
         RunError, match=r"^cannot write '.*features-.*\.npy': No space left on device; .*cache_dir"
     ) as e:
@@ -206,7 +206,7 @@ def test_a_folder_that_may_only_be_read_serves(tmp_path, cache, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "utime", refuse)
-    monkeypatch.setattr(hlnet.feature_cache.FileLock, "acquire", refuse)
+    monkeypatch.setattr(hlnet.data.feature_cache.FileLock, "acquire", refuse)
     assert len(cached_features(net, photos(tmp_path), folder=cache)) == 7 and seen == []
     with pytest.raises(RunError, match=r"cannot write .*: Permission denied; .*cache_dir"):
         cached_features(net, augmented(tmp_path), folder=cache)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from cached_photos import AUGMENT, SHAPE, TREE, augmented, build, in_another_process, photos
 
-from hlnet.data import TreeData, eval_transform, train_transform
-from hlnet.feature_cache import feature_key
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.tree import ClassTree
+from hlnet.data.feature_cache import feature_key
+from hlnet.data.tree_data import TreeData, eval_transform, train_transform
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.tree.class_tree import ClassTree
 
 
 def rename_class(folder):

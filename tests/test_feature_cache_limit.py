@@ -7,9 +7,9 @@ import cached_photos
 import pytest
 from cached_photos import BYTES, augmented, build, caches, computed, in_another_process, photos
 
-from hlnet.cli.options import byte_size
+from hlnet.cli.shared.options import byte_size
+from hlnet.data.feature_cache import cached_features
 from hlnet.errors import UsageError
-from hlnet.feature_cache import cached_features
 
 cache = cached_photos.cache
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from naive import NaiveTree, copy_weights
 from random_nets import STRIDES, TREE, TREES, WIDTHS, blocks, build, images
 
-from hlnet.branch_features import activity, at_level, block_outputs, colours, feature_maps, node_places
 from hlnet.errors import SelectionError, UsageError
-from hlnet.inference import optimize
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.tree import ClassTree
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.tree.class_tree import ClassTree
+from hlnet.view.branch_maps import activity, at_level, block_outputs, colours, feature_maps, node_places
 
 GAINS = torch.rand(2, TREE.num_nodes, generator=torch.Generator().manual_seed(1)) * 3
 

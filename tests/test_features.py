@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from hlnet.data.feature_cache import cached_features
+from hlnet.data.features import CachedFeatures
+from hlnet.data.sampling import Seeded
 from hlnet.errors import UsageError
-from hlnet.feature_cache import cached_features
-from hlnet.features import CachedFeatures
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.sampling import Seeded
-from hlnet.training import TrainConfig, train
-from hlnet.tree import ClassTree
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.training.loop import TrainConfig, train
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": None})
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))

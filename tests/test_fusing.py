@@ -11,9 +11,9 @@ from random_nets import random_norms, run
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
-from hlnet import kernels
-from hlnet.fusing import fuse
-from hlnet.kernels import Conv
+from hlnet.model.fast import kernels
+from hlnet.model.fast.fuse import fuse
+from hlnet.model.fast.kernels import Conv
 
 both_paths, path = kernel_paths.both_paths, kernel_paths.path
 

@@ -8,8 +8,8 @@ from crafted_nets import Net, activations, assert_near, check, conv, images, nor
 from random_nets import run
 from torch import nn
 
-from hlnet.fusing import fuse
-from hlnet.kernels import Conv
+from hlnet.model.fast.fuse import fuse
+from hlnet.model.fast.kernels import Conv
 
 both_paths, path = kernel_paths.both_paths, kernel_paths.path
 

@@ -11,8 +11,8 @@ from random_nets import run
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
-from hlnet import fusing
-from hlnet.fusing import fuse, fuse_or_why_not
+from hlnet.model.fast import fuse as fusing
+from hlnet.model.fast.fuse import fuse, fuse_or_why_not
 
 
 class Depends(nn.Module):

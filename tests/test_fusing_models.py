@@ -9,9 +9,9 @@ import torch
 from crafted_nets import assert_near, images, kept, parts
 from random_nets import random_norms, run
 
-from hlnet import kernels
-from hlnet.fusing import fuse, fuse_or_why_not
-from hlnet.kernels import Conv, Linear
+from hlnet.model.fast import kernels
+from hlnet.model.fast.fuse import fuse, fuse_or_why_not
+from hlnet.model.fast.kernels import Conv, Linear
 
 both_paths = kernel_paths.both_paths
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlnet.cues import gains_for
+from hlnet.cues.effect import gains_for
 from hlnet.errors import UsageError
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw": None})
 

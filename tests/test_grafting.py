@@ -9,21 +9,22 @@ from naive import randomise
 from PIL import Image
 
 import hlnet
-from hlnet import grafting
-from hlnet.checkpoint import read_header, save_checkpoint
-from hlnet.data import LabelledImages, TreeData, eval_transform
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import DataError, RunError, TreeError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.graft_training import NewBranches, look, train_branches
-from hlnet.grafting import best_parent, graft, graft_config
-from hlnet.growing import grow, node_output
-from hlnet.inference import optimize
-from hlnet.losses import prior_logit
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.provenance import Provenance
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.expert import graft as grafting
+from hlnet.expert.cut import cut_expert
+from hlnet.expert.graft import best_parent, graft, graft_config
+from hlnet.expert.graft_training import NewBranches, look, train_branches
+from hlnet.expert.grow import grow, node_output
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import Provenance
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import read_header, save_checkpoint
+from hlnet.training.losses import prior_logit
+from hlnet.tree.class_tree import ClassTree
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "white": (255,) * 3}
 OLD = ClassTree.from_nested({"warm": ["red"], "cold": ["green"]}).with_ids({"green": "n1"})

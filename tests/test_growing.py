@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from naive import NaiveTree, copy_weights, randomise
 
 from hlnet.errors import TreeError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.grafting import best_parent
-from hlnet.growing import find_parent, grow, grown_tree, inner_nodes, new_branches, node_output
-from hlnet.tree import ClassTree
+from hlnet.expert.cut import cut_expert
+from hlnet.expert.graft import best_parent
+from hlnet.expert.grow import find_parent, grow, grown_tree, inner_nodes, new_branches, node_output
+from hlnet.tree.class_tree import ClassTree
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=3), max_leaves=6).filter(bool)
 TREE = ClassTree.from_nested(

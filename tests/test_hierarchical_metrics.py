@@ -13,10 +13,10 @@ from sklearn.metrics import accuracy_score
 from trees import trees
 
 from hlnet.errors import UsageError
-from hlnet.hierarchical_metrics import lca_heights, measure_hierarchy
-from hlnet.tree import ClassTree
-from hlnet.tree_io import read_tree
-from hlnet.tree_measures import node_heights
+from hlnet.evaluation.metrics.hierarchy import lca_heights, measure_hierarchy
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import read_tree
+from hlnet.tree.measures import node_heights
 
 ANIMALS = ClassTree.from_nested(
     {"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "newt": {}, "tool": ["saw"]}
@@ -219,7 +219,7 @@ def test_all_right_and_all_wrong(right):
 def test_chunks_are_joined(monkeypatch):
     logits, labels = drawn(5, 23, seed=5)
     whole = measure_hierarchy(logits, labels, ANIMALS)
-    monkeypatch.setattr("hlnet.hierarchical_metrics._CHUNK", 4)
+    monkeypatch.setattr("hlnet.evaluation.metrics.hierarchy._CHUNK", 4)
     assert measure_hierarchy(logits, labels, ANIMALS) == whole
 
 

@@ -20,15 +20,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.cli.main import app
 from hlnet.errors import CheckpointError, HlnetError, RunError, UsageError
-from hlnet.expert import cut_checkpoint, cut_expert
-from hlnet.hub import HubModel, locate_model, write_model_folder
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.expert.cut import cut_checkpoint, cut_expert
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.store.hub import HubModel, write_model_folder
+from hlnet.store.locate import locate_model
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"beast": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "été": ["saw"]}, levels=3)
 FILES = ["README.md", "config.json", "model.safetensors"]

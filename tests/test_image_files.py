@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hlnet import image_files as module
+from hlnet.data import image_files as module
+from hlnet.data.image_files import are_files, image_files
 from hlnet.errors import UsageError
-from hlnet.image_files import are_files, image_files
 
 FILES = (
     *("a.jpg", "b.PNG", "note.txt", "[1].png", ".hidden.jpg", "cats/a.jpg", "cats/c10.jpg", "cats/old/x.jpeg"),

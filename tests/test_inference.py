@@ -26,8 +26,8 @@ from random_nets import (
 from torch import nn
 
 from hlnet.errors import UsageError
-from hlnet.expert import cut_expert
-from hlnet.inference import InferenceNet, optimize
+from hlnet.expert.cut import cut_expert
+from hlnet.model.fast.optimize import InferenceNet, optimize
 
 both_paths, path = kernel_paths.both_paths, kernel_paths.path
 

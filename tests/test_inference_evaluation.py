@@ -6,14 +6,16 @@ import torch
 from PIL import Image
 from random_nets import assert_near, build, plain
 
-from hlnet.cue_trial import CueTrial
-from hlnet.cues import Attention
-from hlnet.data import LabelledImages, TreeData, eval_transform, loader
+from hlnet.cues.cue import Attention
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError
-from hlnet.evaluation import evaluate, logits_of
-from hlnet.expert import cut_expert
-from hlnet.inference import optimize
-from hlnet.prediction import predict
+from hlnet.evaluation.cue_trial import CueTrial
+from hlnet.evaluation.evaluate import evaluate
+from hlnet.evaluation.logits import logits_of
+from hlnet.evaluation.prediction import predict
+from hlnet.expert.cut import cut_expert
+from hlnet.model.fast.optimize import optimize
 
 
 def noise(net, count=30):

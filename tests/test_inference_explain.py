@@ -9,10 +9,10 @@ import torch
 from random_nets import TREES, WIDTHS, blocks, build, images, plain, run
 from torch import nn
 
-import hlnet.fast_tree
-from hlnet.inference import optimize
-from hlnet.kernels import packs
-from hlnet.network import HierarchicalNet, NetworkConfig
+import hlnet.model.fast.walk
+from hlnet.model.fast.kernels import packs
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU)
 
@@ -94,7 +94,7 @@ def test_line_on_a_trunk_that_is_traced_and_has_nothing_to_fuse():
 def test_lines_on_the_levels_tell_their_chunks(monkeypatch, block):
     tree = TREES["many children"]
     net = build(block, tree, strides=(1, 2))
-    monkeypatch.setattr(hlnet.fast_tree, "CACHE", 100_000)
+    monkeypatch.setattr(hlnet.model.fast.walk, "CACHE", 100_000)
     fast = optimize(net)
     assert len(fast.explain()) == 2  # no batch yet
     pixels, width = 4 * 4, {"bottleneck": 1, "convnext": 4}[block]

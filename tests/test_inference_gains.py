@@ -6,7 +6,7 @@ import torch
 from random_nets import TREE, TREES, assert_near, blocks, build, images, plain, random_gains, run
 
 from hlnet.errors import UsageError
-from hlnet.inference import optimize
+from hlnet.model.fast.optimize import optimize
 
 both_paths, path = kernel_paths.both_paths, kernel_paths.path
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hlnet.kernels import ACTIVATIONS, Conv, Linear, packs
+from hlnet.model.fast.kernels import ACTIVATIONS, Conv, Linear, packs
 
 path = kernel_paths.path
 

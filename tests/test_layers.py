@@ -9,9 +9,8 @@ from timm.models import group_parameters
 
 import hlnet
 from hlnet.errors import UsageError
-from hlnet.layers import layer_numbers, thaw
-from hlnet.optimizing import make_optimizer
-from hlnet.train_config import TrainConfig
+from hlnet.training.optimizers import make_optimizer
+from hlnet.training.train_config import TrainConfig
 
 optimizers = short_trainings.optimizers
 
@@ -43,7 +42,7 @@ def own_name(net, name):
 def test_numbers_are_those_of_the_timm_model(backbone, kind, coarse):
     net, whole = create(backbone, kind), timm.create_model(backbone, **BACKBONES[backbone])
     expected = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
-    found = layer_numbers(net, coarse)
+    found = net.layer_numbers(coarse)
     assert found.keys() == {name for name, _ in net.named_parameters()}
     inside = {name: own_name(net, name) for name in found}
     assert {name: found[name] for name, own in inside.items() if own} == {
@@ -60,7 +59,7 @@ def test_numbers_are_those_of_the_timm_model(backbone, kind, coarse):
 
 
 def test_numbers_of_a_resnet_are_its_stages():
-    found = layer_numbers(create("resnet18"), coarse=True)
+    found = create("resnet18").layer_numbers(coarse=True)
     stages = {"conv1": 0, "bn1": 0, "layer1": 1, "layer2": 2, "layer3": 3}
     for name, number in found.items():
         part = name.removeprefix("trunk.model.").split(".")[0]
@@ -74,7 +73,7 @@ def test_rates_fall_by_layer(backbone, kind):
     settings = TrainConfig(lr=0.1, layer_decay=0.7, weight_decay=0.2)
     optimizer = make_optimizer(net, settings)
     rates = {id(p): group["lr"] * group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    layers = layer_numbers(net)
+    layers = net.layer_numbers()
     for name, parameter in net.named_parameters():
         assert rates[id(parameter)] == pytest.approx(0.1 * 0.7 ** (max(layers.values()) - layers[name])), name
     assert all(rates[id(p)] == pytest.approx(0.1) for name, p in net.named_parameters() if name.startswith("head."))
@@ -98,7 +97,7 @@ def test_schedule_keeps_the_proportions(optimizers):
 def test_backbone_that_tells_no_layers_is_refused(monkeypatch):
     net = create("resnet18")
     monkeypatch.setattr(type(net.trunk.model), "group_matcher", None)
-    for attempt in (lambda: make_optimizer(net, TrainConfig(layer_decay=0.5)), lambda: thaw(net, 1)):
+    for attempt in (lambda: make_optimizer(net, TrainConfig(layer_decay=0.5)), lambda: net.unfreeze(1)):
         with pytest.raises(UsageError, match=r"^backbone 'resnet18' does not tell its layers"):
             attempt()
 
@@ -118,7 +117,7 @@ def test_thawing_goes_from_the_end(backbone, stages, kind):
     behind = {name for name, p in net.named_parameters() if p.requires_grad}
     assert behind and not any(own_name(net, name) for name in behind)
     for count in [*range(len(stages) + 1), 99, 1, 0]:  # and back
-        assert thaw(net, count) == min(count, len(stages))
+        assert net.unfreeze(count) == min(count, len(stages))
         trains = {own_name(net, name) for name, p in net.named_parameters() if p.requires_grad and name not in behind}
         expected = {
             name

@@ -10,15 +10,16 @@ from matplotlib import colormaps
 from PIL import Image
 from random_nets import TREE, TREES, build, plain
 
-from hlnet.branch_features import activity, feature_maps
-from hlnet.cues import Attention, Cue, cue_effect
-from hlnet.data import eval_transform
+from hlnet.cues.cue import Attention, Cue
+from hlnet.cues.effect import cue_effect
+from hlnet.data.tree_data import eval_transform
 from hlnet.errors import DataError, SelectionError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.live import MOST_IMAGES, ForgottenImageError, LiveNet, Question
-from hlnet.profiling import profile
-from hlnet.provenance import Provenance
-from hlnet.tree import ClassTree
+from hlnet.expert.cut import cut_expert
+from hlnet.model.cost import profile
+from hlnet.model.provenance import Provenance
+from hlnet.tree.class_tree import ClassTree
+from hlnet.view.branch_maps import activity, feature_maps
+from hlnet.view.live import MOST_IMAGES, ForgottenImageError, LiveNet, Question
 
 
 def photo(seed=0):

@@ -10,7 +10,7 @@ import yaml
 from llm_replies import CLASSES, GOOD, NESTED, PLACES, as_moves, as_objects, assert_whole, check_text, from_text
 
 from hlnet.errors import TreeError
-from hlnet.llm.answer import parse_answer
+from hlnet.tree.llm.answer import parse_answer
 
 FORMS = {
     "plain": GOOD,

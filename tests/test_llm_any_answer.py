@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from llm_replies import Script, as_moves, as_objects, assert_whole, from_text, right
 
 from hlnet.errors import TreeError
-from hlnet.llm.answer import parse_moves
-from hlnet.llm.forms import CHILDREN_KEYS
-from hlnet.llm.names import group_name
-from hlnet.llm.names import words as words_of
-from hlnet.llm.nesting import nest_with_llm
+from hlnet.tree.llm.answer import parse_moves
+from hlnet.tree.llm.forms import CHILDREN_KEYS
+from hlnet.tree.llm.names import group_name
+from hlnet.tree.llm.names import words as words_of
+from hlnet.tree.llm.nest import nest_with_llm
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).map(group_name).filter(bool)
 NAMES = NAMES.filter(lambda name: "".join(words_of(name)) not in CHILDREN_KEYS)  # a group "items" alone is no level

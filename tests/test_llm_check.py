@@ -8,7 +8,7 @@ import torch
 from llm_replies import CLASSES, assert_whole, right
 
 from hlnet.errors import TreeError
-from hlnet.llm.check import apply_repair, check_answer, place_rest, repair_prompt
+from hlnet.tree.llm.check import apply_repair, check_answer, place_rest, repair_prompt
 
 
 def test_check_by_hand():

@@ -5,8 +5,8 @@ import json
 import pytest
 from llm_replies import CLASSES, NESTED, PLACES, as_objects, assert_whole, check_text, from_text, right
 
-from hlnet.llm.answer import parse_answer
-from hlnet.llm.check import check_answer
+from hlnet.tree.llm.answer import parse_answer
+from hlnet.tree.llm.check import check_answer
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlnet.llm.names import class_finder, group_name
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.llm.names import class_finder, group_name
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from llm_replies import CLASSES, GOOD, NESTED, Script, assert_whole, from_text, right
 
 from hlnet.errors import DataError, RunError, TreeError, UsageError
-from hlnet.llm.nesting import nest_with_llm, tree_prompt
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.llm.nest import nest_with_llm, tree_prompt
 
 
 def test_prompt_lists_the_classes_and_the_wanted_groups():

@@ -13,8 +13,8 @@ from llm_replies import CLASSES
 from llm_server import SECRET, Reply, failure, serving
 
 from hlnet.errors import RunError, TreeError, UsageError
-from hlnet.llm.nesting import nest_with_llm
-from hlnet.llm.server import ask_server
+from hlnet.tree.llm.nest import nest_with_llm
+from hlnet.tree.llm.server import ask_server
 
 key = llm_server.key
 
@@ -140,7 +140,7 @@ def test_gives_up_after_the_tries(key):
 
 def test_pauses_longer_each_time(key, monkeypatch):
     pauses = []
-    monkeypatch.setattr("hlnet.llm.server.time.sleep", pauses.append)
+    monkeypatch.setattr("hlnet.tree.llm.server.time.sleep", pauses.append)
     server = failure(500, "internal"), failure(500, "internal", {"Retry-After": "soon"}), failure(500, "internal")
     fails(*server, words="500", retries=2)
     assert pauses == [0.5, 1.0]

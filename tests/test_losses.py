@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trees import trees
 
 from hlnet.errors import UsageError
-from hlnet.losses import (
+from hlnet.training.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
     HierarchicalCrossEntropy,
@@ -21,8 +21,8 @@ from hlnet.losses import (
     make_loss,
     prior_logit,
 )
-from hlnet.train_config import TrainConfig
-from hlnet.tree import ClassTree
+from hlnet.training.train_config import TrainConfig
+from hlnet.tree.class_tree import ClassTree
 
 #: Classes at depths 1, 2 and 4, and a node with a single child that is not merely continued.
 UNEVEN = ClassTree.from_nested(

@@ -16,18 +16,20 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hlnet
-from hlnet import remote_file
-from hlnet.candidates import nodes_of_level
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
-from hlnet.cli import cutting, expert_tables, output
 from hlnet.cli import main as cli
-from hlnet.data import eval_transform, open_image
-from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.profiling import profile
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.cli.shared import expert_tables, output
+from hlnet.data.images import open_image
+from hlnet.data.tree_data import eval_transform
+from hlnet.expert import write
+from hlnet.expert.candidates import nodes_of_level
+from hlnet.expert.cut import cut_expert
+from hlnet.model.cost import profile
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.store import remote_file
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 NESTED = {
     "animal": {"cat": {"tabby": 281, "tiger": 282, "lynx": 287}, "dog": {"beagle": 162, "boxer": 242}},
@@ -53,18 +55,18 @@ def save(path, config=CONFIG):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text("aAbß/\\:.-*é1é \0\n日", max_size=200) | st.text(), max_size=8, unique=True))
 def test_file_names_are_safe_and_unique(names):
-    found = cutting.file_names(names)
+    found = write.file_names(names)
     assert len(found) == len(names) == len({name.casefold() for name in found})
     for name in found:
         stem = name.removesuffix(".safetensors")
         assert stem + ".safetensors" == name and len(name.encode()) < 200
         assert stem.isprintable() and stem == stem.strip(" .") and not set('/\\:*?"<>|') & set(stem)
-    assert cutting.file_names(names) == found
+    assert write.file_names(names) == found
 
 
 def test_file_names_are_recognised():
     names = ["animal/big cat", "animal-big cat", "Animal-Big Cat", "..", "été", "CON", "tench, Tinca tinca", "été"]
-    assert [name.removesuffix(".safetensors") for name in cutting.file_names(names)] == [
+    assert [name.removesuffix(".safetensors") for name in write.file_names(names)] == [
         *("animal-big cat", "animal-big cat-2", "Animal-Big Cat-3", "expert", "été"),
         *("CON-", "tench, Tinca tinca", "été-2"),
     ]
@@ -275,7 +277,7 @@ def test_no_half_written_file(run, at, tmp_path, monkeypatch):
     """The second of three fails when it is verified: the first is there, the second's older file is as it was."""
     (tmp_path / "many").mkdir()
     (tmp_path / "many/wheels.safetensors").write_text("older")
-    cut = cutting.cut_checkpoint
+    cut = write.cut_checkpoint
 
     def fails_for_wheels(source, classes, out):
         cut(source, classes, out)
@@ -284,7 +286,7 @@ def test_no_half_written_file(run, at, tmp_path, monkeypatch):
             next(net.parameters()).data += 1
             save_checkpoint(net, out)
 
-    monkeypatch.setattr(cutting, "cut_checkpoint", fails_for_wheels)
+    monkeypatch.setattr(write, "cut_checkpoint", fails_for_wheels)
     code, text, err = run("{full} --selections {groups} --out many --verify")
     assert (code, text) == (1, "") and "is not bitwise the full network's: it is not a cut of it" in err
     *_, told, _ = err.splitlines()
@@ -295,15 +297,15 @@ def test_no_half_written_file(run, at, tmp_path, monkeypatch):
 
 
 def test_verified_on_images(run, at, tmp_path, monkeypatch):
-    seen, logits = [], hlnet.expert.float64_logits
+    seen, logits = [], hlnet.expert.verify.float64_logits
 
     def recording(net, batches):
         batches = list(batches)
         seen.append((len(net.tree.classes), batches))
         return logits(net, batches)
 
-    monkeypatch.setattr(hlnet.expert, "float64_logits", recording)
-    monkeypatch.setattr(cutting, "BATCH", 2)
+    monkeypatch.setattr(hlnet.expert.verify, "float64_logits", recording)
+    monkeypatch.setattr(write, "BATCH", 2)
     code, text, _ = run("{full} --classes cat --out e.safetensors --verify --images {images} --images {images}/a.png")
     told_so = "verified: weights bitwise the full network's; logits equal on 3 images (largest difference"
     assert code == 0 and told_so in text

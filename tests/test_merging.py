@@ -10,15 +10,15 @@ from naive import randomise
 from test_expert import build, trees_and_choices
 from typer.testing import CliRunner
 
-from hlnet.checkpoint import load_checkpoint, read_header, save_checkpoint
 from hlnet.cli.main import app
 from hlnet.errors import TreeError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.growing import grow, new_branches
-from hlnet.merging import merge_experts
-from hlnet.network import HierarchicalNet
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.tree import ClassTree
+from hlnet.expert.cut import cut_expert
+from hlnet.expert.grow import grow, new_branches
+from hlnet.expert.merge import merge_experts
+from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -19,17 +19,17 @@ from PIL import Image
 
 import hlnet
 from hlnet.cli.main import app
-from hlnet.cue_training import trained_attention
-from hlnet.expert import cut_expert
-from hlnet.hub import write_model_folder
-from hlnet.model_card import make_model_card
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.profiling import Cost, plain_cost, profile
-from hlnet.provenance import FittedAttention, PathConformal, Rejection
-from hlnet.selection import select_classes
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.cues.cue_aware import trained_attention
+from hlnet.expert.cut import cut_expert
+from hlnet.model.cost import Cost, plain_cost, profile
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import FittedAttention, PathConformal, Rejection
+from hlnet.model.transform import InputTransform
+from hlnet.store.hub import write_model_folder
+from hlnet.store.model_card import make_model_card
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import select_classes
 
 TREE = ClassTree.from_nested({"beast": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw": {}}, levels=3)
 RECIPE = {
@@ -171,7 +171,9 @@ AWKWARD = ["```", "`", "<b>", "a|b", "{{ x }}", "--all", "*", "a,b", "## Data", 
 @given(names=st.lists(NAMES.filter(bool) | st.sampled_from(AWKWARD), min_size=2, max_size=30, unique=True))
 def test_names_of_any_kind_do_no_harm(names):
     tree = ClassTree.from_nested({"group": names}, levels=3)
-    with patch("hlnet.model_card._costs", return_value={"this network": Cost(classes=2, params=1, gmacs=1, bytes=1)}):
+    with patch(
+        "hlnet.store.model_card._costs", return_value={"this network": Cost(classes=2, params=1, gmacs=1, bytes=1)}
+    ):
         card = make_model_card(full(tree))
     (listing,) = blocks(section(card, "Classes"), "text")
     assert listing.splitlines()[0] == "group" and [line.strip() for line in listing.splitlines()[1:]] == names

@@ -7,9 +7,10 @@ from naive import NaiveTree, copy_weights, randomise
 from pydantic import ValidationError
 
 from hlnet.errors import UsageError
-from hlnet.network import BranchTree, HierarchicalNet, NetworkConfig
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform, Trunk
+from hlnet.model.hierarchical import BranchTree, HierarchicalNet, NetworkConfig
+from hlnet.model.transform import InputTransform
+from hlnet.model.trunk import Trunk
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"], "saw": None})
 BACKBONE = "test_resnet"  # timm's tiny one

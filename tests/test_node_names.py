@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import SelectionError
-from hlnet.selection import as_selection, select_classes
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import as_selection, select_classes
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=3), max_leaves=10).filter(bool)
 TREE = ClassTree.from_nested(

@@ -10,10 +10,10 @@ from accelerate.tracking import get_available_trackers
 from short_trainings import build, config, fit
 from torch import nn
 
-from hlnet import optimizing
 from hlnet.errors import RunError, UsageError
-from hlnet.optimizing import fitting_batch_size
-from hlnet.training import Epoch
+from hlnet.training import optimizers as optimizing
+from hlnet.training.optimizers import fitting_batch_size
+from hlnet.training.state import Epoch
 
 optimizers = short_trainings.optimizers
 

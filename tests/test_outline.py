@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import TreeError
-from hlnet.outline import Outline, group_name
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.hierarchy import Outline, group_name
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=14).filter(bool)
 

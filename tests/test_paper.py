@@ -9,11 +9,11 @@ from naive import NaiveTree
 from timm import create_model
 from torch import nn
 
-from hlnet.network import HierarchicalNet
-from hlnet.presets import network_config
-from hlnet.profiling import count_macs, plain_cost, profile
-from hlnet.tree import ClassTree
-from hlnet.trunk import Trunk
+from hlnet.model.cost import count_macs, plain_cost, profile
+from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.presets import network_config
+from hlnet.model.trunk import Trunk
+from hlnet.tree.class_tree import ClassTree
 
 N3HL, PHL, N152, CNX = "n3hl_resnet50", "phl_resnet50", "n3hl_resnet152", "n3hl_convnextv2_tiny"
 BLOCKS = {N3HL: "bottleneck", PHL: "bottleneck", N152: "bottleneck", CNX: "convnext"}

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import trees
 
-from hlnet.path_answers import TreePaths
-from hlnet.tree import ClassTree
+from hlnet.evaluation.metrics.paths import TreePaths
+from hlnet.tree.class_tree import ClassTree
 
 PARTS = 2**20  # shares are multiples of 1 / PARTS: their sums are exact in whatever order
 TREE = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw": {}, "axe": {}})

@@ -4,11 +4,12 @@ import pytest
 import timm
 import torch
 
-from hlnet.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.errors import BackboneError
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform, Trunk
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.model.trunk import Trunk
+from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "saw": 491})
 SIZE = 64

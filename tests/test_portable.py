@@ -7,10 +7,10 @@ from exported_nets import assert_near, build, cues, logits, pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.portable import PortableNet
-from hlnet.tree import ClassTree
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.store.export.portable import PortableNet
+from hlnet.tree.class_tree import ClassTree
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
 TRUNKS = {

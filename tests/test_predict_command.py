@@ -18,20 +18,20 @@ from naive import randomise
 from PIL import Image
 from typer.testing import CliRunner
 
-from hlnet import sharing
-from hlnet.checkpoint import load_checkpoint, save_checkpoint
-from hlnet.cli import output, prediction_formats
 from hlnet.cli import predict as command
 from hlnet.cli.main import app
+from hlnet.cli.shared import output, prediction_formats
+from hlnet.cli.shared import processes as sharing
+from hlnet.cli.shared.processes import Share
 from hlnet.errors import DataError, RunError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.inference import optimize
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.prediction import Label, PathAnswer, Prediction, predict
-from hlnet.provenance import PathConformal, Provenance, Rejection
-from hlnet.sharing import Share
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.evaluation.prediction import Label, PathAnswer, Prediction, predict
+from hlnet.expert.cut import cut_expert
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.provenance import PathConformal, Provenance, Rejection
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"beast": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw, old": {}})
 NAMES = ("b", "a, odd", "c/x", "c/bad", "c/é", "d/1", "d/2", "d/3", "d/4")

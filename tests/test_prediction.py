@@ -13,19 +13,19 @@ from naive import randomise
 from PIL import Image
 from typer.testing import CliRunner
 
-from hlnet import prediction as module
-from hlnet.checkpoint import save_checkpoint
 from hlnet.cli.main import app
-from hlnet.data import eval_transform
+from hlnet.data.tree_data import eval_transform
 from hlnet.errors import RunError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.prediction import Prediction, predict
-from hlnet.provenance import PathConformal, Provenance, Rejection
-from hlnet.rejection import SCORES, rejection_scores
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.evaluation import prediction as module
+from hlnet.evaluation.metrics.rejection import SCORES, rejection_scores
+from hlnet.evaluation.prediction import Prediction, predict
+from hlnet.expert.cut import cut_expert
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import PathConformal, Provenance, Rejection
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import save_checkpoint
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": {"tabby": 9, "siamese": 0}, "dog": {"beagle": 162}, "saw": 491})
 

@@ -7,11 +7,11 @@ import pytest
 import timm
 import torch
 
-from hlnet import presets
 from hlnet.errors import BackboneError, HlnetError, UsageError
-from hlnet.presets import PRESETS, create_model, network_config
-from hlnet.tree import ClassTree
-from hlnet.trunk import Trunk
+from hlnet.model import presets
+from hlnet.model.presets import PRESETS, create_model, network_config
+from hlnet.model.trunk import Trunk
+from hlnet.tree.class_tree import ClassTree
 
 NESTED = {"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "tool": {"saw": ["chain saw"]}}
 TREE = ClassTree.from_nested(NESTED)
@@ -224,5 +224,5 @@ def test_registering_again_is_silent():
 def test_registering_leaves_the_modules_public_names_intact():
     presets.register_with_timm()
     names: dict = {}
-    exec("from hlnet.presets import *", names)
+    exec("from hlnet.model.presets import *", names)
     assert names["create_model"] is create_model

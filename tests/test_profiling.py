@@ -9,16 +9,17 @@ from safetensors import safe_open
 from timm.layers import Attention
 from torch import nn
 
-import hlnet.profiling
-from hlnet.checkpoint import save_checkpoint
+import hlnet.model.cost
 from hlnet.errors import BackboneError, SelectionError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.profiling import Cost, Latency, Profile, count_macs, measure_latency, plain_cost, profile, with_latency
-from hlnet.selection import select_classes
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.expert.cut import cut_expert
+from hlnet.model.cost import Cost, Latency, Profile, count_macs, plain_cost, profile
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.latency import measure_latency, with_latency
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import save_checkpoint
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import select_classes
 
 TREE = ClassTree.balanced((2, 3, 5))
 CONFIG = NetworkConfig(backbone="test_resnet", widths=(8, 4, 4), strides=(1, 1, 2))
@@ -155,7 +156,7 @@ def cost(classes, params, gmacs, size, *milliseconds):
 
 def test_reductions_are_relative_changes():
     plain, full = cost(8, 100, 2.0, 1000, 10.0), cost(8, 400, 5.0, 1600, 25.0, 1.0)
-    found = hlnet.profiling.with_reductions(
+    found = hlnet.model.cost.with_reductions(
         Profile(input_size=(3, 8, 8), plain=plain, full=full, expert=cost(2, 50, 1.0, 800))
     )
     assert found.reductions == {
@@ -207,9 +208,10 @@ def test_latencies_are_put_into_their_columns(monkeypatch, classes, parent_count
         outputs = [model.eval()(torch.zeros(1, 3, 64, 64)).shape[1] for model in models.values()]
         return {name: cost(1, 1, 1, 1, 10.0 * n).latency for name, n in zip(models, outputs, strict=True)}
 
-    monkeypatch.setattr(hlnet.profiling, "measure_latency", fake)
+    monkeypatch.setattr(hlnet.model.latency, "measure_latency", fake)
     bare = profile(CONFIG, TREE, classes=classes, parent_counts=parent_counts)
-    found = with_latency(bare, HierarchicalNet(CONFIG, TREE), classes, (2,), (1,))
+    net = HierarchicalNet(CONFIG, TREE)
+    found = with_latency(bare, net, None if classes is None else cut_expert(net, classes), (2,), (1,))
     columns = {name: column for name in ("plain", "full", "expert") if (column := getattr(found, name))}
     assert [name for name, column in columns.items() if column.latency] == measured
     assert all(columns[name].latency[0].median_ms == 10.0 * columns[name].classes for name in measured)
@@ -219,7 +221,7 @@ def test_latencies_are_put_into_their_columns(monkeypatch, classes, parent_count
 
 @pytest.mark.parametrize("config", [CONFIG, CONVNEXT, SWIN], ids=lambda config: config.backbone)
 def test_random_network_runs_and_keeps_computed_buffers(config):
-    net, real = hlnet.profiling.random_network(config, TREE), HierarchicalNet(config, TREE)
+    net, real = hlnet.model.latency.random_network(config, TREE), HierarchicalNet(config, TREE)
     real.load_state_dict(net.state_dict())  # the same names and shapes
     for (name, ours), (_, theirs) in zip(net.named_buffers(), real.named_buffers(), strict=True):
         assert torch.equal(ours, theirs), name

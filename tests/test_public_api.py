@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli import main as cli
-from hlnet.cli import output
+from hlnet.cli.shared import output
 
 COMMANDS = (
     *("demo", "build-tree", "train", "calibrate", "eval", "attend", "predict", "show", "app"),
@@ -168,7 +168,7 @@ def test_train_options_have_the_defaults_of_the_library():
     from typer.main import get_command
 
     from hlnet.cli.train import NO_SETTINGS
-    from hlnet.recipes import NetworkSettings, RunConfig
+    from hlnet.training.run_config import NetworkSettings, RunConfig
 
     options = {parameter.name: parameter for parameter in get_command(cli.app).commands["train"].params}
     tables = {"network": NetworkSettings, "train": hlnet.TrainConfig}

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import hlnet
-from hlnet import training
 from hlnet.cli import main as cli
 from hlnet.cli.train import NO_SETTINGS
-from hlnet.recipes import build_network, read_run_config, shipped_recipes
-from hlnet.run_folder import RunFolder
-from hlnet.trunk import create_backbone
+from hlnet.model.trunk import create_backbone
+from hlnet.training import loop
+from hlnet.training.run_config import build_network, read_run_config, shipped_recipes
+from hlnet.training.run_folder import RunFolder
 
 RECIPES = {
     file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ def captured(monkeypatch):
     def stop(net, train_data, val_data, settings, *_, described, **rest):
         raise Captured(net, settings, described, rest)
 
-    monkeypatch.setattr(training, "train", stop)
+    monkeypatch.setattr(loop, "train", stop)
 
     def run(line, *more):
         result = CliRunner().invoke(cli.app, [*line.split(), *more])
@@ -168,7 +168,7 @@ def test_options_replace_a_recipe(root, captured, recipe):
 
 def test_every_setting_has_an_option_and_reaches_a_run():
     words = {word.removeprefix("--no-").removeprefix("--") for word in FLAGS.split() if word.startswith("--")}
-    settings = {*hlnet.TrainConfig.model_fields, *hlnet.recipes.NetworkSettings.model_fields}
+    settings = {*hlnet.TrainConfig.model_fields, *hlnet.training.run_config.NetworkSettings.model_fields}
     settings -= {"backbone_args", "block", "widths", "strides"}  # of branches
     settings -= {"cache_views", "cue_aware"}  # see above
     assert {name.replace("_", "-") for name in settings} <= words

@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.metrics import auc, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from hlnet.data import LabelledImages, TreeData
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData
 from hlnet.errors import DataError, RunError, UsageError
-from hlnet.provenance import Provenance
-from hlnet.rejection import (
+from hlnet.evaluation.metrics.rejection import (
     SCORES,
     conformal_threshold,
     default_score,
@@ -25,7 +25,8 @@ from hlnet.rejection import (
     roc_curve,
     write_roc,
 )
-from hlnet.tree import ClassTree
+from hlnet.model.provenance import Provenance
+from hlnet.tree.class_tree import ClassTree
 
 #: Few distinct values, so that own and outside images often tie.
 coarse = st.lists(st.integers(-3, 3), min_size=1, max_size=30)

@@ -18,14 +18,14 @@ from remote_material import NAME, TREE, build, cached, equal, raw_header, same
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hlnet import byte_ranges, remote_file
-from hlnet.checkpoint import header_of, load_checkpoint, read_header, save_checkpoint
 from hlnet.errors import CheckpointError, RunError, SelectionError, UsageError
-from hlnet.expert import cut_checkpoint, cut_expert
-from hlnet.hub import locate_model
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.remote_file import DTYPES, RemoteFile, in_parts
-from hlnet.tree import ClassTree
+from hlnet.expert.cut import cut_checkpoint, cut_expert
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.store import byte_ranges, remote_file
+from hlnet.store.checkpoint import header_of, load_checkpoint, read_header, save_checkpoint
+from hlnet.store.locate import locate_model
+from hlnet.store.remote_file import DTYPES, RemoteFile, in_parts
+from hlnet.tree.class_tree import ClassTree
 
 full, hub, storage, fine = remote_material.full, remote_material.hub, remote_material.storage, remote_material.fine
 

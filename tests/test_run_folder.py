@@ -4,24 +4,24 @@ import pytest
 import torch
 from short_trainings import build, config, fit, squares
 
-import hlnet.training
-from hlnet.checkpoint import load_checkpoint
-from hlnet.data import TreeData
+import hlnet.training.loop
+from hlnet.data.tree_data import TreeData
 from hlnet.errors import RunError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.losses import prior_logit
-from hlnet.plain import PlainConfig, PlainNet
-from hlnet.run_folder import RunFolder
-from hlnet.run_state import STATE_FILE, RunState
-from hlnet.training import train
-from hlnet.tree import ClassTree
+from hlnet.expert.cut import cut_expert
+from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.store.checkpoint import load_checkpoint
+from hlnet.training.loop import train
+from hlnet.training.losses import prior_logit
+from hlnet.training.run_folder import RunFolder
+from hlnet.training.state import STATE_FILE, RunState
+from hlnet.tree.class_tree import ClassTree
 
 
 @pytest.mark.parametrize("moment", ["write_best", "save_state"])
 def test_best_weights_are_of_the_epoch_that_the_history_says(tmp_path, monkeypatch, moment):
     """Also when the run ended between the state and the best weights, and the next epoch is worse than that one."""
     top1 = iter([0.5, 0.9, 0.4, 0.4, 0.4])
-    monkeypatch.setattr(hlnet.training._Run, "_validate", lambda self, number: (1.0, next(top1)))
+    monkeypatch.setattr(hlnet.training.loop._Run, "_validate", lambda self, number: (1.0, next(top1)))
     real, calls = getattr(RunFolder, moment), []
 
     def dying(self, *arguments):
@@ -66,7 +66,7 @@ def test_only_new_networks_begin_as_detectors():
 
 def test_two_classifiers_begin_as_detectors():
     net = PlainNet(PlainConfig(backbone="deit_tiny_distilled_patch16_224"), ClassTree.from_nested(["a", "b", "c"]))
-    hlnet.training._start_as_detectors(net)
+    hlnet.training.loop._start_as_detectors(net)
     for part in net.model.get_classifier():
         assert part.bias.tolist() == pytest.approx([prior_logit(3)] * 3)
 

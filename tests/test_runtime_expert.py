@@ -8,15 +8,15 @@ import random_nets
 import torch
 from random_nets import TREE, TREES, assert_near, blocks, both_gains, build, images, plain, random_gains, run
 
-import hlnet.fast_tree
+import hlnet.model.fast.walk
 from hlnet.errors import SelectionError, UsageError
-from hlnet.expert import cut_expert
-from hlnet.fast_branches import UnpackedChunk
-from hlnet.inference import optimize
-from hlnet.presets import create_model
-from hlnet.provenance import Rejection
-from hlnet.selection import select_classes
-from hlnet.tree import ClassTree
+from hlnet.expert.cut import cut_expert
+from hlnet.model.fast.chunks import UnpackedChunk
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.presets import create_model
+from hlnet.model.provenance import Rejection
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import select_classes
 
 both_paths, path = kernel_paths.both_paths, kernel_paths.path
 packed = random_nets.packed
@@ -64,7 +64,7 @@ def test_selection_gives_the_experts_logits(block, classes):
 @pytest.mark.parametrize("cache", [1, 3000, 2**20])
 def test_selection_whatever_is_packed(monkeypatch, block, cache):
     """In chunks of one, of some and of whole families; of which parts, or all, or nothing run packed."""
-    monkeypatch.setattr(hlnet.fast_tree, "CACHE", cache)
+    monkeypatch.setattr(hlnet.model.fast.walk, "CACHE", cache)
     net = build(block, MANY)
     fast, blocks = optimize(net), set()
     for classes in SELECTIONS.values():

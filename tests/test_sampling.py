@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from hlnet.data import loader
+from hlnet.data.sampling import TRIES, EpochSampler, Seeded, mixed, seeded
+from hlnet.data.tree_data import loader
 from hlnet.errors import DataError
-from hlnet.sampling import TRIES, EpochSampler, Seeded, mixed, seeded
 
 SIZES, SEEDS, EPOCHS = st.integers(1, 60), st.integers(0, 2**40), st.integers(0, 10_000)
 

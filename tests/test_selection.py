@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import HlnetError, SelectionError, UsageError
-from hlnet.selection import MOST_TEXTS, known_part, read_selections, select_classes
-from hlnet.tree import ClassTree
-from hlnet.tree_io import tree_from_json
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import tree_from_json
+from hlnet.tree.selection import MOST_TEXTS, known_part, read_selections, select_classes
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
 NESTED = {

@@ -7,11 +7,12 @@ import pytest
 from cached_photos import SHAPE, build
 from shard_files import noise_bytes, samples, shades, write_shard
 
-from hlnet.data import TreeData, eval_transform, load_data, loader
+from hlnet.data.feature_cache import feature_key
+from hlnet.data.sampling import Seeded
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import DataError
-from hlnet.feature_cache import feature_key
-from hlnet.sampling import Seeded
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
 
 PREPARE = eval_transform(SHAPE)
 PETS = ClassTree.parallel(["dog", "cat"], levels=2)

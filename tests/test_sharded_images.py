@@ -11,9 +11,10 @@ from command_line import as_json
 from PIL import Image
 from shard_files import pack, samples, shades, write_shard
 
-from hlnet.data import TreeData, eval_transform, load_data
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import DataError, UsageError
-from hlnet.tree import ClassTree
+from hlnet.tree.class_tree import ClassTree
 
 NUMBERS = {"red": 2, "yellow": 0, "green": 3, "blue": 1}  # in no order
 NAMES = sorted(NUMBERS, key=NUMBERS.get)

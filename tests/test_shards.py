@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import image_bytes, samples, write_shard
 
-from hlnet import shards
+from hlnet.data import shards
+from hlnet.data.shards import index_shard
 from hlnet.errors import DataError
-from hlnet.shards import index_shard
 
 KEYS = st.tuples(
     st.sampled_from(["", "a b/", "a.b/c/", "x" * 95 + "/"]), st.text("aZ09-_é", min_size=1, max_size=8)

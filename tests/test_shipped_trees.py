@@ -10,10 +10,10 @@ import pytest
 from timm.data import ImageNetInfo
 
 from hlnet.errors import TreeError, UsageError
-from hlnet.presets import network_config
-from hlnet.profiling import profile
-from hlnet.tree_io import read_tree
-from hlnet.wordnet import WordNet
+from hlnet.model.cost import profile
+from hlnet.model.presets import network_config
+from hlnet.tree.build.wordnet import WordNet
+from hlnet.tree.io import read_tree
 
 ROOT = Path(__file__).parent.parent
 COUNTS = {

@@ -12,18 +12,19 @@ from command_line import failing, invoke  # noqa: F401
 from PIL import Image
 from random_nets import TREE, TREES, build, plain
 
-from hlnet.branch_features import activity, colours, feature_maps
-from hlnet.checkpoint import save_checkpoint
-from hlnet.cues import Attention, Cue
-from hlnet.data import eval_transform, open_image
+from hlnet.cues.cue import Attention, Cue
+from hlnet.data.images import open_image
+from hlnet.data.tree_data import eval_transform
 from hlnet.errors import DataError, SelectionError, UsageError
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.provenance import Provenance
-from hlnet.showing import look
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
-from hlnet.view_page import best_classes, write_view
-from hlnet.view_pictures import activation_figure, cue_figure, map_figure
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.provenance import Provenance
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import save_checkpoint
+from hlnet.tree.class_tree import ClassTree
+from hlnet.view.branch_maps import activity, colours, feature_maps
+from hlnet.view.look import look
+from hlnet.view.page import best_classes, write_view
+from hlnet.view.pictures import activation_figure, cue_figure, map_figure
 
 captum = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("captum"), reason="the extra 'show' is not installed"
@@ -157,7 +158,7 @@ def test_default_of_a_parallel_network_has_no_chain(files):
 
 @captum
 def test_activation_maps_are_of_the_classes_among_the_nodes(files):
-    from hlnet.class_activation import activation_maps
+    from hlnet.view.class_activation import activation_maps
 
     net, chosen = hierarchical(), files[:2]
     view = look(net, chosen, ["boxer", "cat", "tabby"], cam=True, level=1)

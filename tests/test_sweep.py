@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from hlnet.cli.main import app
 from hlnet.errors import UsageError
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.profiling import count_macs
-from hlnet.sweep import balanced_strides, sweep_split_points
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.model.cost import count_macs
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.split_points import balanced_strides, sweep_split_points
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from short_trainings import build, config, fit
 
 from hlnet.errors import UsageError
-from hlnet.train_config import TrainConfig
+from hlnet.training.train_config import TrainConfig
 
 
 @pytest.mark.parametrize(

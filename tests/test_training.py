@@ -11,16 +11,18 @@ from runs import SMALL, write_images
 from short_trainings import COLOURS, TRANSFORM, build, config, fit, same, snapshot, squares
 from typer.testing import CliRunner
 
-from hlnet.checkpoint import load_checkpoint
 from hlnet.cli import main as cli
-from hlnet.data import TreeData, eval_transform, load_data, loader
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import DataError
-from hlnet.evaluation import evaluate
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.train_config import TrainConfig
-from hlnet.training import Epoch, train
-from hlnet.tree import ClassTree
-from hlnet.trunk import InputTransform
+from hlnet.evaluation.evaluate import evaluate
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.transform import InputTransform
+from hlnet.store.checkpoint import load_checkpoint
+from hlnet.training.loop import train
+from hlnet.training.state import Epoch
+from hlnet.training.train_config import TrainConfig
+from hlnet.tree.class_tree import ClassTree
 
 SWIN = {"img_size": 32, "window_size": 2, "embed_dim": 12, "depths": [2, 2, 2, 2]}
 

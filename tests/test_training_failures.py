@@ -12,11 +12,12 @@ from runs import write_images
 from short_trainings import TRANSFORM, TREE, build, config, fit, squares
 from torch.utils.data import get_worker_info
 
-from hlnet import training
-from hlnet.checkpoint import load_checkpoint
-from hlnet.data import TreeData, eval_transform, load_data
+from hlnet.data.sources import load_data
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import DataError, RunError
-from hlnet.training import train
+from hlnet.store.checkpoint import load_checkpoint
+from hlnet.training import loop
+from hlnet.training.loop import train
 
 
 @pytest.mark.parametrize("where", ["head.leaves.bias", "trunk.model.conv1.0.weight"])
@@ -83,7 +84,7 @@ def test_full_memory_is_told(monkeypatch):
     def fail(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes\nand")
 
-    monkeypatch.setattr(training._Run, "_step", fail)
+    monkeypatch.setattr(loop._Run, "_step", fail)
     with pytest.raises(RunError, match=r"^the memory is full \(.*\); try a smaller batch_size, or smaller images$"):
         fit(build())
 

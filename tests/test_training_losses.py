@@ -7,9 +7,9 @@ import torch
 from short_trainings import TREE, build, config, fit, squares
 from torch import nn
 
-from hlnet.data import loader
-from hlnet.losses import make_loss, prior_logit
-from hlnet.training import train
+from hlnet.data.tree_data import loader
+from hlnet.training.loop import train
+from hlnet.training.losses import make_loss, prior_logit
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import hlnet
 from hlnet.errors import SelectionError, TreeError
-from hlnet.tree import MAX_LEVELS, ClassTree, Node
+from hlnet.tree.class_tree import MAX_LEVELS, ClassTree
+from hlnet.tree.nodes import Node
 
 PETS = {"animal": {"cat": {"tabby": 281, "siamese": 284}, "dog": {"beagle": 162}}, "saw": 491}
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=14).filter(bool)

@@ -26,10 +26,10 @@ from trees import (
 )
 
 from hlnet.errors import RunError, TreeError, UsageError
-from hlnet.outline import Outline
-from hlnet.tree import ClassTree
-from hlnet.tree_graphs import read_newick
-from hlnet.tree_io import FORMATS, SUFFIXES, read_tree, write_tree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.graphs import read_newick
+from hlnet.tree.hierarchy import Outline
+from hlnet.tree.io import FORMATS, SUFFIXES, read_tree, write_tree
 
 # ---------------------------------------------------------------------- writing
 

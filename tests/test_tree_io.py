@@ -8,12 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import HlnetError, RunError, TreeError, UsageError
-from hlnet.tree import ClassTree
-from hlnet.tree_io import read_tree, tree_from_json, tree_to_json, write_tree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import read_tree, tree_from_json, tree_to_json, write_tree
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
 PETS = {"cat": {"tabby": 0, "siamese": 1}, "dog": {"beagle": 2}}
-FILE = {"format": "hlnet.tree", "version": 1, "levels": 2, "tree": PETS, "ids": {"cat": "n02", "cat/tabby": "n021"}}
+FILE = {
+    "format": "hlnet.tree",
+    "version": 1,
+    "levels": 2,
+    "tree": PETS,
+    "ids": {"cat": "n02", "cat/tabby": "n021"},
+}
 
 
 @st.composite

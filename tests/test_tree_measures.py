@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
 from hlnet.errors import TreeError
-from hlnet.tree import ClassTree
-from hlnet.tree_measures import check_tree, compare_trees
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.measures import check_tree, compare_trees
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
 

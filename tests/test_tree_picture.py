@@ -18,8 +18,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from hlnet.errors import RunError, SelectionError, UsageError
-from hlnet.tree import ClassTree
-from hlnet.tree_picture import DPI, draw_tree, tree_figure, tree_page
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.picture import DPI, draw_tree, tree_figure, tree_page
 
 RED = "#c4443c"
 SVG = "{http://www.w3.org/2000/svg}"

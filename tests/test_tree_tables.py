@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from trees import CONTENT, PETS, in_one_folder, nested_of, put, tree_or_error, trees, written_and_read
 
 from hlnet.errors import TreeError
-from hlnet.tree import ClassTree
-from hlnet.tree_io import SUFFIXES, read_tree, write_tree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import SUFFIXES, read_tree, write_tree
 
 # ---------------------------------------------------------------------- writing
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError
-from hlnet.network import HierarchicalNet, NetworkConfig
-from hlnet.tree import ClassTree
-from hlnet.trunk import Trunk, create_backbone, load_trunk_weights
+from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+from hlnet.model.trunk import Trunk, create_backbone, load_trunk_weights
+from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
 FAMILIES = {  # backbone: last stage kept, channels; 14 x 14 pixels each

@@ -9,7 +9,7 @@ from random_nets import assert_near, build, images, plain, run
 from torch import nn
 
 from hlnet.errors import UsageError
-from hlnet.inference import optimize
+from hlnet.model.fast.optimize import optimize
 
 both_paths, path = kernel_paths.both_paths, kernel_paths.path
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wordnet_files import write
 
-from hlnet.wordnet import WordNet, wordnet_outline
+from hlnet.tree.build.wordnet import WordNet, wordnet_outline
 
 real = wordnet_files.real
 

@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from wordnet_files import TINY, write
 
-from hlnet.presets import network_config
-from hlnet.profiling import profile
-from hlnet.tree import ClassTree
-from hlnet.tree_io import read_tree
-from hlnet.trunk import create_backbone
+from hlnet.model.cost import profile
+from hlnet.model.presets import network_config
+from hlnet.model.trunk import create_backbone
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import read_tree
 
 CLASSES = ("cat", "dog", "owl", "rook", "saw", "Öl")
 #: Its leaves are not in the order of the indices, which are those of the folders.

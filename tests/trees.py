@@ -4,8 +4,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import HlnetError
-from hlnet.tree import ClassTree
-from hlnet.tree_io import FORMATS, read_tree, write_tree
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.io import FORMATS, read_tree, write_tree
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
 ODD = [

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 
 
 def app(
@@ -28,9 +28,9 @@ def app(
 
         hlnet app cats.safetensors --port 0 --open
     """
-    from hlnet.app import create_app, serve
-    from hlnet.cli import output
-    from hlnet.live import LiveNet
+    from hlnet.cli.shared import output
+    from hlnet.view.app import create_app, serve
+    from hlnet.view.live import LiveNet
 
     page = create_app(LiveNet(options.load_model(model, device)), title=f"hlnet: {options.short_name(model)}")
 

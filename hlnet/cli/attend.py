@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.cue_report import CuedNetwork, CueReport
-    from hlnet.trunk import InputTransform
+    from hlnet.evaluation.cue_report import CuedNetwork, CueReport
+    from hlnet.model.transform import InputTransform
 
 
 #: The gain of the paper's Table 5.
@@ -79,16 +79,17 @@ def attend(
 
         hlnet attend runs/photos --data photos --plain runs/plain --reliability 0.75 --picture cues.png
     """
-    from hlnet.checkpoint import save_checkpoint
-    from hlnet.cli import output
-    from hlnet.cue_picture import plot_cue_report
-    from hlnet.cue_report import GAINS
-    from hlnet.cue_report import attend as measure
-    from hlnet.cues import stored_effect
-    from hlnet.data import TreeData, eval_transform, load_data, loader
+    from hlnet.cli.shared import output
+    from hlnet.cues.cue import stored_effect
+    from hlnet.data.sources import load_data
+    from hlnet.data.tree_data import TreeData, eval_transform, loader
+    from hlnet.evaluation.cue_picture import plot_cue_report
+    from hlnet.evaluation.cue_report import GAINS
+    from hlnet.evaluation.cue_report import attend as measure
     from hlnet.files import check_writable
-    from hlnet.inference import optimize
-    from hlnet.plain import PlainNet
+    from hlnet.model.fast.optimize import optimize
+    from hlnet.model.plain import PlainNet
+    from hlnet.store.checkpoint import save_checkpoint
 
     options.check_picture(picture, "--picture")
     if save and out is not None:
@@ -151,7 +152,7 @@ def attend(
 
 def _show(report: CueReport) -> None:
     """The paper's two tables, and what the ways of cueing make of cues that are right so often."""
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     networks = {"": report.network} | ({"plain, ": report.plain} if report.plain else {})
     what = "classes" if report.level is None else f"nodes of level {report.level}"
@@ -168,7 +169,7 @@ def _show(report: CueReport) -> None:
 
 def _show_strengths(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
     """Table 4, strength by strength, with the cost; and the bias that costs as much."""
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     found = report.network.frontier("gain") or report.network.frontiers[0]
     rows = []
@@ -194,9 +195,9 @@ def _show_strengths(report: CueReport, networks: dict[str, CuedNetwork]) -> None
 
 def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
     """Table 5: by the share of wrong cues."""
-    from hlnet.cli import output
-    from hlnet.cue_report import WRONG_SHARES
-    from hlnet.cue_trial import mixed
+    from hlnet.cli.shared import output
+    from hlnet.evaluation.cue_report import WRONG_SHARES
+    from hlnet.evaluation.cue_trial import mixed
 
     ends = {}
     gains = report.network.frontier("gain")
@@ -224,7 +225,7 @@ def _show_shares(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
 
 def _show_choices(report: CueReport, networks: dict[str, CuedNetwork]) -> None:
     """What each way gives, chosen for cues of a reliability."""
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     names = {
         "gain": "gain",

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import UsageError
-from hlnet.model_names import is_model_name
+from hlnet.store.names import is_model_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hlnet.tree import ClassTree
+    from hlnet.tree.class_tree import ClassTree
 
 SHAPE, CLUSTER, WORDNET, LLM = "Shape", "Method cluster", "Method wordnet", "Method llm"
 
@@ -180,9 +180,9 @@ def build_tree(
 
         hlnet build-tree classes.txt --method wordnet --budget 25M --out classes.tree.json
     """
-    from hlnet.cli import output
-    from hlnet.cli import tree_sources as sources
-    from hlnet.tree_io import check_target, write_tree
+    from hlnet.cli.shared import output
+    from hlnet.cli.shared import tree_sources as sources
+    from hlnet.tree.io import check_target, write_tree
 
     if list_presets:
         _list_presets(as_json)
@@ -293,8 +293,8 @@ def _check_given(context: typer.Context, method: Method, source: str) -> None:
 
 
 def _list_presets(as_json: bool) -> None:
-    from hlnet.cli import output
-    from hlnet.tree_io import read_tree, shipped_trees
+    from hlnet.cli.shared import output
+    from hlnet.tree.io import read_tree, shipped_trees
 
     counts = {name: read_tree(f"preset:{name}").counts for name in shipped_trees()}
     if as_json:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 
 if TYPE_CHECKING:
-    from hlnet.provenance import PathConformal
+    from hlnet.model.provenance import PathConformal
 
 
 def calibrate(
@@ -43,12 +43,13 @@ def calibrate(
 
         hlnet calibrate hf-hub:owner/pets --data photos --split test --out pets.safetensors --json
     """
-    from hlnet.calibration import calibrate_paths
-    from hlnet.checkpoint import save_checkpoint
-    from hlnet.cli import output
-    from hlnet.data import TreeData, eval_transform, load_data, loader
+    from hlnet.cli.shared import output
+    from hlnet.data.sources import load_data
+    from hlnet.data.tree_data import TreeData, eval_transform, loader
+    from hlnet.evaluation.calibration import calibrate_paths
     from hlnet.files import check_writable
-    from hlnet.inference import optimize
+    from hlnet.model.fast.optimize import optimize
+    from hlnet.store.checkpoint import save_checkpoint
 
     target = options.where_to_save(model, out)
     net = options.load_model(model, device)
@@ -76,8 +77,8 @@ def calibrate(
 
 def _show(fitted: PathConformal, temperature: float) -> None:
     """The temperature, and what the thresholds do to the images that they come from."""
-    from hlnet.cli import output
-    from hlnet.conformal import threshold_for
+    from hlnet.cli.shared import output
+    from hlnet.evaluation.metrics.conformal import threshold_for
 
     found = fitted.metrics
     rows = [

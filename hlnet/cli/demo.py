@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 
 
 def demo(
@@ -28,7 +28,7 @@ def demo(
 
         hlnet demo --out /tmp/demo --json
     """
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
     from hlnet.demo import run_demo
 
     with output.progress() as bar:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import cueing, options
+from hlnet.cli.shared import cue_options, options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.cues import Attention, Cue
-    from hlnet.evaluation import Evaluation
-    from hlnet.inference import InferenceNet
-    from hlnet.profiling import Cost
-    from hlnet.tree import ClassTree
+    from hlnet.cues.cue import Attention, Cue
+    from hlnet.evaluation.evaluate import Evaluation
+    from hlnet.model.cost import Cost
+    from hlnet.model.fast.optimize import InferenceNet
+    from hlnet.tree.class_tree import ClassTree
 
 
 class WrongCue(StrEnum):
@@ -35,25 +35,25 @@ def evaluate(
     ],
     split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = options.Split.val,
     classes: options.Classes = None,
-    attention_signal: cueing.AttentionSignal = None,
-    cue_mode: cueing.Mode = None,
-    cue_site: cueing.SiteOption = None,
-    reliability: cueing.Reliability = None,
-    cues: cueing.CuesFile = None,
-    prior: cueing.Prior = None,
+    attention_signal: cue_options.AttentionSignal = None,
+    cue_mode: cue_options.Mode = None,
+    cue_site: cue_options.SiteOption = None,
+    reliability: cue_options.Reliability = None,
+    cues: cue_options.CuesFile = None,
+    prior: cue_options.Prior = None,
     wrong_cues: Annotated[
         float | None,
-        cueing.option(
+        cue_options.option(
             min=0, max=1, help="Share of cues that are wrong; default: 1 - reliability, where that is given."
         ),
     ] = None,
     wrong_cue: Annotated[
-        WrongCue | None, cueing.option(help="What a wrong cue names: any other class (default), or a sibling.")
+        WrongCue | None, cue_options.option(help="What a wrong cue names: any other class (default), or a sibling.")
     ] = None,
     cue_level: Annotated[
-        int | None, cueing.option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
+        int | None, cue_options.option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
     ] = None,
-    certain: cueing.Certain = False,
+    certain: cue_options.Certain = False,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,21 +125,20 @@ def evaluate(
 
         hlnet eval cats.safetensors --data photos --split test --beside runs/full --beside runs/plain --roc cats.png
     """
-    from hlnet import evaluation
-    from hlnet.cli import eval_tables, output
-    from hlnet.comparison import compare_evaluations
-    from hlnet.cue_trial import CueTrial
-    from hlnet.data import load_data
+    from hlnet.cli.shared import eval_tables, output
+    from hlnet.data.sources import load_data
+    from hlnet.evaluation.cue_trial import CueTrial
+    from hlnet.evaluation.evaluate import compare_evaluations, evaluate_beside
+    from hlnet.evaluation.metrics.rejection import ROC_FORMATS, write_roc
     from hlnet.files import check_writable
-    from hlnet.provenance import Provenance
-    from hlnet.rejection import ROC_FORMATS, write_roc
+    from hlnet.model.provenance import Provenance
 
     options.check_picture(roc, "--roc", ROC_FORMATS)
     options.check_picture(confusion, "--confusion", (*options.PICTURES, ".csv"))
     for path in (roc, confusion):
         if path is not None:
             check_writable(path)
-    if cues is not None and cueing.wanted(wrong_cues, wrong_cue, cue_level):
+    if cues is not None and cue_options.wanted(wrong_cues, wrong_cue, cue_level):
         raise UsageError(
             "--wrong-cues, --wrong-cue and --cue-level are for cues from labels; with --cues, the file says it all"
         )
@@ -154,20 +153,20 @@ def evaluate(
     images = load_data(data, split.value, data_root)
     trial = None
     how = (attention_signal, cue_mode, cue_site, reliability, wrong_cues, wrong_cue, cue_level, certain)
-    if cueing.wanted(cues, prior, *how):
-        only_prior = prior is not None and cues is None and not cueing.wanted(*how)
-        given = cueing.read_cues(cues, nets[model], images, cue_mode) if cues else {} if only_prior else None
+    if cue_options.wanted(cues, prior, *how):
+        only_prior = prior is not None and cues is None and not cue_options.wanted(*how)
+        given = cue_options.read_cues(cues, nets[model], images, cue_mode) if cues else {} if only_prior else None
         known = Provenance() if certain else nets[model].provenance  # a fact has no reliability, whatever is stored
-        acting = cueing.attention(attention_signal, cue_mode, cue_site, reliability, known)
+        acting = cue_options.attention(attention_signal, cue_mode, cue_site, reliability, known)
         _check_cues(nets[model], model, acting, given, certain, (attention_signal, cue_mode, cue_site))
         if not certain:
             every = None if given is None else chain.from_iterable(given.values())
-            cueing.tell_stored(nets[model], acting, every, attention_signal, reliability)
+            cue_options.tell_stored(nets[model], acting, every, attention_signal, reliability)
         trial = CueTrial(
             attention=acting,
             cues=given,
             source=f"'{cues or prior}'" if cues or only_prior else "",
-            prior=cueing.read_prior(prior, nets[model].tree),
+            prior=cue_options.read_prior(prior, nets[model].tree),
             wrong=wrong_cue.value if wrong_cue else "random",
             wrong_share=wrong_cues,
             level=cue_level,
@@ -175,7 +174,7 @@ def evaluate(
         )
     with output.progress() as bar:
         task = bar.add_task("evaluating", total=None)
-        found = evaluation.evaluate_beside(
+        found = evaluate_beside(
             nets,
             images,
             classes,
@@ -230,7 +229,7 @@ def _check_cues(
 ) -> None:
     """Refuse what could not be tried, or would do nothing."""
     if certain:
-        cueing.check_certain(net, model, *strengths)
+        cue_options.check_certain(net, model, *strengths)
     if given is None and len(net.tree.classes) < 2:
         raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
     if given is None and not certain and acting.strength is None and acting.reliability is None:
@@ -241,7 +240,7 @@ def _check_cues(
 
 def _hint_at_doubts(net: InferenceNet, found: Evaluation) -> None:
     """What a reader of the tables may overlook."""
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
     from hlnet.errors import some
 
     if net.provenance.rejection and found.classes < len(net.tree.classes):
@@ -256,7 +255,7 @@ def _hint_at_doubts(net: InferenceNet, found: Evaluation) -> None:
 
 def _tree(net: InferenceNet, classes: str | None) -> ClassTree:
     """Of the classes that compete."""
-    from hlnet.selection import select_classes
+    from hlnet.tree.selection import select_classes
 
     return net.tree if classes is None else net.tree.prune(select_classes(net.tree, classes))
 
@@ -264,16 +263,16 @@ def _tree(net: InferenceNet, classes: str | None) -> ClassTree:
 def _write_confusion(found: Evaluation, tree: ClassTree, path: Path) -> None:
     import torch
 
-    from hlnet.accuracy import answer_counts
-    from hlnet.confusion_picture import write_confusion
+    from hlnet.evaluation.metrics.accuracy import answer_counts
+    from hlnet.evaluation.metrics.confusion import write_confusion
 
     answers, labels = torch.tensor(found.neutral.answers), torch.tensor(found.labels)
     write_confusion(answer_counts(answers, labels, found.classes), tree, path)
 
 
 def _cost(net: InferenceNet) -> Cost:
-    from hlnet.plain import PlainConfig
-    from hlnet.profiling import plain_cost, total_cost, unit_costs
+    from hlnet.model.cost import plain_cost, total_cost, unit_costs
+    from hlnet.model.plain import PlainConfig
 
     if isinstance(net.config, PlainConfig):
         return plain_cost(net.config, len(net.tree.classes), net.transform.input_size)

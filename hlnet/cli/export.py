@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.export import Export
-    from hlnet.network import HierarchicalNet
-    from hlnet.plain import PlainNet
-    from hlnet.profiling import Latency
-    from hlnet.runtimes import ExportedNet
+    from hlnet.model.cost import Latency
+    from hlnet.model.hierarchical import HierarchicalNet
+    from hlnet.model.plain import PlainNet
+    from hlnet.store.export.export_model import Export
+    from hlnet.store.export.runtimes import ExportedNet
 
 #: Images that logits are compared on, where there are data.
 COMPARED = 16
@@ -70,11 +70,11 @@ def export(
 
         hlnet export runs/digits/best.safetensors --format openvino --with-gains --out digits.xml
     """
-    from hlnet.cli import output
-    from hlnet.export import export_model
-    from hlnet.exporters import SUFFIXES, check_packages
-    from hlnet.hub import locate_model
-    from hlnet.runtimes import open_exported
+    from hlnet.cli.shared import output
+    from hlnet.store.export.export_model import export_model
+    from hlnet.store.export.runtimes import open_exported
+    from hlnet.store.export.writers import SUFFIXES, check_packages
+    from hlnet.store.locate import locate_model
 
     if int8 and format is not ExportFormat.onnx:
         raise UsageError(f"--int8 is for --format onnx, not {format.value}")
@@ -119,8 +119,8 @@ def _images(net: HierarchicalNet | PlainNet, data: str, root: Path | None) -> An
     """Some images of the validation part, from all over it."""
     import torch
 
-    from hlnet.data import load_data
-    from hlnet.quantization import spread, unnormalised
+    from hlnet.data.sources import load_data
+    from hlnet.store.export.quantize import spread, unnormalised
 
     return torch.cat(list(spread(unnormalised(load_data(data, "val", root), net.tree, net.transform), COMPARED)))
 
@@ -129,11 +129,12 @@ def _quantize(
     net: HierarchicalNet | PlainNet, out: Path, small: Path, data: str, root: Path | None, count: int, workers: int
 ) -> dict[str, Any]:
     """Write the int8 file; what it is and does."""
-    from hlnet.cli import output
-    from hlnet.data import load_data, loader
-    from hlnet.export import file_size
-    from hlnet.quantization import exported_accuracy, quantize_onnx, spread, unnormalised
-    from hlnet.runtimes import open_exported
+    from hlnet.cli.shared import output
+    from hlnet.data.sources import load_data
+    from hlnet.data.tree_data import loader
+    from hlnet.store.export.export_model import file_size
+    from hlnet.store.export.quantize import exported_accuracy, quantize_onnx, spread, unnormalised
+    from hlnet.store.export.runtimes import open_exported
 
     train, val = (unnormalised(load_data(data, split, root), net.tree, net.transform) for split in ("train", "val"))
     accuracies = {}
@@ -157,10 +158,10 @@ def _latency(net: HierarchicalNet | PlainNet, runs: dict[str, ExportedNet]) -> d
     """Of the inference form in torch, and of each file in its runtime; in turn, with one thread."""
     from torch import nn
 
-    from hlnet.cli import output
-    from hlnet.inference import optimize
-    from hlnet.profiling import measure_latency
-    from hlnet.runtimes import AsModule
+    from hlnet.cli.shared import output
+    from hlnet.model.fast.optimize import optimize
+    from hlnet.model.latency import measure_latency
+    from hlnet.store.export.runtimes import AsModule
 
     batch = runs["float32"].batch
     modules: dict[str, nn.Module] = {"torch": optimize(net)}
@@ -171,7 +172,7 @@ def _latency(net: HierarchicalNet | PlainNet, runs: dict[str, ExportedNet]) -> d
 
 
 def _show_latency(times: dict[str, list[Latency]], runtime: str) -> None:
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     names = {"torch": "torch, optimised", "float32": runtime, "int8": f"{runtime}, int8"}
     rows = [
@@ -182,7 +183,7 @@ def _show_latency(times: dict[str, list[Latency]], runtime: str) -> None:
 
 
 def _show_int8(found: dict[str, Any], written: Export) -> None:
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     accuracy = found["accuracy"]
     rows = [["top-1", *(output.percent(run["top1"]) for run in accuracy.values())]]

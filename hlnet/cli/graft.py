@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.graft_training import GraftEpoch
-    from hlnet.grafting import GraftReport
-    from hlnet.profiling import Cost
+    from hlnet.expert.graft import GraftReport
+    from hlnet.expert.graft_training import GraftEpoch
+    from hlnet.model.cost import Cost
 
 
 def graft(
@@ -61,14 +61,15 @@ def graft(
 
         hlnet graft pets.safetensors --classes n02127052=lynx --data photos --under animal/cat --out more.safetensors
     """
-    from hlnet import grafting
-    from hlnet.checkpoint import read_header, save_checkpoint
-    from hlnet.cli import output
-    from hlnet.data import load_data
+    from hlnet.cli.shared import output
+    from hlnet.data.sources import load_data
+    from hlnet.expert.graft import graft as grow
+    from hlnet.expert.graft import graft_config
     from hlnet.files import check_writable
-    from hlnet.hub import locate_model
-    from hlnet.network import HierarchicalNet
-    from hlnet.profiling import total_cost, unit_costs
+    from hlnet.model.cost import total_cost, unit_costs
+    from hlnet.model.hierarchical import HierarchicalNet
+    from hlnet.store.checkpoint import read_header, save_checkpoint
+    from hlnet.store.locate import locate_model
 
     source = locate_model(model)  # once: what a name on the Hub stands for may change
     if out.suffix != ".safetensors" or out.is_dir():
@@ -80,7 +81,7 @@ def graft(
         raise UsageError(f"'{model}' is a plain network: it has no branches to add to")
     train_images, val_images = (load_data(data, split, data_root) for split in ("train", "val"))
     new = _names(classes, train_images.classes)
-    config = grafting.graft_config(
+    config = graft_config(
         net, epochs=epochs, lr=lr, batch_size=batch_size, cache_views=views, seed=seed, workers=workers
     )
     with output.progress() as bar:
@@ -94,7 +95,7 @@ def graft(
             )
 
         check_writable(out)
-        grown, report = grafting.graft(
+        grown, report = grow(
             net,
             new,
             train_images,
@@ -132,7 +133,7 @@ def graft(
 
 
 def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     rows = [
         [

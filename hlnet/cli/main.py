@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-import hlnet
 from hlnet.cli import tree
 from hlnet.cli.app import app as page
 from hlnet.cli.attend import attend
@@ -28,6 +27,7 @@ from hlnet.cli.profile import profile
 from hlnet.cli.show import show
 from hlnet.cli.train import train
 from hlnet.errors import HlnetError
+from hlnet.version import __version__
 
 app = typer.Typer(
     name="hlnet",
@@ -56,7 +56,7 @@ app.command("profile")(profile)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hlnet {hlnet.__version__}")
+        typer.echo(f"hlnet {__version__}")
         raise typer.Exit
 
 
@@ -68,7 +68,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
 ) -> None:
     """Hierarchy-aware image classifiers that can be cut, cued and costed."""
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     output.show_log()
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hlnet.cli import options
-from hlnet.errors import HlnetError, UsageError, some
+from hlnet.cli.shared import options
+from hlnet.errors import UsageError, some
 
 CALIBRATION = '"None of these"'
 OF_CALIBRATION = ("split", "max_false_positive", "score", "batch_size", "workers", "data_root", "device")
@@ -93,6 +93,68 @@ def make_expert(
         hlnet make-expert runs/photos --classes animal/cat --out cats.safetensors --calibrate photos
     """
     _check(classes, each, selections, out, under, dry_run)
+    _check_calibration(context, calibrate, out, dry_run, max_false_positive)
+    if verify and (out is None or dry_run):
+        raise UsageError("--verify looks at the file that is written: give --out, and no --dry-run")
+    if images and not verify:
+        raise UsageError("--images are what --verify runs on; give both")
+    files_to_verify = [Path(file) for file in options.image_files(images or [], "--images")]
+    from hlnet.cli.shared import expert_tables, output
+    from hlnet.data.sources import load_data
+    from hlnet.expert import write
+    from hlnet.expert.candidates import Limit, candidates, choose, require_fit
+
+    several, writes = each is not None or selections is not None, out is not None and not dry_run
+    limit = Limit.parse(under) if under else None
+    source = write.ExpertSource(model, whole=writes and (verify or several))
+    tree, choices = source.tree, choose(source.tree, classes, each, selections)
+    # Counting takes a second, and the profile of one expert counts again: only where it is needed.
+    units = source.units if several or limit else []
+    wanted = candidates(tree, units, choices) if units else []
+    if limit and several and writes:
+        over = [one.name for one in wanted if not limit.fits(one)]
+        if over and len(over) < len(wanted):  # else there is nothing to write, and it is said below why
+            wanted = [one for one in wanted if one.name not in over]
+            choices = {one.name: choices[one.name] for one in wanted}
+            names = some(f"'{name}'" for name in over)
+            output.hint(f"over the budget of {limit.text(limit.most)}, and not written: {names}")
+    found: list[dict[str, Any]] = [{} for _ in choices]
+    if out is not None and writes:
+        files = write.expert_files(source, choices, out, several)
+        if limit:
+            require_fit(wanted, limit, tree, units)
+        with output.progress() as bar:
+            # Whatever can be found wrong is, before the first file is written; and what is quick goes first.
+            on_step = output.phases(bar)
+            steps: list[write.Step] = []
+            if calibrate is not None:
+                calibration = write.Calibration(
+                    load_data(calibrate, split.value, data_root),
+                    max_false_positive=max_false_positive,
+                    score=score.value if score else None,
+                    device=options.pick_device(device),
+                    batch_size=batch_size,
+                    workers=workers,
+                    on_step=on_step,
+                )
+                calibration.check(source, choices, several)
+                steps = [calibration]
+            if verify:
+                steps = [write.Verification(source, files_to_verify), *steps]
+            found = write.write_experts(source, list(zip(choices.values(), files, strict=True)), steps, on_step)
+    shown = expert_tables.MadeExperts(source, choices, wanted, limit, several, found, out if writes else None)
+    if as_json:
+        output.show_json(shown.json(counted=writes or (dry_run and classes is not None)))
+        return
+    shown.show(counted=writes or (dry_run and classes is not None))
+    if dry_run:
+        output.hint("nothing was written: --dry-run")
+
+
+def _check_calibration(
+    context: typer.Context, calibrate: str | None, out: Path | None, dry_run: bool, max_false_positive: float
+) -> None:
+    """Refuse options of --calibrate that do nothing, or do not go together."""
     if calibrate is None:
         sources = {name: context.get_parameter_source(name) for name in OF_CALIBRATION}
         given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
@@ -103,117 +165,6 @@ def make_expert(
         raise UsageError("--calibrate fits the file that is written: give --out, and no --dry-run")
     if not 0 < max_false_positive < 1:
         raise UsageError(f"--max-false-positive {max_false_positive:g}: expected a share between 0 and 1; 0.01 is 1 %")
-    if verify and (out is None or dry_run):
-        raise UsageError("--verify looks at the file that is written: give --out, and no --dry-run")
-    if images and not verify:
-        raise UsageError("--images are what --verify runs on; give both")
-    files_to_verify = [Path(file) for file in options.image_files(images or [], "--images")]
-    from hlnet.candidates import Limit, candidates, nodes_of_level, require_fit
-    from hlnet.checkpoint import header_of, opened
-    from hlnet.cli import cutting, expert_tables, output
-    from hlnet.network import NetworkConfig
-    from hlnet.profiling import profile, unit_costs
-    from hlnet.remote_file import RemoteFile, in_parts
-    from hlnet.selection import read_selections, select_classes
-
-    several, writes = each is not None or selections is not None, out is not None and not dry_run
-    limit = Limit.parse(under) if under else None
-    source = in_parts(model, whole=writes and (verify or several))
-    with opened(source) as file:
-        header = header_of(file, source)
-    config, tree = header.config, header.tree
-    if not isinstance(config, NetworkConfig):
-        raise UsageError(f"'{model}' is a plain network: it has no branches to choose from")
-    within = None if classes is None else select_classes(tree, classes)
-    if each is not None:
-        choices = nodes_of_level(tree, each, within)
-    elif selections is not None:
-        choices = read_selections(selections, tree)
-    else:
-        choices = {classes or "the whole network": within or tuple(range(len(tree.leaves)))}
-
-    # Counting takes a second, and the profile of one expert counts again: only where it is needed.
-    units = unit_costs(config, header.transform)[0] if several or limit else []
-    wanted = candidates(tree, units, choices) if units else []
-    if limit and several and writes:
-        over = [one.name for one in wanted if not limit.fits(one)]
-        if len(over) < len(wanted):  # else there is nothing to write, and it is said below why
-            wanted = [one for one in wanted if one.name not in over]
-            choices = {one.name: choices[one.name] for one in wanted}
-            if over:
-                names = some(f"'{name}'" for name in over)
-                output.hint(f"over the budget of {limit.text(limit.most)}, and not written: {names}")
-    told: list[dict[str, Any]] = [{} for _ in choices]
-    if out is not None and writes:
-        files = [out / name for name in cutting.file_names(choices)] if several else [out]
-        local = source.path if isinstance(source, RemoteFile) else source
-        for path in files:
-            if local is not None and path.resolve() == local.resolve():
-                raise UsageError(f"--out: '{path}' is the model itself; choose another name")
-        if limit:
-            require_fit(wanted, limit, tree, units)
-        with output.progress() as bar:
-            # Whatever can be found wrong is, before the first file is written; and what is quick goes first.
-            steps: list[cutting.Step] = []
-            if calibrate is not None:
-                from hlnet.cli.calibrating import Calibration
-
-                calibration = Calibration(
-                    calibrate,
-                    split=split.value,
-                    root=data_root,
-                    max_false_positive=max_false_positive,
-                    score=score.value if score else None,
-                    device=device,
-                    batch_size=batch_size,
-                    workers=workers,
-                    bar=bar,
-                )
-                for name, kept in choices.items():
-                    try:
-                        calibration.check(tree.prune(kept), header.transform)
-                    except HlnetError as error:
-                        raise type(error)(f"expert '{name}': {error}" if several else str(error)) from error
-                steps = [calibration]
-            if verify:
-                assert local is not None
-                steps = [cutting.Verification(local, files_to_verify), *steps]
-            told = cutting.write_experts(source, tree, list(zip(choices.values(), files, strict=True)), steps, bar)
-
-    kept, costs = next(iter(choices.values())), None
-    if several:
-        pairs = zip(wanted, told, strict=True)
-        found: dict[str, Any] = {"experts": [expert_tables.described(one, tree, limit) | more for one, more in pairs]}
-    else:
-        found = told[0] | {"classes": [tree.classes[i] for i in kept]}
-        if writes or (dry_run and classes is not None):
-            indices = [index for i in kept if (index := tree.indices[i]) is not None]
-            costs = profile(config, tree, header.transform, indices, header.provenance.parent_counts)
-            found |= costs.model_dump(mode="json")
-    if writes:
-        found["fetched_bytes"] = source.fetched if isinstance(source, RemoteFile) else 0
-    if limit:
-        found["budget"] = expert_tables.budget_described(wanted, limit, tree, units, nodes=not several)
-    if as_json:
-        output.show_json(found)
-        return
-    if several:
-        expert_tables.show_experts(wanted, told, limit, units)
-    if costs:
-        output.show_tree(tree.prune(kept) if writes else tree, kept=() if writes else kept)
-        output.show_profile(costs)
-    if limit and not several:
-        expert_tables.show_budget(wanted[0], limit, tree, units, nodes=not writes)
-    if writes:
-        if calibrate is not None:
-            from hlnet.cli.calibrating import show_calibration
-
-            show_calibration(list(choices), told)
-        expert_tables.show_written(
-            told, f"{len(told)} experts" if several else f"{len(kept)} class{'es' if len(kept) > 1 else ''}", out
-        )
-    if dry_run:
-        output.hint("nothing was written: --dry-run")
 
 
 def _check(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import UsageError
 
 
@@ -30,11 +30,11 @@ def merge(
 
         hlnet merge cats.safetensors dogs.safetensors birds.safetensors --out animals.safetensors --json
     """
-    from hlnet.checkpoint import save_checkpoint
-    from hlnet.cli import output
-    from hlnet.hub import locate_model
-    from hlnet.merging import merge_experts
-    from hlnet.profiling import profile
+    from hlnet.cli.shared import output
+    from hlnet.expert.merge import merge_experts
+    from hlnet.model.cost import profile
+    from hlnet.store.checkpoint import save_checkpoint
+    from hlnet.store.locate import locate_model
 
     if len(models) < 2:
         raise UsageError(f"merge takes two models at least, got only '{models[0]}'")

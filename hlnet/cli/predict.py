@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import cueing, options
-from hlnet.cli.prediction_formats import COLUMNS, Format, choose_format, csv_row, writer
+from hlnet.cli.shared import cue_options, options
+from hlnet.cli.shared.prediction_formats import COLUMNS, Format, choose_format, csv_row, writer
 from hlnet.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from hlnet.inference import InferenceNet
-    from hlnet.prediction import Prediction
-    from hlnet.sharing import Share
+    from hlnet.cli.shared.processes import Share
+    from hlnet.evaluation.prediction import Prediction
+    from hlnet.model.fast.optimize import InferenceNet
 
 #: Labels for each image, where nobody says how many.
 TOP = 5
@@ -55,16 +55,16 @@ def predict(
             help="Answer with a node that holds the image's class this often; hlnet calibrate fits that.",
         ),
     ] = None,
-    cue: cueing.CueOption = None,
-    text: cueing.Text = None,
-    text_model: cueing.TextModel = None,
-    cues: cueing.CuesFile = None,
-    prior: cueing.Prior = None,
-    cue_mode: cueing.Mode = None,
-    cue_site: cueing.SiteOption = None,
-    attention_signal: cueing.AttentionSignal = None,
-    reliability: cueing.Reliability = None,
-    certain: cueing.Certain = False,
+    cue: cue_options.CueOption = None,
+    text: cue_options.Text = None,
+    text_model: cue_options.TextModel = None,
+    cues: cue_options.CuesFile = None,
+    prior: cue_options.Prior = None,
+    cue_mode: cue_options.Mode = None,
+    cue_site: cue_options.SiteOption = None,
+    attention_signal: cue_options.AttentionSignal = None,
+    reliability: cue_options.Reliability = None,
+    certain: cue_options.Certain = False,
     form: Annotated[
         Format | None,
         typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl, .txt), and to stdout text."),
@@ -105,11 +105,11 @@ def predict(
     form = choose_format(out, Format.jsonl if as_json else form)
     if min_confidence is not None and coverage is not None:
         raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
-    from hlnet import prediction
-    from hlnet.cli import output
-    from hlnet.cued_logits import CueUse
+    from hlnet.cli.shared import output
+    from hlnet.cli.shared.processes import Share
+    from hlnet.cues.apply import CueUse
+    from hlnet.evaluation import prediction
     from hlnet.files import check_writable
-    from hlnet.sharing import Share
 
     share = Share.ours()
     if share.count > 1 and out is None:
@@ -123,18 +123,20 @@ def predict(
         check_writable(out)
     net = options.load_optimized(model, _device(device, share), dtype)
     known, finish = None, None
-    if cueing.wanted(cue, text, text_model, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain):
+    if cue_options.wanted(
+        cue, text, text_model, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain
+    ):
         how = (attention_signal, cue_mode, cue_site, reliability)
-        if not cueing.wanted(cue, text, cues) and (prior is None or cueing.wanted(certain, *how)):
+        if not cue_options.wanted(cue, text, cues) and (prior is None or cue_options.wanted(certain, *how)):
             raise UsageError("these options say how cues act, but none is given; add --cue, --text or --cues")
-        everywhere = cueing.cues_for_all(net.tree, cue or (), text, text_model, cue_mode)
+        everywhere = cue_options.cues_for_all(net.tree, cue or (), text, text_model, cue_mode)
         if certain:
-            cueing.check_certain(net, model, *how, cues=everywhere)
-        known, finish = cueing.cue_source(
+            cue_options.check_certain(net, model, *how, cues=everywhere)
+        known, finish = cue_options.cue_source(
             net,
             everywhere,
             cues,
-            CueUse(cueing.attention(*how, net.provenance), certain, cueing.read_prior(prior, net.tree)),
+            CueUse(cue_options.attention(*how, net.provenance), certain, cue_options.read_prior(prior, net.tree)),
             cue_mode,
             (attention_signal, reliability),
             options.image_files(images, "IMAGES") if cues is not None and "-" not in images else None,
@@ -169,7 +171,7 @@ def _write(
     images: list[str],
 ) -> Counter[str] | None:
     """Write all predictions, other processes' too, one by one; how many of what kind, or in another process nothing."""
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
     from hlnet.files import replacing
 
     counts: Counter[str] = Counter()
@@ -199,8 +201,8 @@ def _write(
 
 def _of_all(found: Iterator[Prediction], share: Share, out: Path, stack: ExitStack) -> Iterator[Prediction] | None:
     """The predictions of all processes, in the first one; ``None`` in the others."""
-    from hlnet.prediction import Prediction
-    from hlnet.sharing import in_order
+    from hlnet.cli.shared.processes import in_order
+    from hlnet.evaluation.prediction import Prediction
 
     if share.count == 1:
         return found
@@ -232,8 +234,8 @@ def _device(device: str, share: Share) -> str:
 
 def _hint_at_doubts(net: InferenceNet, images: list[str]) -> None:
     """What a user may overlook."""
-    from hlnet.cli import output
-    from hlnet.image_files import STDIN
+    from hlnet.cli.shared import output
+    from hlnet.data.image_files import STDIN
 
     if STDIN in images and sys.stdin.isatty():
         output.hint("reading names of images, one a line, up to the end of input (Ctrl-D)")
@@ -245,14 +247,14 @@ def _hint_at_doubts(net: InferenceNet, images: list[str]) -> None:
 
 def _are_few(images: list[str], batch_size: int) -> bool:
     """Whether they are known to be one batch, for which processes that load would only have to be started."""
-    from hlnet.image_files import are_files
+    from hlnet.data.image_files import are_files
 
     return are_files(images) and len(images) <= batch_size
 
 
 def _watched(found: Iterator[Prediction], bar: Progress, images: list[str], share: Share) -> Iterator[Prediction]:
     """The predictions, with a bar; how many images there are is counted meanwhile, if it can be."""
-    from hlnet.image_files import STDIN, image_files
+    from hlnet.data.image_files import STDIN, image_files
 
     task = bar.add_task("images", total=None)
 

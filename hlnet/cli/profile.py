@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import TreeError, UsageError
 
 if TYPE_CHECKING:
-    from hlnet.network import HierarchicalNet, NetworkConfig
-    from hlnet.tree import ClassTree
-    from hlnet.trunk import InputTransform
+    from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
+    from hlnet.model.transform import InputTransform
+    from hlnet.tree.class_tree import ClassTree
 
 
 class Sweep(StrEnum):
@@ -64,12 +64,15 @@ def profile(
 
         hlnet profile n3hl_resnet50 --nodes 6,26,100 --classes 0-4 --sweep split-point --plot splits.png
     """
-    from hlnet import profiling
-    from hlnet.cli import output
-    from hlnet.model_names import is_model_name
-    from hlnet.network import HierarchicalNet
-    from hlnet.presets import PRESETS, configure
-    from hlnet.trunk import InputTransform, check_backbone, size_arguments
+    from hlnet.cli.shared import output
+    from hlnet.expert.cut import cut_expert
+    from hlnet.model import cost
+    from hlnet.model.hierarchical import HierarchicalNet
+    from hlnet.model.latency import random_network, with_latency
+    from hlnet.model.presets import PRESETS, configure
+    from hlnet.model.transform import InputTransform
+    from hlnet.model.trunk import check_backbone, size_arguments
+    from hlnet.store.names import is_model_name
 
     batches, counts = (
         options.integers(batch_size, "--batch-size") or (1,),
@@ -109,15 +112,16 @@ def profile(
             raise UsageError(f"'{model}' is an expert, whose costs elsewhere depend on the whole tree: sweep that")
         _sweep(config, class_tree, transform, classes, plot, as_json)
         return
-    found = profiling.profile(config, class_tree, transform, classes, parent_counts)
+    found = cost.profile(config, class_tree, transform, classes, parent_counts)
     if net is None and (latency or explain):
-        net = profiling.random_network(config, class_tree).to(options.pick_device(device))
+        net = random_network(config, class_tree).to(options.pick_device(device))
         net.transform = net.transform.adjusted(img_size)
     if latency:
         assert net is not None
         with output.progress() as bar:
             bar.add_task("timing", total=None)
-            found = profiling.with_latency(found, net, classes, batches, counts, dtype=dtype)
+            expert = None if classes is None else cut_expert(net, classes)
+            found = with_latency(found, net, expert, batches, counts, dtype=dtype)
     explained = _explained(net, batches, dtype) if explain and net is not None else []
     if as_json:
         output.show_json(found.model_dump(mode="json") | ({"inference": explained} if explain else {}))
@@ -138,15 +142,15 @@ def _sweep(
     as_json: bool,
 ) -> None:
     """Costs by split point: printed, and drawn if asked for."""
-    from hlnet.cli import output
-    from hlnet.sweep import sweep_split_points
+    from hlnet.cli.shared import output
+    from hlnet.model.split_points import sweep_split_points
 
     with output.progress() as bar:
         task = bar.add_task("counting", total=None)
         done = lambda number, total: bar.update(task, completed=number, total=total)  # noqa: E731
         splits = sweep_split_points(config, tree, transform, classes, done)
     if plot:
-        from hlnet.plots import plot_splits
+        from hlnet.model.split_points import plot_splits
 
         plot_splits(splits, plot)
     if as_json:
@@ -173,7 +177,7 @@ def _explained(net: HierarchicalNet, batches: tuple[int, ...], dtype: str) -> li
     """What the inference form does for these sizes of batches."""
     import torch
 
-    from hlnet.inference import optimize
+    from hlnet.model.fast.optimize import optimize
 
     fast = optimize(net, dtype)
     with torch.inference_mode():
@@ -183,8 +187,8 @@ def _explained(net: HierarchicalNet, batches: tuple[int, ...], dtype: str) -> li
 
 
 def _tree(model: str, tree: Path | None, nodes: str | None) -> ClassTree:
-    from hlnet.tree import ClassTree
-    from hlnet.tree_io import read_tree
+    from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.io import read_tree
 
     if tree and nodes:
         raise UsageError("give either --tree or --nodes")

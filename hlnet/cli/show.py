@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import cueing, options
+from hlnet.cli.shared import cue_options, options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.network import HierarchicalNet
-    from hlnet.plain import PlainNet
-    from hlnet.tree import ClassTree
+    from hlnet.model.hierarchical import HierarchicalNet
+    from hlnet.model.plain import PlainNet
+    from hlnet.tree.class_tree import ClassTree
 
 
 def show(
@@ -51,10 +51,10 @@ def show(
             "(=+2), or no value, but --reliability or --attention-signal; 4 at most, each alone.",
         ),
     ] = None,
-    cue_mode: cueing.Mode = None,
-    cue_site: cueing.SiteOption = None,
-    attention_signal: cueing.AttentionSignal = None,
-    reliability: cueing.Reliability = None,
+    cue_mode: cue_options.Mode = None,
+    cue_site: cue_options.SiteOption = None,
+    attention_signal: cue_options.AttentionSignal = None,
+    reliability: cue_options.Reliability = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -70,30 +70,31 @@ def show(
 
         hlnet show runs/photos dog.jpg fish.jpg --nodes dog,fish --cam --cue fish=0.9 --out seen.html
     """
-    from hlnet.cli import output
-    from hlnet.cue_files import parse_cue
-    from hlnet.cues import check_site
-    from hlnet.plain import PlainNet
-    from hlnet.showing import MOST_IMAGES, look
-    from hlnet.view_page import best_classes, check_view_path, write_view
+    from hlnet.cli.shared import output
+    from hlnet.cues.cue import check_site
+    from hlnet.cues.files import parse_cue
+    from hlnet.model.plain import PlainNet
+    from hlnet.view.look import MOST_IMAGES, look
+    from hlnet.view.page import best_classes, check_view_path, write_view
 
     check_view_path(out)
     files = list(islice(options.image_files(images, "IMAGES"), MOST_IMAGES + 1))
     if len(files) > MOST_IMAGES:
         raise UsageError(f"more than {MOST_IMAGES} images do not fit one page; name at most {MOST_IMAGES}")
-    if not cue and cueing.wanted(cue_mode, cue_site, attention_signal, reliability):
+    if not cue and cue_options.wanted(cue_mode, cue_site, attention_signal, reliability):
         raise UsageError("these options say how cues act, but none is given; add --cue, such as --cue animal/cat=0.9")
     net = options.load_model(model, device)
     if isinstance(net, PlainNet) and not (cam or cue):
         cam = True
         output.hint("a plain network has no branches: its class activation maps are shown")
-    attention = cueing.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
+    attention = cue_options.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
     words = _nodes(net.tree, nodes) if nodes is not None else None
     cues = [
-        cueing.settled(parse_cue(text, net.tree, cue_mode.value if cue_mode else None), cue_mode) for text in cue or ()
+        cue_options.settled(parse_cue(text, net.tree, cue_mode.value if cue_mode else None), cue_mode)
+        for text in cue or ()
     ]
     check_site(attention, cues)
-    cueing.tell_stored(net, attention, cues, attention_signal, reliability)
+    cue_options.tell_stored(net, attention, cues, attention_signal, reliability)
     view = look(net, files, words, level, cues, attention, cam, rgb)
     written = write_view(view, out, f"What {options.short_name(model)} sees", _about(net))
     ranks = best_classes(view, 5)
@@ -130,7 +131,7 @@ def _nodes(tree: ClassTree, texts: list[str]) -> list[str]:
 
 
 def _about(net: HierarchicalNet | PlainNet) -> str:
-    from hlnet.plain import PlainNet
+    from hlnet.model.plain import PlainNet
 
     size = "×".join(map(str, net.transform.input_size[1:]))
     classes = len(net.tree.classes)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import UsageError, some
 
 if TYPE_CHECKING:
-    from hlnet.data import Split
-    from hlnet.recipes import RunConfig
-    from hlnet.training import Epoch
+    from hlnet.data.images import Split
+    from hlnet.training.run_config import RunConfig
+    from hlnet.training.state import Epoch
 
 RUN, NETWORK, TRUNK, IMAGES, TRAINING = "Run", "Network", "Trunk", "Images", "Training"
 
@@ -173,16 +173,17 @@ def train(
         hlnet train --config runs/photos/config.toml --out runs/again
     """
     flags = {name: value for name, value in locals().items() if name not in NO_SETTINGS and value is not None}
-    from hlnet import training
-    from hlnet.cli import output
-    from hlnet.data import TreeData, eval_transform, load_data, train_transform
-    from hlnet.hub import write_model_folder
-    from hlnet.model_names import MODEL_FOLDER
-    from hlnet.recipes import build_network, read_run_config, shipped_recipes
-    from hlnet.run_folder import CONFIG_FILE, METRICS_FILE
-    from hlnet.run_state import STATE_FILE
-    from hlnet.stopping import Stopped
-    from hlnet.tree_io import read_tree
+    from hlnet.cli.shared import output
+    from hlnet.data.sources import load_data
+    from hlnet.data.tree_data import TreeData, eval_transform, train_transform
+    from hlnet.store.hub import write_model_folder
+    from hlnet.store.names import MODEL_FOLDER
+    from hlnet.training import loop
+    from hlnet.training.run_config import build_network, read_run_config, shipped_recipes
+    from hlnet.training.run_folder import CONFIG_FILE, METRICS_FILE
+    from hlnet.training.state import STATE_FILE
+    from hlnet.training.stopping import Stopped
+    from hlnet.tree.io import read_tree
 
     if list_recipes:
         output.show_table("Recipes", ["name", "what for"], [[name, text] for name, text in shipped_recipes().items()])
@@ -243,7 +244,7 @@ def train(
                 )
 
             try:
-                history = training.train(
+                history = loop.train(
                     net,
                     train_data,
                     val_data,
@@ -287,8 +288,8 @@ def train(
 
 def _nested(flags: dict[str, Any]) -> dict[str, Any]:
     """The options as a recipe nests them."""
-    from hlnet.recipes import NetworkSettings, RunConfig
-    from hlnet.train_config import TrainConfig
+    from hlnet.training.run_config import NetworkSettings, RunConfig
+    from hlnet.training.train_config import TrainConfig
 
     found: dict[str, Any] = {"network": {}, "transform": {}, "train": {}}
     if "backbone_arg" in flags:
@@ -326,7 +327,7 @@ def _described(run: RunConfig) -> dict[str, Any]:
 
 def _stopped(message: str, out: Path) -> int:
     """Tell how to go on; the exit code of a command that Ctrl-C ended."""
-    from hlnet.cli import output
+    from hlnet.cli.shared import output
 
     output.hint(f"{message}; go on with: hlnet train --resume --out {shlex.quote(str(out))}")
     return 130

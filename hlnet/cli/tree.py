@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hlnet.cli import options
+from hlnet.cli.shared import options
 from hlnet.errors import HlnetError, UsageError
-from hlnet.model_names import is_model_name
+from hlnet.store.names import is_model_name
 
 if TYPE_CHECKING:
-    from hlnet.tree import ClassTree
+    from hlnet.tree.class_tree import ClassTree
 
 app = typer.Typer(
     help="Look at class trees: show, check, compare, convert.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -44,9 +44,9 @@ def show(
 
         hlnet tree show preset:imagenet1k --classes 281-285 --svg cats.svg --html cats.html
     """
-    from hlnet.cli import output
-    from hlnet.selection import select_classes
-    from hlnet.tree_io import tree_to_json
+    from hlnet.cli.shared import output
+    from hlnet.tree.io import tree_to_json
+    from hlnet.tree.selection import select_classes
 
     found = read(tree)
     kept = select_classes(found, classes) if classes else ()
@@ -54,7 +54,7 @@ def show(
         if path and path.suffix.lower() != suffix:
             raise UsageError(f"--{suffix[1:]} '{path}': give a name that ends in {suffix}")
     if svg or png or html:
-        from hlnet.tree_picture import draw_tree, tree_page
+        from hlnet.tree.picture import draw_tree, tree_page
 
         for path in filter(None, (svg, png)):
             draw_tree(found, path, kept)
@@ -90,10 +90,10 @@ def check(
 
         hlnet tree check photos.tree.json --network mobilenetv2_100 --json
     """
-    from hlnet.cli import output
-    from hlnet.presets import configure
-    from hlnet.profiling import profile
-    from hlnet.tree_measures import check_tree
+    from hlnet.cli.shared import output
+    from hlnet.model.cost import profile
+    from hlnet.model.presets import configure
+    from hlnet.tree.measures import check_tree
 
     found = read(tree)
     oddities = check_tree(found)
@@ -132,8 +132,8 @@ def compare(
 
         hlnet tree compare preset:imagenette other.tree.json --json
     """
-    from hlnet.cli import output
-    from hlnet.tree_measures import compare_trees
+    from hlnet.cli.shared import output
+    from hlnet.tree.measures import compare_trees
 
     found = compare_trees(read(first), read(second))
     if as_json:
@@ -179,8 +179,8 @@ def convert(
 
         hlnet tree convert taxonomy.csv photos.tree.json --levels 3
     """
-    from hlnet.cli import output
-    from hlnet.tree_io import read_tree, write_tree
+    from hlnet.cli.shared import output
+    from hlnet.tree.io import read_tree, write_tree
 
     found = read(tree, levels)
     write_tree(found, out, to)
@@ -195,12 +195,12 @@ def convert(
 
 def read(source: str, levels: int | None = None) -> ClassTree:
     """A tree from wherever one may be: also out of a checkpoint."""
-    from hlnet.outline import Outline
-    from hlnet.tree_io import read_tree
+    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.io import read_tree
 
     if not is_model_name(source):
         return read_tree(source, levels)
-    from hlnet.checkpoint import read_header  # which needs torch
+    from hlnet.store.checkpoint import read_header  # which needs torch
 
     tree = read_header(source).tree
     return tree if levels is None else Outline.of(tree).to_tree(levels)

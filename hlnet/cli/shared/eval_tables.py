@@ -1,0 +1,184 @@
+"""What ``hlnet eval`` shows: accuracy, by class and by tree; "none of these"; cues; and one network against another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hlnet.cli.shared import output
+
+if TYPE_CHECKING:
+    from hlnet.evaluation.evaluate import Evaluation, EvaluationComparison
+    from hlnet.evaluation.metrics.accuracy import Accuracy
+    from hlnet.evaluation.metrics.comparison import Interval
+    from hlnet.evaluation.metrics.rejection import Detection
+    from hlnet.model.cost import Cost
+
+#: Classes that are shown without being asked for; of more, the worst and the best few.
+MOST_CLASSES, FEW = 20, 5
+
+
+def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_class: bool) -> None:
+    """One column a network, and more for each that was cued."""
+    lead = next(iter(found.values()))
+    columns, runs, owners = [], [], []
+    for name, run in found.items():
+        for column, accuracy in _runs(run).items():
+            columns.append(name if column == "no cue" else f"{name}, {column}") if costs else columns.append(column)
+            runs.append(accuracy)
+            owners.append(name)
+    rows = _accuracy(runs) if lead.classes > 1 else []  # of one class, it is always 100 %
+    if any(run.ece is not None for run in found.values()):
+        errors = [
+            found[name].ece if run is found[name].neutral else None for name, run in zip(owners, runs, strict=True)
+        ]
+        rows.append(["calibration error", *map(output.percent, errors)])
+    if costs:
+        rows.append(["parameters, M", *(f"{costs[name].params / 1e6:.3f}" for name in owners)])
+        rows.append(["GMACs", *(f"{costs[name].gmacs:.3f}" for name in owners)])
+    if rows:
+        counted = f"{lead.classes} class{'es' if lead.classes > 1 else ''}"
+        title = f"{lead.images} images of {counted}"
+        output.show_table(f"Accuracy on {title}" if lead.classes > 1 else title, ["", *columns], rows)
+    if lead.classes > 1:
+        _show_classes(columns, runs, per_class)
+    if lead.detection is not None:
+        _show_detection({name: run.detection for name, run in found.items() if run.detection})
+    elif lead.left_out:
+        output.hint(f"{lead.left_out} images of other classes were left out")
+    for name, run in found.items():
+        if run.cued is not None:
+            _tell_cues(f"{name}: " if costs else "", run)
+
+
+def show_comparison(first: str, second: str, found: EvaluationComparison) -> None:
+    """One network against another, image by image."""
+    right = "cues" if found.wrong is None else "all cues right"
+    kinds = {"no cue": found.neutral, right: found.cued, "all cues wrong": found.wrong}
+    runs = {name: run for name, run in kinds.items() if run is not None}
+    rows = [
+        ["top-1, points", *(f"{100 * run.top1.mean:+.2f}" for run in runs.values())],
+        ["95 % interval", *(_ends(run.top1, 100, 2) for run in runs.values())],
+        [f"only {first} right", *(str(run.only_first) for run in runs.values())],
+        [f"only {second} right", *(str(run.only_second) for run in runs.values())],
+        ["p (McNemar, exact)", *("< 0.0001" if run.p_value < 1e-4 else f"{run.p_value:.4f}" for run in runs.values())],
+    ]
+    heights = [run.lca_height for run in runs.values()]
+    if any(heights):
+        rows.append(["LCA height", *("–" if height is None else f"{height.mean:+.3f}" for height in heights)])
+        rows.append(["95 % interval", *("–" if height is None else _ends(height, 1, 3) for height in heights)])
+    output.show_table(f"{first} less {second}, on the same {found.neutral.images} images", ["", *runs], rows)
+    output.hint("intervals and p tell how much hangs on the choice of images, not on the seed of a training")
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _ends(found: Interval, factor: float, digits: int) -> str:
+    return f"{factor * found.low:+.{digits}f} to {factor * found.high:+.{digits}f}"
+
+
+def _runs(run: Evaluation) -> dict[str, Accuracy]:
+    """A network's columns: without cues, and with them."""
+    found = {"no cue": run.neutral}
+    if run.cued is None:
+        return found
+    if run.cued.prior is not None:
+        found["prior alone"] = run.cued.prior
+    if run.cued.wrong is None:
+        return found | {("cues" if run.cued.images else "prior"): run.cued.accuracy}
+    return found | {"all cues right": run.cued.accuracy, f"all wrong ({run.cued.wrong_cues})": run.cued.wrong}
+
+
+def _accuracy(runs: Sequence[Accuracy]) -> list[list[str]]:
+    """The figures of all classes together; those by the tree where it groups something."""
+    rows = [["top-1", *(output.percent(run.top1) for run in runs)]]
+    if runs[0].top5 is not None:
+        rows.append(["top-5", *(output.percent(run.top5) for run in runs)])
+    rows.append(["mean over classes", *(output.percent(run.macro) for run in runs)])
+    by_tree = [run.hierarchical for run in runs if run.hierarchical is not None]
+    if len(by_tree) < len(runs):
+        return rows
+
+    first = by_tree[0]
+    for name, heights in (
+        (f"LCA height (0 to {first.tree_height})", [found.lca_height for found in by_tree]),
+        ("LCA height of mistakes", [found.lca_height_mistakes for found in by_tree]),
+    ):
+        rows.append([name, *("–" if height is None else f"{height:.3f}" for height in heights)])
+    if any(found.precision != found.recall for found in by_tree):
+        rows.append(["hierarchical precision", *(output.percent(found.precision) for found in by_tree)])
+        rows.append(["hierarchical recall", *(output.percent(found.recall) for found in by_tree)])
+    rows.append(["hierarchical F", *(output.percent(found.f1) for found in by_tree)])
+    levels = [(level, nodes) for level, nodes in enumerate(first.level_nodes[:-1]) if nodes > 1]
+    for level, nodes in levels:
+        name = f"level {level + 1} ({nodes} nodes)"
+        rows.append([name, *(output.percent(found.level_accuracy[level]) for found in by_tree)])
+    for level, _ in levels:
+        name = f"level {level + 1}, likeliest node"
+        rows.append([name, *(output.percent(found.level_accuracy_summed[level]) for found in by_tree)])
+    rows.append(["path consistency", *(output.percent(found.path_consistency) for found in by_tree)])
+    return rows
+
+
+def _show_classes(columns: Sequence[str], runs: Sequence[Accuracy], all_of_them: bool) -> None:
+    """Top-1 by class; of many classes, the worst and the best few of the first column."""
+    first = runs[0].per_class
+    rows = {name: [name, *(output.percent(run.per_class[name], 1) for run in runs)] for name in first}
+    if all_of_them or len(rows) <= MOST_CLASSES:
+        output.show_table("Top-1 by class", ["", *columns], list(rows.values()))
+        return
+    ordered = [rows[name] for name in sorted(first, key=lambda name: first[name])]
+    shown = [*ordered[:FEW], ["…", *([""] * len(runs))], *ordered[-FEW:]]
+    output.show_table(f"Top-1 by class: the {FEW} worst and the {FEW} best", ["", *columns], shown)
+    output.hint(f"all {len(rows)} classes: --per-class, or --json")
+
+
+def _tell_cues(name: str, run: Evaluation) -> None:
+    """Where cues came from, and what they changed."""
+    cued = run.cued
+    assert cued is not None
+    change = 100 * (cued.accuracy.top1 - run.neutral.top1)
+    if not cued.images:
+        output.show(f"{name}prior from {cued.source}, on all {run.images} images: {change:+.2f} points.")
+        return
+    how = "certain cues" if cued.gmacs is not None else " and ".join(cued.modes)
+    told = f"{name}{how} from {cued.source}, {cued.images} of {run.images} images cued: "
+    if cued.wrong is None:
+        named = "" if cued.named is None else f"; {100 * cued.named:.1f} % of the cues named the image's class"
+        told += f"{change:+.2f} points{named}."
+    else:
+        cost = 100 * (cued.wrong.top1 - run.neutral.top1)
+        told += f"{change:+.2f} points with every cue right, {cost:+.2f} with every cue wrong"
+        if cued.mixed is not None and cued.wrong_share is not None:
+            share = 100 * (cued.mixed - run.neutral.top1)
+            told += f", {share:+.2f} ({100 * cued.mixed:.2f} %) with {100 * cued.wrong_share:g} % of them wrong"
+        told += "."
+    if cued.prior is not None:
+        alone = 100 * (cued.prior.top1 - run.neutral.top1)
+        told += f" The prior, on all images, is in these; alone it makes {alone:+.2f} points."
+    output.show(told)
+    if cued.gmacs is not None:
+        output.show(f"Only what is cued ran: {cued.gmacs:.3f} GMACs an image in the mean, instead of all.")
+
+
+def _show_detection(found: dict[str, Detection]) -> None:
+    """How well images of other classes are told from a network's own."""
+    runs, lead = list(found.values()), next(iter(found.values()))
+    rows = [["score", *(run.score for run in runs)]]
+    if lead.outside:
+        rows.append(["AUROC", *("–" if run.auroc is None else f"{run.auroc:.4f}" for run in runs)])
+        rows.append(["FPR at 95 % TPR", *(output.percent(run.fpr_at_95_tpr) for run in runs)])
+    if any(run.threshold is not None for run in runs):
+        rows.append(["threshold", *("–" if run.threshold is None else f"{run.threshold:.4g}" for run in runs)])
+        rows.append(["own accepted (TPR)", *(output.percent(run.own_accepted) for run in runs)])
+        if lead.accuracy_accepted != 1:
+            rows.append(["top-1 among these", *(output.percent(run.accuracy_accepted) for run in runs)])
+        if lead.outside:
+            rows.append(["others accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
+    title = f'"None of these": {lead.own} images of its own classes, {lead.outside} of others'
+    output.show_table(title, ["", *found], rows)
+    if lead.max_false_positive is not None:
+        output.hint(f"the threshold was fitted for at most {100 * lead.max_false_positive:g} % of others")
+    if not lead.outside:
+        output.hint("the data hold no images of other classes: how many of such are accepted is not known from them")

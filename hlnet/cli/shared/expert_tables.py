@@ -1,0 +1,164 @@
+"""What ``make-expert`` tells of several experts, and of budgets: as tables, and for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hlnet.cli.shared import output
+from hlnet.cli.shared.calibration import show_calibration
+from hlnet.expert.candidates import Candidate, Limit, candidates, classes_by_node, fitting, floor, one_class
+
+if TYPE_CHECKING:
+    from hlnet.expert.write import ExpertSource
+    from hlnet.model.cost import Part
+    from hlnet.tree.class_tree import ClassTree
+
+COLUMNS = ["classes", "parameters, M", "GMACs", "MB"]
+ROWS = 40
+
+
+@dataclass(frozen=True)
+class MadeExperts:
+    """What ``make-expert`` shows.
+
+    Attributes:
+        source: the network.
+        choices: positions of each expert's classes, by its name.
+        wanted: the experts with their costs, where these were counted.
+        limit: that they were to keep to.
+        several: whether they may be more than one.
+        found: what was found when each was written.
+        out: the file or folder written, if any.
+    """
+
+    source: ExpertSource
+    choices: Mapping[str, Collection[int]]
+    wanted: Sequence[Candidate]
+    limit: Limit | None
+    several: bool
+    found: Sequence[dict[str, Any]]
+    out: Path | None
+
+    @property
+    def kept(self) -> Collection[int]:
+        """The classes of the first expert."""
+        return next(iter(self.choices.values()))
+
+    def json(self, counted: bool) -> dict[str, Any]:
+        """All of it; with ``counted``, a single expert's costs beside the full and the plain network's."""
+        tree, limit = self.source.tree, self.limit
+        if self.several:
+            pairs = zip(self.wanted, self.found, strict=True)
+            shown: dict[str, Any] = {"experts": [described(one, tree, limit) | more for one, more in pairs]}
+        else:
+            shown = self.found[0] | {"classes": [tree.classes[i] for i in self.kept]}
+            if counted:
+                shown |= self.source.profile(self.kept).model_dump(mode="json")
+        if self.out:
+            shown["fetched_bytes"] = self.source.fetched
+        if limit:
+            shown["budget"] = budget_described(self.wanted, limit, tree, self.source.units, nodes=not self.several)
+        return shown
+
+    def show(self, counted: bool) -> None:
+        """The same as tables."""
+        tree, limit = self.source.tree, self.limit
+        if self.several:
+            show_experts(self.wanted, self.found, limit, self.source.units)
+        elif counted:
+            costs = self.source.profile(self.kept)
+            output.show_tree(tree.prune(self.kept) if self.out else tree, kept=() if self.out else self.kept)
+            output.show_profile(costs)
+        if limit and not self.several:
+            show_budget(self.wanted[0], limit, tree, self.source.units, nodes=not self.out)
+        if self.out:
+            if "calibration" in self.found[0]:
+                show_calibration(list(self.choices), self.found)
+            count = len(self.kept)
+            what = f"{len(self.found)} experts" if self.several else f"{count} class{'es' if count > 1 else ''}"
+            show_written(self.found, what, self.out)
+
+
+def show_experts(
+    experts: Sequence[Candidate], told: Sequence[dict[str, Any]], limit: Limit | None, units: Sequence[Part]
+) -> None:
+    """Several experts: what they cost, whether they keep to a limit, and which files they were written to."""
+    columns, rows = ["expert", *COLUMNS], [[expert.name, *_cells(expert)] for expert in experts]
+    if limit:
+        columns.append(f"within {limit.figure(limit.most)}")
+        rows = [[*row, "yes" if limit.fits(expert) else "no"] for row, expert in zip(rows, experts, strict=True)]
+    if "out" in told[0]:
+        columns.append("file (.safetensors)")
+        rows = [[*row, Path(one["out"]).stem] for row, one in zip(rows, told, strict=True)]
+    output.show_table("Experts", columns, rows)
+    if limit and (advice := floor(limit, units)):
+        output.show(advice)
+
+
+def show_budget(asked: Candidate, limit: Limit, tree: ClassTree, units: Sequence[Part], nodes: bool) -> None:
+    """Whether an expert keeps to a limit; with ``nodes``, which inner nodes of its classes do."""
+    output.show(limit.compared(asked))
+    if advice := floor(limit, units):
+        output.show(advice)
+    if not nodes or advice:
+        return
+    inside = classes_by_node(tree, asked.classes)
+    found = fitting(candidates(tree, units, inside), limit)
+    rows = [[node.name, *_cells(node)] for node in found[:ROWS]]
+    if rows:
+        output.show_table(f"Inner nodes within {limit.text(limit.most)}", ["node", *COLUMNS], rows)
+    if len(found) > ROWS:
+        output.hint(f"… and {len(found) - ROWS} more nodes: --json has them all")
+    none = "" if rows else "there is no inner node of these classes; " if not inside else "no inner node fits; "
+    output.show(f"{none}one class alone takes {limit.text(one_class(limit, units))}")
+
+
+def show_written(told: Sequence[dict[str, Any]], what: str, out: Path | None) -> None:
+    """Where the experts' files are, and what was proved of them."""
+    if "max_logit_difference" in told[0]:
+        largest = max(one["max_logit_difference"] for one in told)
+        on = f" on {told[0]['images']} images" if "images" in told[0] else ""
+        output.show(
+            f"verified: weights bitwise the full network's; logits equal{on} "
+            f"(largest difference {largest:.1g}, float64)"
+        )
+    size = sum(Path(one["out"]).stat().st_size for one in told)
+    output.show(f"{what}, {size / 1e6:.1f} MB, written to {out}")
+
+
+def described(expert: Candidate, tree: ClassTree, limit: Limit | None) -> dict[str, Any]:
+    """One of several experts, for JSON."""
+    found = {"name": expert.name, "classes": [tree.classes[i] for i in expert.classes], **_figures(expert)}
+    return found | {"fits": limit.fits(expert)} if limit else found
+
+
+def budget_described(
+    asked: Sequence[Candidate], limit: Limit, tree: ClassTree, units: Sequence[Part], nodes: bool
+) -> dict[str, Any]:
+    """A limit, its floor, what the dearest expert leaves of it, and with ``nodes`` the inner nodes, for JSON."""
+    spare = limit.most - max(limit.of(one.cost) for one in asked)
+    found: dict[str, Any] = {
+        "measure": limit.measure,
+        "limit": limit.most,
+        "trunk": getattr(units[0], limit.measure),
+        "one_class": one_class(limit, units),
+        "fits": spare >= 0,
+        "spare": spare,
+    }
+    if nodes:
+        fit = fitting(candidates(tree, units, classes_by_node(tree, asked[0].classes)), limit)
+        found["nodes"] = [{"node": node.name, "classes": len(node.classes), **_figures(node)} for node in fit]
+    return found
+
+
+def _cells(expert: Candidate) -> list[str]:
+    cost = expert.cost
+    gmacs = f"{cost.gmacs:.3f}" if cost.gmacs >= 1 else f"{cost.gmacs:.3g}"
+    return [str(len(expert.classes)), f"{cost.params / 1e6:.3f}", gmacs, f"{cost.bytes / 1e6:.1f}"]
+
+
+def _figures(expert: Candidate) -> dict[str, Any]:
+    return expert.cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})

@@ -1,0 +1,132 @@
+"""How ``hlnet predict`` writes its answers: for people, as CSV, or as JSON, one object a line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hlnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlnet.evaluation.prediction import Label, PathAnswer, Prediction
+    from hlnet.model.provenance import Rejection
+
+#: The columns of CSV; docs/predict.md says what is in them.
+COLUMNS = (
+    *("image", "answer", "level", "probability", "classes"),
+    *("leaf", "leaf_probability", "score", "rejected", "error"),
+)
+
+
+class Format(StrEnum):
+    """What the answers are written as."""
+
+    text = "text"
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+def choose_format(out: Path | None, form: Format | None) -> Format:
+    """The format that is asked for, or that a file's name asks for.
+
+    Raises:
+        UsageError: if the two disagree, or the name asks for one that is not known.
+    """
+    suffix = out.suffix.lower() if out else ""
+    named = {".csv": Format.csv, ".jsonl": Format.jsonl, ".json": Format.jsonl}.get(suffix)
+    if form is None and named is None and suffix not in ("", ".txt"):
+        raise UsageError(f"--out '{out}': answers are written as .csv, .jsonl or .txt; or say how with --format")
+    if form is not None and named not in (None, form):
+        raise UsageError(f"--out '{out}' asks for {named}, and --format for {form}; let them agree")
+    return form or named or Format.text
+
+
+def writer(form: Format, rejection: Rejection | None, labels: bool = True) -> Callable[[Prediction], str]:
+    """What turns a prediction into the text that stands for it, line breaks included.
+
+    Args:
+        form: the format.
+        rejection: the network's threshold, if it has one.
+        labels: whether people want to see classes beside an answer that may end before them.
+    """
+    match form:
+        case Format.jsonl:
+            return lambda found: found.model_dump_json(exclude_none=True) + "\n"
+        case Format.csv:
+            return lambda found: csv_row(_values(found))
+    return lambda found: "".join(f"{line}\n" for line in _lines(found, rejection, labels))
+
+
+def csv_row(values: Sequence[object]) -> str:
+    """One row of CSV.
+
+    >>> csv_row(["a,b", None, 0.5, True])
+    '"a,b",,0.5,true\\n'
+    """
+    text = io.StringIO()
+    told = ["" if value is None else str(value).lower() if isinstance(value, bool) else value for value in values]
+    csv.writer(text, lineterminator="\n").writerow(told)
+    return text.getvalue()
+
+
+def _values(found: Prediction) -> list[object]:
+    """Of one row."""
+    if not found.labels:
+        return [found.image, *[None] * (len(COLUMNS) - 2), found.error]
+    best, answer = found.labels[0], found.answer
+    reached: list[object] = [None] * 4
+    if answer is not None:
+        reached = [answer.path, answer.level, answer.probability, answer.classes]
+    elif not found.rejected:
+        share = best.path_probabilities[-1] if best.path_probabilities else best.probability
+        reached = [best.path, best.path.count("/") + 1, share, 1]
+    return [found.image, *reached, best.path, best.probability, found.score, found.rejected, None]
+
+
+def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iterator[str]:
+    """For people: the image, and below it what it is; nothing of one that could not be read."""
+    if found.error is not None:
+        return
+    yield found.image
+    told = ""
+    if found.score_name is not None:
+        told = f"  ({found.score_name} {'–' if found.score is None else format(found.score, '.4g')}"
+        told += f", accepted from {rejection.threshold:.4g})" if rejection else ")"
+    if found.rejected:
+        yield f"  none of these{told}"
+        return
+    if found.answer is not None:
+        yield f"  {_ended(found.answer)}"
+    for label in found.labels if labels or found.answer is None else ():
+        if label.path_probabilities is None:  # the only class
+            yield f"  {'accepted' if rejection else 'perhaps'}  {label.path}{told}"
+        else:
+            yield f"  {_whole(label)}"
+
+
+def _whole(label: Label) -> str:
+    """``animal 0.99 / cat 0.97 / tabby 0.41``."""
+    shares = label.path_probabilities or []
+    steps = " / ".join(_steps(label.path, shares))
+    if label.probability is not None and abs(label.probability - shares[-1]) > 1e-6:  # trained one against all
+        return f"{steps}  (by itself {_share(label.probability)})"
+    return steps
+
+
+def _ended(answer: PathAnswer) -> str:
+    """``animal 0.99 / cat 0.97  (then tabby 0.41)``."""
+    steps = _steps(answer.way, answer.way_probabilities)
+    before, after = " / ".join(steps[: answer.level]), " / ".join(steps[answer.level :])
+    return f"{before or 'not sure'}  (then {after})" if after else before
+
+
+def _steps(path: str, shares: Sequence[float]) -> list[str]:
+    return [f"{name} {_share(share)}" for name, share in zip(path.split("/"), shares, strict=True)]
+
+
+def _share(value: float) -> str:
+    return "<0.01" if 0 < value < 0.005 else f"{value:.2f}"

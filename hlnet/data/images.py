@@ -1,0 +1,67 @@
+"""Labelled images, each opened when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from PIL import Image, UnidentifiedImageError
+
+from hlnet.errors import DataError
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with labels in the data set's own numbering.
+
+    Attributes:
+        name: what it was loaded from, for messages.
+        classes: names of the classes, in that numbering.
+        labels: of each image.
+        load: gives the image at a position.
+        files: the file that each image is, or lies in, where there is one.
+        members: what each image is called in its file, where that holds several.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    load: Callable[[int], Image.Image]
+    files: tuple[Path, ...] = ()
+    members: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def image_names(images: LabelledImages) -> list[str]:
+    """What each image of a data set is called in a file of cues: its path, in a shard after the shard's own.
+
+    Images that are no files are called by their position: ``"0"``, ``"1"``, ….
+    """
+    names = [str(path) for path in images.files] or [str(position) for position in range(len(images))]
+    if images.members:
+        names = [f"{name}/{member}" for name, member in zip(names, images.members, strict=True)]
+    return names
+
+
+def open_image(path: str | Path, content: BinaryIO | None = None) -> Image.Image:
+    """Read one image file completely; of one that is open already, ``path`` is what it is called.
+
+    Raises:
+        DataError: if it is missing, truncated or no image.
+    """
+    try:
+        with Image.open(content or path) as image:
+            image.load()
+            return image
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = (
+            "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error
+        )
+        mend = "look at its name and folder" if isinstance(error, FileNotFoundError) else "remove or replace it"
+        raise DataError(f"cannot read image '{path}': {reason}; {mend}") from error

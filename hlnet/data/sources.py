@@ -1,0 +1,180 @@
+"""Labelled images, from timm's sources, with labels matched to a class tree by name.
+
+Notable here: a data set's own numbering of classes is never used. Folder readers number by sort order, and sort orders
+differ; so a label is a class *name* until the tree says which logit that is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+
+from hlnet.data.images import LabelledImages, Split, open_image
+from hlnet.errors import DataError, UsageError, one_line
+from hlnet.tree.io import IMAGE_SUFFIXES
+
+_SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
+
+TIMM_SOURCES = ("hfds/", "torch/", "wds/")
+
+
+def load_data(data: str | Path, split: Split = "train", root: str | Path | None = None) -> LabelledImages:
+    """Open a data set.
+
+    Args:
+        data: a folder with ``train`` and ``val`` folders (``test`` too, if it has one) that hold one folder a class,
+            nested or flat; ``digits``, scikit-learn's embedded 8x8 handwriting, four fifths of it for training and the
+            rest for ``val`` and ``test`` alike; or one of timm's sources that know their labels, such as
+            ``torch/cifar10``, a Hugging Face set with a validation split, ``hfds/…``, or WebDataset shards in ``root``,
+            ``wds/…``.
+        split: ``train``, ``val`` or ``test``.
+        root: where timm's sources keep their files.
+
+    Raises:
+        UsageError: if there is no such folder, split or source.
+        DataError: if it holds no images, or two folders of images share a name.
+
+    Example:
+        >>> digits = load_data("digits", "val")
+        >>> len(digits), digits.classes[:3], digits.load(0).size
+        (360, ('0', '1', '2'), (8, 8))
+    """
+    data = str(data)
+    if split not in _SPLIT_FOLDERS:
+        raise UsageError(f"there is no split '{split}'; expected {', '.join(_SPLIT_FOLDERS)}")
+    if data == "digits":
+        return _digits(split)
+    if data.startswith("wds/"):
+        from hlnet.data.sharded_images import sharded_images
+
+        return sharded_images(data, _SPLIT_FOLDERS, split, root)
+    if data.startswith(TIMM_SOURCES):
+        return _from_timm(data, split, root)
+    return _folder(Path(data), split)
+
+
+def is_source(data: str) -> bool:
+    """Whether this names a source of images, and no folder, even where there is one of that name.
+
+    Example:
+        >>> is_source("digits"), is_source("hfds/food101"), is_source("photos")
+        (True, True, False)
+    """
+    return data == "digits" or data.startswith(TIMM_SOURCES)
+
+
+# ---------------------------------------------------------------------- sources
+
+
+def _folder(root: Path, split: Split) -> LabelledImages:
+    if not root.is_dir():
+        raise UsageError(
+            f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(TIMM_SOURCES)}…)"
+        )
+    folder = next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
+    if folder is None:
+        found = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:6]) or "no folders"
+        raise UsageError(
+            f"'{root}' has no '{split}' folder; expected train/ and val/ with one folder a class, found {found}"
+        )
+    files: dict[str, list[Path]] = {}
+    homes: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(place)
+        images = sorted(here / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        if images and here == folder:
+            raise DataError(f"'{folder}' holds images outside any class folder, such as '{images[0].name}'")
+        if images and here.name in files:
+            raise DataError(
+                f"two folders of images are called '{here.name}' ('{homes[here.name]}' and '{here}'); "
+                "class names must be unique"
+            )
+        if images:
+            files[here.name], homes[here.name] = images, here
+    if not files:
+        raise DataError(f"'{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    labels = tuple(label for label, paths in enumerate(files.values()) for _ in paths)
+    every = tuple(path for paths in files.values() for path in paths)
+    return LabelledImages(f"'{folder}'", tuple(files), labels, partial(_load_file, every), every)
+
+
+def _digits(split: Split) -> LabelledImages:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, rest = train_test_split(np.arange(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target)
+    kept = train if split == "train" else rest
+    pixels = (digits.images[kept] * (255 / 16)).astype(np.uint8)
+    return LabelledImages(
+        "digits",
+        tuple(str(name) for name in digits.target_names),
+        tuple(int(label) for label in digits.target[kept]),
+        partial(_load_pixels, pixels),
+    )
+
+
+def _from_timm(name: str, split: Split, root: str | Path | None) -> LabelledImages:
+    try:
+        with redirect_stdout(sys.stderr):  # some sources print, and stdout is for results
+            dataset = create_dataset(
+                name, root=str(root) if root else None, split="validation" if split == "val" else split
+            )
+    except Exception as error:  # each source has its own ways to fail: no package, no network, no such set
+        reason = one_line(error)
+        mend = "; pip install 'hlnet[hf]' brings what hfds/ needs" if isinstance(error, ImportError) else ""
+        raise UsageError(f"data source '{name}' could not be opened ({split}): {reason}{mend}") from error
+    classes = getattr(dataset, "classes", None) or list(_class_to_idx(dataset))
+    labels = _labels(dataset)
+    if not classes or labels is None:
+        raise UsageError(f"data source '{name}' does not tell its class names and labels, which a class tree needs")
+    return LabelledImages(f"'{name}'", tuple(map(str, classes)), tuple(labels), partial(_load_item, dataset, name))
+
+
+# What loads an image travels to worker processes: functions of the module with their data, not closures.
+
+
+def _load_file(paths: tuple[Path, ...], position: int) -> Image.Image:
+    return open_image(paths[position])
+
+
+def _load_pixels(pixels: np.ndarray[Any, Any], position: int) -> Image.Image:
+    return Image.fromarray(pixels[position])
+
+
+def _load_item(dataset: Any, name: str, position: int) -> Image.Image:
+    try:
+        image: Image.Image = dataset[position][0]
+    except Exception as error:  # each source has its own ways to fail
+        raise DataError(f"cannot read image {position} of '{name}': {one_line(error)}") from error
+    return image
+
+
+def _class_to_idx(dataset: Any) -> Sequence[str]:
+    reader = getattr(dataset, "reader", None)
+    mapping = getattr(reader, "class_to_idx", None) or {}
+    if mapping:
+        return sorted(mapping, key=mapping.__getitem__)
+    features = getattr(getattr(reader, "dataset", None), "features", {})
+    return next((list(feature.names) for feature in features.values() if hasattr(feature, "names")), [])
+
+
+def _labels(dataset: Any) -> list[int] | None:
+    if hasattr(dataset, "targets"):
+        return [int(label) for label in dataset.targets]
+    reader: Any = getattr(dataset, "reader", None)
+    if hasattr(reader, "samples"):
+        return [label for _, label in reader.samples]
+    if hasattr(reader, "label_key"):
+        return [int(label) for label in reader.dataset[reader.label_key]]
+    return None

@@ -1,0 +1,215 @@
+"""Fitting what a network says of itself: probabilities that come true as often as they say, and "none of these"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hlnet.errors import DataError, RunError, UsageError, some
+from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
+from hlnet.evaluation.metrics.rejection import (
+    SCORES,
+    conformal_rank,
+    conformal_threshold,
+    default_score,
+    detection,
+    false_positive_bound,
+    rejection_scores,
+)
+from hlnet.model.provenance import Provenance, Rejection, Score
+
+if TYPE_CHECKING:
+    from hlnet.data.tree_data import TreeData
+    from hlnet.model.fast.optimize import InferenceNet
+    from hlnet.model.hierarchical import HierarchicalNet
+    from hlnet.model.plain import PlainNet
+
+log = logging.getLogger("hlnet")
+
+
+def calibrate(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    data: TreeData,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    max_false_positive: float = 0.01,
+    score: Score | None = None,
+    on_batch: Callable[[], None] | None = None,
+) -> Provenance:
+    """Fit when a network says "none of these", and its temperature.
+
+    The threshold comes from images of classes that the network lacks (:func:`conformal_threshold`), the
+    temperature from images of its own (:func:`fit_temperature`; with one class there is none), or, where each class was
+    trained one against all (``bce``), from all images, for its probabilities speak of any image. Both belong to these
+    weights and classes: a cut of the network, or training, drops them.
+
+    Args:
+        net: an expert, or any network.
+        data: labelled images that it was not trained with, of its own classes and of others: ``outside=True``.
+        batches: of ``data``, in any order.
+        max_false_positive: the share of new outside images, drawn as these are, that may be accepted.
+        score: ``energy``, ``max-logit`` or ``probability``, see :func:`rejection_scores`; default:
+            ``probability`` for a network trained with ``bce``, else ``energy``.
+        on_batch: called after each batch.
+
+    Returns:
+        the network's provenance with ``temperature`` and ``rejection`` filled in; the latter's ``metrics`` tell what
+        was measured on these images: ``own_images``, ``outside_images``, ``own_accepted``, ``outside_accepted``,
+        ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such fits, 95 stay under it) and, where there is
+        a temperature, ``ece_before`` and ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one).
+
+    Raises:
+        UsageError: if there is no such score, or the rate is not between 0 and 1.
+        DataError: if the data hold no outside images, or too few for that rate.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("resnet18", tree=["0", "1", "2"])
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> prepare = hlnet.eval_transform(net.transform)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits"), net.tree, prepare, outside=True)
+        >>> few = torch.utils.data.Subset(data, range(60))
+        >>> net.provenance = calibrate(net, data, hlnet.loader(few, 30), max_false_positive=0.1)
+        >>> net.provenance.rejection.score, net.provenance.rejection.metrics["outside_images"]
+        ('energy', 44.0)
+    """
+    from hlnet.evaluation.logits import logits_of  # which measures calibration, too
+
+    score = score or default_score(net.provenance)
+    if score not in SCORES:
+        raise UsageError(f"there is no score '{score}'; expected {', '.join(SCORES)}")
+    check_outside(data, max_false_positive)
+    if data.absent:
+        log.warning(
+            "%s has no images of %s: were they there under another name, they would count as outside ones",
+            data.images.name,
+            some(data.absent),
+        )
+    (logits,), labels = logits_of(net, batches, on_batch=on_batch)
+    own = labels >= 0
+    if not own.any():
+        raise DataError(f"the calibration images of {data.images.name} hold none of the network's own classes")
+    scores = rejection_scores(logits, score)
+    threshold = conformal_threshold(scores[~own], max_false_positive)
+    found = detection(scores[own], scores[~own], score, threshold)
+    metrics = {
+        "own_images": found.own,
+        "outside_images": found.outside,
+        "own_accepted": found.own_accepted,
+        "outside_accepted": found.outside_accepted,
+        "auroc": found.auroc,
+        "fpr_at_95_tpr": found.fpr_at_95_tpr,
+        "false_positive_bound": false_positive_bound(found.outside, max_false_positive),
+    }
+    temperature = None
+    one_vs_all = net.provenance.one_vs_all
+    if one_vs_all or logits.shape[1] > 1:
+        used = own | one_vs_all
+        temperature = fit_temperature(logits[used], labels[used], one_vs_all)
+        for name, value in (("ece_before", 1.0), ("ece", temperature)):
+            metrics[name] = calibration_error(class_probabilities(logits[used], one_vs_all, value), labels[used])
+    rejection = Rejection(
+        score=score,
+        threshold=threshold,
+        max_false_positive=max_false_positive,
+        data=data.images.name.strip("'"),
+        metrics={name: value for name, value in metrics.items() if value is not None},
+    )
+    fitted = {"temperature": temperature, "rejection": rejection, "conformal": None}  # the latter is of another T
+    return net.provenance.model_copy(update=fitted)
+
+
+def calibrate_paths(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    data: TreeData,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    on_batch: Callable[[], None] | None = None,
+) -> Provenance:
+    """Fit a network's temperature, and where its path answers end for a coverage (``hlnet.predict(…, coverage=0.9)``).
+
+    One half of the images, drawn by chance, gives the temperature (:func:`fit_temperature`), the other the thresholds
+    (:func:`fit_path_conformal`): were they the same images, what the thresholds promise would not quite
+    hold. Both belong to these weights and classes: a cut of the network, or training, drops them. A threshold of "none
+    of these" stays as it is, since it looks at logits before any temperature.
+
+    Args:
+        net: a full network, an expert or a plain network, of two classes at least.
+        data: labelled images that it was not trained with, ``TreeData(…, subset=True)``. If classes were trained one
+            against all (``bce``), images of others teach the temperature, too: ``outside=True`` keeps them.
+        batches: of ``data``, in any order.
+        on_batch: called after each batch.
+
+    Returns:
+        the network's provenance with ``temperature`` and ``conformal`` filled in; the latter's ``metrics`` tell how
+        many images gave the temperature (``temperature_images``), and what was measured on the others: ``ece_before``
+        and ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one), and what
+        :func:`hlnet.evaluation.metrics.conformal.outcomes` counts.
+
+    Raises:
+        UsageError: if the network has one class only.
+        DataError: if there are fewer than two images of its classes.
+        RunError: if it gives logits that are not numbers.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("resnet18", tree={"low": ["0", "1", "2"], "high": ["8", "9"]})
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> prepare = hlnet.eval_transform(net.transform)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits"), net.tree, prepare, subset=True)
+        >>> few = torch.utils.data.Subset(data, range(60))
+        >>> net.provenance = calibrate_paths(net, data, hlnet.loader(few, 30))
+        >>> net.provenance.conformal.images, len(net.provenance.conformal.thresholds)  # from 0.5 to 0.967
+        (30, 468)
+    """
+    from hlnet.evaluation.logits import logits_of
+    from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, outcomes, path_scores
+    from hlnet.evaluation.metrics.paths import TreePaths
+
+    if len(net.tree.classes) < 2:
+        raise UsageError(
+            f"a network of one class ({net.tree.classes[0]}) has no path to choose; what it can say is 'none of "
+            "these': make-expert --calibrate fits that"
+        )
+    seen = set(data.labels)
+    if absent := [name for place, name in enumerate(net.tree.classes) if place not in seen]:
+        log.warning("%s has no images of %s: nothing is promised of these", data.images.name, some(absent))
+    (logits,), labels = logits_of(net, batches, on_batch=on_batch)
+    if not logits.isfinite().all():
+        raise RunError("the network gives logits that are not numbers, so nothing can be fitted; check its weights")
+    one_vs_all = net.provenance.one_vs_all
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    first, second = order.tensor_split(2)
+    first = first if one_vs_all else first[labels[first] >= 0]
+    second = second[labels[second] >= 0]
+    if not (labels[first] >= 0).any() or not len(second):
+        raise DataError(f"{data.images.name} holds too few images of the network's classes; give two at least")
+    temperature = fit_temperature(logits[first], labels[first], one_vs_all)
+    paths = TreePaths(net.tree)
+    down = descend_all(paths, logits[second], temperature)
+    fitted = fit_path_conformal(path_scores(paths, down, labels[second]), data.images.name.strip("'"))
+    fitted.metrics["temperature_images"] = len(first)
+    for name, value in (("ece_before", 1.0), ("ece", temperature)):
+        shares = class_probabilities(logits[second], one_vs_all, value)
+        fitted.metrics[name] = calibration_error(shares, labels[second])
+    fitted.metrics |= outcomes(paths, down, fitted)
+    return net.provenance.model_copy(update={"temperature": temperature, "conformal": fitted})
+
+
+def check_outside(data: TreeData, max_false_positive: float) -> None:
+    """Before any image is read: whether there are enough outside ones.
+
+    Raises:
+        UsageError, DataError: as :func:`calibrate`.
+    """
+    outside = data.labels.count(-1)
+    if not outside and data.left_out:
+        raise UsageError("calibrate() takes data made with outside=True, whose outside images are not left out")
+    if not outside:
+        raise DataError(
+            f"{data.images.name} holds no images of classes outside the network's, from which 'none of these' is "
+            f"learnt, only of {some(data.images.classes)}; add a folder of other images, of whatever name"
+        )
+    conformal_rank(outside, max_false_positive)

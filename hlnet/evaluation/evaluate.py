@@ -1,0 +1,322 @@
+"""Accuracy of full networks, experts and plain networks, with and without a cue; alone, and beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform, loader
+from hlnet.errors import UsageError, some
+from hlnet.evaluation.cue_trial import CuedAccuracy, CueTrial, cued_accuracy
+from hlnet.evaluation.logits import columns_of, logits_of
+from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy
+from hlnet.evaluation.metrics.comparison import Comparison, compare
+from hlnet.evaluation.metrics.hierarchy import lca_heights
+from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities
+from hlnet.evaluation.metrics.rejection import Detection, default_score, detection, rejection_scores
+from hlnet.model.fast.optimize import Net
+from hlnet.model.provenance import Rejection, Score
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import select_classes
+
+
+class Evaluation(BaseModel):
+    """What :func:`evaluate` found.
+
+    Attributes:
+        images: number of images used.
+        left_out: images of classes that are not among those evaluated; accuracy is without them.
+        classes: number of classes that compete.
+        neutral: accuracy without a cue.
+        temperature: what logits are divided by for probabilities, where it was fitted.
+        ece: expected calibration error of these, :func:`calibration_error`, to 4 decimals. Softmax
+            shares are of the network's own images, and ``None`` with one class. Probabilities of classes trained one
+            against all speak of any image: images of other classes count, and it is ``None`` where they were left out.
+        detection: how well images of other classes are told from the network's own, where that was asked for.
+        cued: accuracy with cues, where these were asked for.
+        labels: for each image used, the column of the right class, beside ``neutral.answers``; not part of the JSON.
+    """
+
+    images: int
+    left_out: int
+    classes: int
+    neutral: Accuracy
+    temperature: float | None = None
+    ece: float | None = None
+    detection: Detection | None = None
+    cued: CuedAccuracy | None = None
+    labels: list[int] = Field(default=[], exclude=True, repr=False)
+
+
+def evaluate(
+    net: Net,
+    data: TreeData,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: str | Iterable[str | int] | None = None,
+    cues: CueTrial | None = None,
+    on_batch: Callable[[], None] | None = None,
+    score: Score | None = None,
+) -> Evaluation:
+    """Accuracy on labelled images.
+
+    With ``classes``, only images of these count and only their logits compete: for a full or a plain network that is
+    the control beside an expert of the same classes.
+
+    With ``cues``, accuracy under cues stands beside: of a file, or of each image's own label, as in the paper's
+    Sec. 4.4. The latter is an oracle, which says how much right cues could help; what wrong ones do is found with it.
+
+    How well images of other classes are recognised as such (``detection``) is measured for a network that holds a
+    fitted threshold (:func:`hlnet.calibrate`), for a single class, where accuracy says nothing, and where a ``score``
+    is named. It takes data that kept these images: ``TreeData(…, outside=True)``.
+
+    Args:
+        net: the network.
+        data: what the batches are drawn from.
+        batches: of ``data``; in its order, where there are cues.
+        classes: a selection, as :func:`hlnet.select_classes` takes it; default: all the network's.
+        cues: what to try with cues.
+        on_batch: called after each batch.
+        score: what is to tell other classes: ``energy``, ``max-logit`` or ``probability``; default: the stored one, or
+            :func:`hlnet.evaluation.metrics.rejection.default_score`.
+
+    Raises:
+        UsageError: as :func:`hlnet.cue_effect`, or if the selected classes have no images.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("test_resnet", tree=[str(digit) for digit in range(10)])
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform))
+        >>> trial = hlnet.CueTrial(attention=hlnet.Attention(strength=100))
+        >>> found = evaluate(net, data, hlnet.loader(data, 64), cues=trial)
+        >>> found.cued.source, found.images
+        ("each image's own label (an oracle)", 360)
+    """
+    kept = list(range(len(net.tree.classes))) if classes is None else list(select_classes(net.tree, classes))
+    if cues is not None:
+        cues.check()
+    cued = [] if cues is None else cues.runs(net.tree, data, kept)
+    runs, labels = logits_of(net, batches, [None, *cued], on_batch, kept)
+    tree = net.tree.prune(kept)
+    found = _evaluation(net, kept, tree, runs[0], labels, data.left_out, _detector(net, kept, score))
+    if cues is not None:
+        found.cued = cued_accuracy(net, kept, tree, cues, cued, runs, labels)
+    return found
+
+
+def evaluate_beside(
+    nets: Mapping[str, Net],
+    images: LabelledImages,
+    classes: str | Iterable[str | int] | None = None,
+    cues: CueTrial | None = None,
+    score: Score | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate several networks on the same images, restricted to the first one's classes: an expert and its controls.
+
+    Each is evaluated as by :func:`evaluate`, but for the class tree, which is the first one's for all. Classes are
+    matched by name. Images are read once for all networks that want the same transform.
+
+    Args:
+        nets: by name; the first one's classes are evaluated.
+        images: the labelled images.
+        classes: a selection of the first network's classes.
+        cues: what to try with cues; networks that cannot be cued in this way are cued as :meth:`CueTrial.fitting` says,
+            or evaluated without.
+        score: as :func:`evaluate` takes it; where the first network's detection is measured, the others' is too.
+        batch_size, workers: as :func:`hlnet.loader` takes them.
+        on_batch: called after each batch, with how many are done and of how many.
+
+    Returns:
+        by name, in the order given.
+
+    Raises:
+        UsageError: if a network lacks one of the classes; as :func:`evaluate`.
+
+    Example:
+        >>> import hlnet
+        >>> tree = hlnet.ClassTree.from_nested({"low": ["0", "1"], "high": ["8", "9"]})
+        >>> full = hlnet.create_model("test_resnet", tree=tree)
+        >>> full.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> nets = {"expert": hlnet.cut_expert(full, "low"), "full": full}
+        >>> found = evaluate_beside(nets, hlnet.load_data("digits", "val"))
+        >>> found["expert"].neutral == found["full"].neutral, found["full"].classes
+        (True, 2)
+    """
+    first, lead = next(iter(nets.items()))
+    kept = tuple(range(len(lead.tree.classes))) if classes is None else select_classes(lead.tree, classes)
+    tree = lead.tree.prune(kept)
+    columns = {name: _columns(name, net, tree.classes) for name, net in nets.items()}
+    detectors = {name: _detector(net, columns[name], score) for name, net in nets.items()}
+    if detectors[first]:
+        detectors = {name: found or (default_score(nets[name].provenance), None) for name, found in detectors.items()}
+    else:  # images of other classes will not be run
+        detectors = dict.fromkeys(nets)
+    if cues is not None:
+        cues.check()
+    trials = {name: cues if cues is None or net is lead else cues.fitting(net) for name, net in nets.items()}
+    alike = {net.transform: [name for name in nets if nets[name].transform == net.transform] for net in nets.values()}
+    data, batches = {}, {}
+    for transform in alike:
+        outside = detectors[first] is not None
+        data[transform] = TreeData(images, lead.tree, eval_transform(transform), subset=True, outside=outside)
+        batches[transform] = loader(data[transform], batch_size, workers)
+    places = {name: _places(lead, net) for name, net in nets.items()}
+    done, total = 0, sum(map(len, batches.values()))
+    found = {}
+    for transform, group in alike.items():
+        parts: dict[str, list[tuple[list[Tensor], Tensor]]] = {name: [] for name in group}
+        acting = {
+            name: [run.of(lead.tree, nets[name].tree) for run in trial.runs(lead.tree, data[transform], kept)]
+            if (trial := trials[name])
+            else []
+            for name in group
+        }
+        start = 0
+        for pixels, labels in batches[transform]:
+            for name in group:
+                batch, runs = [(pixels, places[name][labels])], [None, *acting[name]]
+                parts[name].append(logits_of(nets[name], batch, runs, competing=columns[name], start=start))
+            done, start = done + 1, start + len(labels)
+            if on_batch:
+                on_batch(done, total)
+        for name in group:
+            logits = [torch.cat(run) for run in zip(*(run for run, _ in parts[name]), strict=True)]
+            labels = torch.cat([labels for _, labels in parts[name]])
+            left_out = data[transform].left_out
+            net, own = nets[name], columns[name]
+            found[name] = _evaluation(net, own, tree, logits[0], labels, left_out, detectors[name])
+            if trial := trials[name]:
+                found[name].cued = cued_accuracy(net, own, tree, trial, acting[name], logits, labels)
+    return {name: found[name] for name in nets}
+
+
+class EvaluationComparison(BaseModel):
+    """Two evaluations against each other, :func:`compare_evaluations`.
+
+    Attributes:
+        neutral: without cues.
+        cued: with the cues given, of an oracle with every cue right; ``None`` if one had none.
+        wrong: with every cue wrong, of an oracle.
+    """
+
+    neutral: Comparison
+    cued: Comparison | None = None
+    wrong: Comparison | None = None
+
+
+def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, seed: int = 0) -> EvaluationComparison:
+    """Compare two networks that were evaluated beside each other by :func:`hlnet.evaluate_beside`.
+
+    Args:
+        first, second: of the same images.
+        tree: of the classes evaluated, for heights: ``net.tree.prune(kept)``, or the tree itself.
+        seed: of the resamples.
+
+    Raises:
+        UsageError: if they are not of the same images, or were read from JSON, which does not hold the answers.
+
+    Example:
+        >>> import hlnet
+        >>> tree = hlnet.ClassTree.from_nested({"low": ["0", "1"], "high": ["8", "9"]})
+        >>> nets = {name: hlnet.create_model("test_resnet", tree=tree) for name in "ab"}
+        >>> for net in nets.values():
+        ...     net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> found = hlnet.evaluate_beside(nets, hlnet.load_data("digits", "val"))
+        >>> told = compare_evaluations(found["a"], found["b"], tree).neutral
+        >>> told.top1.mean == (told.only_first - told.only_second) / told.images
+        True
+    """
+    labels = torch.tensor(first.labels)
+    if not first.labels or first.labels != second.labels:
+        raise UsageError("evaluations are compared image by image: take two of one call of evaluate_beside()")
+
+    def pair(one: Accuracy | None, other: Accuracy | None) -> Comparison | None:
+        if one is None or other is None:
+            return None
+        ours, theirs = torch.tensor(one.answers), torch.tensor(other.answers)
+        heights = None
+        if one.hierarchical is not None:
+            heights = lca_heights(tree, ours, labels), lca_heights(tree, theirs, labels)
+        return compare(ours == labels, theirs == labels, heights, seed)
+
+    neutral = pair(first.neutral, second.neutral)
+    assert neutral is not None
+    found = EvaluationComparison(neutral=neutral)
+    if first.cued and second.cued:
+        found.cued = pair(first.cued.accuracy, second.cued.accuracy)
+        found.wrong = pair(first.cued.wrong, second.cued.wrong)
+    return found
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:
+    """Which score tells other classes apart, and its stored threshold, which is that of all the network's classes."""
+    stored = net.provenance.rejection if len(kept) == len(net.tree.classes) else None
+    if score is not None:
+        return score, stored if stored and stored.score == score else None
+    if stored:
+        return stored.score, stored
+    return (default_score(net.provenance), None) if len(kept) == 1 else None
+
+
+def _columns(name: str, net: Net, classes: Sequence[str]) -> list[int]:
+    """Positions of the classes in a network, by name."""
+    position = {found: i for i, found in enumerate(net.tree.classes)}
+    if lacking := [found for found in classes if found not in position]:
+        raise UsageError(
+            f"'{name}' lacks the class{'es' if len(lacking) > 1 else ''} {some(lacking)}, so it cannot stand beside"
+        )
+    return [position[found] for found in classes]
+
+
+def _places(lead: Net, net: Net) -> Tensor:
+    """From a position in the first network's classes to that in another's; -1, and what it lacks, to -1."""
+    position = {found: i for i, found in enumerate(net.tree.classes)}
+    return torch.tensor([*(position.get(found, -1) for found in lead.tree.classes), -1])
+
+
+def _evaluation(
+    net: Net,
+    kept: Sequence[int],
+    tree: ClassTree,
+    logits: Tensor,
+    labels: Tensor,
+    left_out: int,
+    detector: tuple[Score, Rejection | None] | None,
+) -> Evaluation:
+    """From logits ``[N, K]`` and labels to figures of the ``kept`` columns, the leaves of ``tree``."""
+    targets = columns_of(labels, kept, len(net.tree.classes))
+    used = targets >= 0
+    if not used.any():
+        raise UsageError("the data holds no image of the selected classes")
+    logits = logits[:, list(kept)]
+    temperature = net.provenance.temperature
+    found = Evaluation(
+        images=int(used.sum()),
+        left_out=left_out + int((~used).sum()),
+        classes=len(kept),
+        neutral=accuracy(logits[used], targets[used], tree.classes, tree, temperature),
+        temperature=temperature,
+        labels=targets[used].tolist(),
+    )
+    one_vs_all = net.provenance.one_vs_all
+    if not left_out if one_vs_all else len(kept) > 1:
+        shares = class_probabilities(logits, one_vs_all, temperature)
+        counted = used | one_vs_all
+        found.ece = round(calibration_error(shares[counted], targets[counted]), 4)
+    if detector and (detector[1] or not used.all()):
+        score, stored = detector
+        scores = rejection_scores(logits, score)
+        right = logits[used].argmax(1) == targets[used]
+        limits = (stored.threshold, right, stored.max_false_positive) if stored else ()
+        found.detection = detection(scores[used], scores[~used], score, *limits)
+    return found

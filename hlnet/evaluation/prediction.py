@@ -1,0 +1,305 @@
+"""Labels for image files, answers at a level of the tree that the network is sure of, or "none of these"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from pydantic import BaseModel
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hlnet.cues.apply import BatchLogits, CueSource
+from hlnet.cues.cue import Cue
+from hlnet.data.images import open_image
+from hlnet.data.tree_data import eval_transform, loader
+from hlnet.errors import DataError, RunError, UsageError, one_line
+from hlnet.evaluation.metrics.paths import TreePaths
+from hlnet.evaluation.metrics.probability import class_probabilities
+from hlnet.evaluation.metrics.rejection import default_score, rejection_scores
+from hlnet.model.fast.optimize import InferenceNet
+from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.plain import PlainNet
+from hlnet.model.provenance import Score
+
+
+class Label(BaseModel):
+    """One candidate class: its name, its path in the tree, its original index and its probability.
+
+    The only class of a network trained with softmax has no probability (``None``): its share is 1 whatever it is shown.
+
+    Attributes:
+        path_probabilities: of each node on the path, level 1 first: the sum over the classes under it. Of classes that
+            were trained one against all (``bce``), given that exactly one of them is there, so the last may differ from
+            ``probability``, which speaks of this class alone. ``None`` for a network of one class.
+    """
+
+    name: str
+    path: str
+    index: int
+    probability: float | None
+    path_probabilities: list[float] | None = None
+
+
+class PathAnswer(BaseModel):
+    """How far down the tree an answer goes, where it may end at an inner node.
+
+    Attributes:
+        path: of the node that is the answer; empty for the trunk, "not sure".
+        level: on which it lies; 0 for the trunk.
+        probability: the sum over the classes under it; 1 for the trunk.
+        classes: how many these are.
+        way: the path of the class to which the way down leads, of which the answer's is the beginning.
+        way_probabilities: of each node on it.
+    """
+
+    path: str
+    level: int
+    probability: float
+    classes: int
+    way: str
+    way_probabilities: list[float]
+
+
+class Prediction(BaseModel):
+    """The best labels of one image, most probable first; or why it could not be read.
+
+    Attributes:
+        image: its path.
+        labels: the candidates, also where the image was rejected.
+        answer: where the answer ends, if that was asked for and the image was not rejected.
+        score: how familiar the image is, of a network that holds a fitted threshold or has one class only.
+        score_name: which score that is, see :func:`hlnet.evaluation.metrics.rejection.rejection_scores`.
+        rejected: whether the score lies below the threshold, "none of these"; ``None`` without a threshold.
+        cues: what cues named, where the image had some.
+        error: why it could not be read.
+    """
+
+    image: str
+    labels: list[Label] = []
+    answer: PathAnswer | None = None
+    score: float | None = None
+    score_name: Score | None = None
+    rejected: bool | None = None
+    cues: list[str] | None = None
+    error: str | None = None
+
+
+def predict(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    images: Iterable[str | Path],
+    top: int = 5,
+    batch_size: int = 16,
+    min_confidence: float | None = None,
+    coverage: float | None = None,
+    workers: int = 0,
+    cues: CueSource | None = None,
+) -> Iterator[Prediction]:
+    """The most probable classes of each image, in the order given.
+
+    Probabilities are the softmax over the network's own classes: an expert shares them out among the few that it has,
+    whatever the image shows. Where classes were trained one against all (``bce``), each has its own, and they need not
+    add up to 1. A fitted temperature counts (:func:`hlnet.calibrate`), and so does the threshold fitted with it: an
+    image that scores lower is rejected.
+
+    With ``min_confidence`` or ``coverage``, an image is also answered with a node of the tree. The way down begins at
+    the trunk and takes the likeliest child at each node, where the probability of a node is the sum over the classes
+    under it; the answer is the deepest node on that way which is likely enough. Of classes trained one against all,
+    these are probabilities given that exactly one of them is there, the softmax of the same logits.
+
+    Args:
+        net: a full network, an expert or a plain network.
+        images: paths. One that cannot be read gives a :class:`Prediction` with ``error`` and does not end the run.
+        top: how many labels; never more than there are classes.
+        batch_size: images that run together; memory does not grow with the number of images.
+        min_confidence: the probability that the answered node has at least.
+        coverage: how often the answered node is to hold the image's class, on average over images like those that the
+            thresholds were fitted on (:func:`hlnet.calibrate_paths`); rejected ones count, too.
+        workers: processes that load images while the network runs. They read paths ahead, a few batches of them.
+        cues: what is known of the images from outside. Whether an image is rejected is settled without them.
+
+    Raises:
+        UsageError: if ``top`` or ``batch_size`` is below 1, ``min_confidence`` is not in 0..1, both it and ``coverage``
+            are given or either for a network of one class, or the network was not fitted for such a coverage, or there
+            are cues, for which no coverage was fitted; as :func:`hlnet.cue_effect`.
+        RunError: if a worker process is lost.
+
+    Example:
+        >>> import tempfile, hlnet
+        >>> photo = Path(tempfile.mkdtemp()) / "white.png"
+        >>> Image.new("RGB", (64, 64), "white").save(photo)
+        >>> tree = hlnet.ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
+        >>> net = hlnet.create_model("resnet18", tree=tree)
+        >>> found = next(predict(net, [photo], top=1, min_confidence=0.99))
+        >>> len(found.labels[0].path_probabilities), found.answer.level, found.answer.classes
+        (2, 0, 3)
+    """
+    if top < 1 or batch_size < 1:
+        raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
+    if cues is not None and coverage is not None:
+        raise UsageError("a coverage was fitted without cues, and does not hold under them; give a least confidence")
+    return _predict(net, images, top, batch_size, _threshold(net, min_confidence, coverage), workers, cues)
+
+
+def _threshold(
+    net: HierarchicalNet | PlainNet | InferenceNet, min_confidence: float | None, coverage: float | None
+) -> float | None:
+    """How likely a node must be to be answered."""
+    if min_confidence is None and coverage is None:
+        return None
+    if min_confidence is not None and coverage is not None:
+        raise UsageError("a least confidence and a coverage both say where an answer ends; give one")
+    if len(net.tree.classes) == 1:
+        raise UsageError(
+            f"the network has one class ({net.tree.classes[0]}), so no answer can end before it; whether an image "
+            "shows it at all is what make-expert --calibrate fits"
+        )
+    if min_confidence is not None:
+        if not 0 <= min_confidence <= 1:
+            raise UsageError(f"a least confidence of {min_confidence:g}: expected a probability between 0 and 1")
+        return min_confidence
+    from hlnet.evaluation.metrics.conformal import threshold_for
+
+    assert coverage is not None
+    if net.provenance.conformal is None:
+        raise UsageError(
+            "the network was not fitted for a coverage: run hlnet calibrate MODEL --data DATA first, with images that "
+            "it was not trained on"
+        )
+    return threshold_for(net.provenance.conformal, coverage)
+
+
+def _predict(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    images: Iterable[str | Path],
+    top: int,
+    batch_size: int,
+    threshold: float | None,
+    workers: int,
+    cues: CueSource | None,
+) -> Iterator[Prediction]:
+    net.eval()
+    files, paths = _Files(eval_transform(net.transform), net.transform.input_size), TreePaths(net.tree)
+    try:
+        # Paths stand in for positions, so that they need not be known, nor counted, beforehand.
+        for names, pixels, errors in cast(Any, loader)(files, batch_size, workers, sampler=images):
+            answers: Iterator[Prediction] = iter(())
+            if whole := [i for i, error in enumerate(errors) if not error]:
+                pixels = pixels if len(whole) == len(errors) else pixels[whole]
+                batch = BatchLogits(net, pixels.to(net.device))
+                own = [cues.of(names[i]) for i in whole] if cues else [()] * len(whole)
+                with torch.inference_mode():
+                    logits = batch.under(own, cues.use) if cues else batch.neutral
+                    familiar = batch.neutral if net.provenance.rejection or len(net.tree.classes) == 1 else None
+                answers = _answers(net, logits.float().cpu(), familiar, top, threshold, paths, own)
+            for name, error in zip(names, errors, strict=True):
+                told = printable(name)
+                yield Prediction(image=told, error=error) if error else next(answers).model_copy(update={"image": told})
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"a process that loads images was lost ({one_line(error)}); memory may be short: try fewer workers"
+        ) from error
+
+
+class _Files(Dataset[tuple[str, Tensor, str]]):
+    """Image files by path: the path as text, the pixels, and why there are none."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], size: tuple[int, ...]) -> None:
+        self.transform, self.size = transform, size
+
+    def __getitem__(self, path: str | Path) -> tuple[str, Tensor, str]:
+        try:
+            return str(path), self.transform(open_image(path)), ""
+        except DataError as error:
+            return str(path), torch.zeros(self.size), printable(str(error))
+        except Exception as error:  # decoders have their own ways to fail, and one image must not end the run
+            reason = one_line(error) or type(error).__name__
+            told = f"cannot read image '{printable(path)}': {reason}; remove or replace it"
+            return str(path), torch.zeros(self.size), told
+
+
+def printable(path: str | Path) -> str:
+    r"""A path as text: bytes of a file's name that are none stand there by their number.
+
+    >>> printable("a\udce9.png")
+    'a\\xe9.png'
+    """
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _answers(
+    net: HierarchicalNet | PlainNet | InferenceNet,
+    logits: Tensor,
+    neutral: Tensor | None,
+    top: int,
+    threshold: float | None,
+    paths: TreePaths,
+    cues: Sequence[Sequence[Cue]],
+) -> Iterator[Prediction]:
+    """What the network says of images with these logits, ``[B, K]``, under cues; of which images is not told.
+
+    Those without cues say how familiar an image is, where that is asked.
+    """
+    known, leaves = net.provenance, net.tree.leaves
+    shares = class_probabilities(logits.double(), known.one_vs_all, known.temperature)
+    exclusive = class_probabilities(logits.double(), temperature=known.temperature)
+    alone = len(leaves) == 1
+    score_name: Score | None = None
+    scores: list[float] | None = None
+    if neutral is not None:
+        score_name = known.rejection.score if known.rejection else default_score(known)
+        scores = rejection_scores(neutral.float().cpu(), score_name).tolist()
+    places = logits.topk(min(top, len(leaves))).indices  # of logits: sigmoids of large ones are all 1
+    along = paths.along(paths.node_probabilities(exclusive), places).tolist()
+    ends = _ends(net, exclusive, threshold, paths) if threshold is not None else None
+    for i, best in enumerate(places.tolist()):
+        score = scores[i] if scores else None
+        rejected = None if score is None or not known.rejection else not score >= known.rejection.threshold
+        labels = [
+            Label(
+                name=leaves[place].name,
+                path=leaves[place].path,
+                index=leaves[place].index or 0,
+                probability=None if alone and not known.one_vs_all else float(shares[i, place]),
+                path_probabilities=None if alone else along[i][j][: int(paths.depths[place])],
+            )
+            for j, place in enumerate(best)
+            if logits[i, place] > -torch.inf  # what was not run is no candidate
+        ]
+        answer = ends[i] if ends and not rejected else None
+        yield Prediction(
+            image="",
+            labels=labels,
+            answer=answer,
+            score=score,
+            score_name=score_name,
+            rejected=rejected,
+            cues=[cue.node for cue in cues[i]] or None,
+        )
+
+
+def _ends(
+    net: HierarchicalNet | PlainNet | InferenceNet, shares: Tensor, threshold: float, paths: TreePaths
+) -> list[PathAnswer]:
+    """Where the answers end."""
+    tree, down = net.tree, paths.descend(shares)
+    found = []
+    rows = zip(down.leaves.tolist(), down.probabilities.tolist(), paths.answered(down, threshold).tolist(), strict=True)
+    for leaf, way, level in rows:
+        path = tree.levels[level - 1][int(paths.places[leaf, level - 1])].path if level else ""
+        found.append(
+            PathAnswer(
+                path=path,
+                level=level,
+                probability=way[level - 1] if level else 1.0,
+                classes=len(tree.leaves_under(path)) if level else len(tree.leaves),
+                way=tree.leaves[leaf].path,
+                way_probabilities=way[: int(paths.depths[leaf])],
+            )
+        )
+    return found

@@ -1,0 +1,191 @@
+"""What grafting trains: the new classes' branches, on what the old network has said once.
+
+Notable here: the old network sees each image a few times, in evaluation mode, before the first epoch. What its nodes
+hand to the new branches and what it says of its own classes are kept; after that only the new branches run. Their loss
+is over all logits, so that they learn to compete with classes that cannot move.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from hlnet.data.sampling import EpochSampler, Seeded, mixed
+from hlnet.data.tree_data import TreeData, loader
+from hlnet.errors import DataError, RunError
+from hlnet.expert.grow import new_branches, node_output
+from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.training.losses import make_loss, prior_logit
+from hlnet.training.optimizers import CPU_BATCH, make_optimizer, make_schedule
+from hlnet.training.train_config import TrainConfig
+from hlnet.tree.class_tree import ClassTree
+
+#: Called with the phase, its step and its number of steps.
+OnBatch = Callable[[str, int, int], None]
+
+
+class GraftEpoch(BaseModel):
+    """An epoch of a graft: ``loss`` and ``top1`` of the training images, all classes competing; time in seconds."""
+
+    epoch: int
+    loss: float
+    top1: float
+    seconds: float
+
+
+class _Rows:
+    """Rows that come batch by batch, in memory once."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.filled = total, 0
+        self.rows = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        if not self.filled:
+            self.rows = torch.empty(self.total, *rows.shape[1:], dtype=rows.dtype)
+        self.rows[self.filled : self.filled + len(rows)] = rows
+        self.filled += len(rows)
+
+
+@dataclass
+class Seen:
+    """What the old network says of V views of N images: view after view.
+
+    Attributes:
+        labels: ``[V * N]``.
+        logits: of its own classes, ``[V * N, K]``.
+        features: what each parent hands to its children, float16, ``[V * N, C, h, w]``.
+    """
+
+    labels: Tensor
+    logits: Tensor
+    features: list[Tensor]
+
+
+def look(
+    net: HierarchicalNet,
+    data: TreeData,
+    config: TrainConfig,
+    views: int,
+    parents: list[str],
+    tell: Callable[[int, int], None],
+) -> Seen:
+    """Run the old network over all images.
+
+    Raises:
+        DataError: if an image cannot be read, or a feature does not fit float16.
+    """
+    total = views * len(data)
+    source = Seeded(data, config.seed, config.skip_unreadable)
+    batches = loader(source, images_a_step(config), config.workers, sampler=range(total))  # type: ignore[arg-type]
+    labels, logits, features = _Rows(total), _Rows(total), [_Rows(total) for _ in parents]
+    for step, (images, targets) in enumerate(batches, start=1):
+        with torch.no_grad(), torch.autocast(net.device.type, enabled=False):
+            trunk = net.features(images.to(net.device))
+            labels.add(targets)
+            logits.add(net.head(trunk).float().cpu())
+            for path, rows in zip(parents, features, strict=True):
+                output = node_output(net.head, trunk, path).half().cpu()
+                if not output.isfinite().all():
+                    raise DataError(f"features of node '{path}' exceed what float16 holds (65504); choose another one")
+                rows.add(output)
+        tell(step, len(batches))
+    return Seen(labels.rows, logits.rows, [rows.rows for rows in features])
+
+
+class NewBranches(nn.Module):
+    """The new classes' branches, parent by parent.
+
+    Args:
+        net: to be grafted on.
+        parents: for each new class, the path of its parent.
+        ids: of new classes that have one.
+        config: whose loss says where biases start.
+    """
+
+    def __init__(
+        self, net: HierarchicalNet, parents: Mapping[str, str], ids: Mapping[str, str | None], config: TrainConfig
+    ) -> None:
+        super().__init__()
+        groups: dict[str, dict[str, str | None]] = {}
+        for name, path in parents.items():
+            groups.setdefault(path, {})[name] = ids.get(name)
+        self.by_parent = {path: new_branches(net, path, classes) for path, classes in groups.items()}
+        self.trees = nn.ModuleList(self.by_parent.values())
+        names = [name for group in groups.values() for name in group]
+        self.order = [names.index(name) for name in parents]
+        if config.loss == "bce":  # detectors start at their share, or the first steps only teach them to say no
+            for tree in self.by_parent.values():
+                nn.init.constant_(tree.leaves.bias, prior_logit(len(net.tree.classes) + len(parents)))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Logits of the new classes, ``[B, new]``, from what each parent hands to its children."""
+        logits = torch.cat([tree(x) for tree, x in zip(self.trees, features, strict=True)], dim=1)
+        return logits[:, self.order]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of norms, biases and scales, for timm's optimizers."""
+        trees = enumerate(self.by_parent.values())
+        return {f"trees.{number}.{name}" for number, tree in trees for name in tree.no_weight_decay()}
+
+
+def train_branches(
+    branches: NewBranches,
+    seen: Seen,
+    config: TrainConfig,
+    columns: ClassTree,
+    tell: OnBatch,
+    on_epoch: Callable[[GraftEpoch], None] | None,
+) -> None:
+    """Train the branches in place.
+
+    Raises:
+        RunError: if the loss stops being a number.
+    """
+    device = next(branches.parameters()).device
+    images = len(seen.labels) // config.cache_views
+    size = images_a_step(config)
+    sampler = EpochSampler(range(images), config.seed, size)
+    steps = -(-len(sampler) // size)
+    optimizer = make_optimizer(branches, config)
+    schedule = make_schedule(optimizer, config, steps)
+    loss_of = make_loss(config, columns)
+    branches.train()
+    for epoch in range(1, config.epochs + 1):
+        started, totals = time.perf_counter(), torch.zeros(3)
+        sampler.begin(epoch)
+        chosen = torch.tensor(list(sampler)) % images
+        drawn = torch.Generator().manual_seed(mixed(config.seed, epoch, 1))
+        chosen += images * torch.randint(config.cache_views, chosen.shape, generator=drawn)
+        for step, rows in enumerate(chosen.split(size), start=1):
+            logits = branches([features[rows].to(device).float() for features in seen.features])
+            logits = torch.cat([seen.logits[rows].to(device), logits], dim=1)
+            labels = seen.labels[rows].to(device)
+            loss = loss_of(logits, labels)
+            if not torch.isfinite(loss):
+                raise RunError(f"the loss became {loss.item()} in epoch {epoch}, step {step}; try a lower lr")
+            optimizer.zero_grad()
+            loss.backward()
+            if config.clip_grad:
+                nn.utils.clip_grad_norm_(branches.parameters(), config.clip_grad)
+            optimizer.step()
+            schedule.step_update((epoch - 1) * steps + step)
+            with torch.no_grad():
+                right = (logits.argmax(1) == labels).sum()
+                totals += torch.stack([loss * len(rows), right, loss.new_tensor(len(rows))]).cpu()
+            tell(f"epoch {epoch}", step, steps)
+        if on_epoch:
+            loss_sum, hits, seen_images = totals.tolist()
+            seconds = time.perf_counter() - started
+            on_epoch(GraftEpoch(epoch=epoch, loss=loss_sum / seen_images, top1=hits / seen_images, seconds=seconds))
+    branches.eval()
+
+
+def images_a_step(config: TrainConfig) -> int:
+    """The batch size; ``auto`` is a CPU's."""
+    return config.batch_size if isinstance(config.batch_size, int) else CPU_BATCH

@@ -1,0 +1,140 @@
+"""What the networks have in common: device, classes, and a trunk whose stages can be frozen and trained again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from hlnet.errors import UsageError
+from hlnet.model.provenance import Provenance
+from hlnet.model.transform import InputTransform
+from hlnet.tree.class_tree import ClassTree
+
+
+class BackboneChoice(Protocol):
+    """The part of a network's config that says which timm model its trunk comes from, and where that ends."""
+
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def split_point(self) -> int | None: ...
+    @property
+    def backbone_args(self) -> dict[str, Any]: ...
+
+
+class Network(nn.Module):
+    """A classifier with a trunk; base of :class:`hlnet.HierarchicalNet` and :class:`hlnet.PlainNet`.
+
+    Attributes:
+        has_branches: whether a tree of branches follows the trunk.
+        config: the network's shape.
+        tree: the class tree; ``tree.classes`` is the order of the logits.
+        transform: the input that the network wants.
+        provenance: where the weights came from, and what was fitted to them.
+        frozen: whether the trunk keeps its weights.
+    """
+
+    has_branches: ClassVar[bool]
+    config: BackboneChoice
+    tree: ClassTree
+    transform: InputTransform
+    provenance: Provenance
+    frozen: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits; timm's scripts ask for it."""
+        return len(self.tree.classes)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The input that the network wants, where timm's ``resolve_data_config`` looks for it."""
+        return self.transform.model_dump()
+
+    def features(self, images: Tensor) -> Tensor:
+        """The trunk's output for images ``[B, 3, H, W]``: ``[B, C, h, w]``."""
+        raise NotImplementedError
+
+    @property
+    def trunk_module(self) -> nn.Module:
+        """The timm module that trunk weights are loaded into."""
+        raise NotImplementedError
+
+    @property
+    def trunk_names(self) -> set[str]:
+        """Names, within ``trunk_module``, of the tensors that belong to the trunk."""
+        raise NotImplementedError
+
+    def freeze_trunk(self, frozen: bool = True) -> None:
+        """Train only what lies behind the split point. Or undo that."""
+        raise NotImplementedError
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Which layer a parameter belongs to, as timm's optimizers ask for rates by layer (``layer_decay``)."""
+        return self.layer_numbers(coarse).__getitem__
+
+    def layer_numbers(self, coarse: bool = False) -> dict[str, int]:
+        """The layer of each parameter by name, from 0 at the images; branches come last, as one.
+
+        Layers are those of the timm model's own ``group_matcher``.
+
+        Args:
+            coarse: whole stages instead of single blocks.
+
+        Raises:
+            UsageError: if the timm model has no layers.
+
+        Example:
+            >>> import hlnet
+            >>> net = hlnet.create_model("test_resnet", tree=["cat", "dog"])
+            >>> layers = net.layer_numbers(coarse=True)
+            >>> layers["trunk.model.conv1.weight"], layers["trunk.model.layer3.0.conv1.weight"]
+            (0, 3)
+            >>> layers["head.leaves.bias"]
+            4
+        """
+        model = self.trunk_module
+        matcher: Callable[..., object] | None = getattr(model, "group_matcher", None)
+        if matcher is None:
+            raise UsageError(
+                f"backbone '{self.config.backbone}' does not tell its layers, which layer_decay and unfreeze need"
+            )
+        found = group_parameters(model, matcher(coarse=coarse), reverse=True)
+        place = {id(parameter): int(found[name]) for name, parameter in model.named_parameters()}
+        last = max((number for name, number in found.items() if name in self.trunk_names), default=-1) + 1
+        return {name: place.get(id(parameter), int(last)) for name, parameter in self.named_parameters()}
+
+    def unfreeze(self, stages: int) -> int:
+        """Train the last stages of a frozen trunk too; their normalisation statistics stay.
+
+        Args:
+            stages: how many, from the trunk's end; more than there are unfreeze it all.
+
+        Returns:
+            how many were unfrozen.
+
+        Example:
+            >>> import hlnet
+            >>> net = hlnet.create_model("test_resnet", tree=["cat", "dog"])
+            >>> net.freeze_trunk()
+            >>> model = net.trunk.model
+            >>> net.unfreeze(1), model.layer3[0].conv1.weight.requires_grad, model.conv1.weight.requires_grad
+            (1, True, False)
+        """
+        layers = self.layer_numbers(coarse=True)
+        trunk = {id(p) for name, p in self.trunk_module.named_parameters() if name in self.trunk_names}
+        parameters = {name: parameter for name, parameter in self.named_parameters() if id(parameter) in trunk}
+        numbers = sorted({layers[name] for name in parameters})
+        unfrozen = set(numbers[max(0, len(numbers) - stages) :] if stages else [])
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(layers[name] in unfrozen)
+        return len(unfrozen)

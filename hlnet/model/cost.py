@@ -1,0 +1,288 @@
+"""What a network costs: parameters, multiply-accumulates, bytes, latency; plain, full and expert side by side.
+
+Notable here: the nodes of one level cost the same, so a network's cost is counted from its trunk and one node of each
+level, whatever the size of the tree. The counter is fvcore's; it counts one fused multiply-add as one, normalisation at
+2 (batch) or 5 (layer) an element, and neither activations nor additions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from hlnet.errors import UsageError
+from hlnet.model.branches import LEVELS, BranchLevel, Leaves, pooled
+from hlnet.model.hierarchical import NetworkConfig, check_levels
+from hlnet.model.plain import PlainConfig
+from hlnet.model.transform import InputTransform
+from hlnet.model.trunk import Trunk, check_size, create_backbone
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import select_classes
+
+
+class Part(BaseModel):
+    """The cost of one part of a network: the trunk, or one level with all its nodes.
+
+    Attributes:
+        name: ``trunk``, ``level 1``, …
+        nodes: how many blocks it has (1 for the trunk).
+        params: number of parameters.
+        macs: multiply-accumulates for one image, by fvcore.
+        bytes: of its weights and statistics as stored.
+    """
+
+    name: str
+    nodes: int
+    params: int
+    macs: int
+    bytes: int
+
+
+class Latency(BaseModel):
+    """Time for one batch, in milliseconds: median and quartiles over the rounds."""
+
+    batch_size: int
+    threads: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+class Cost(BaseModel):
+    """The cost of one network.
+
+    Attributes:
+        classes: number of logits.
+        nodes: of its tree, level by level; empty for a plain network.
+        params, gmacs, bytes: totals; ``gmacs`` in 1e9 multiply-accumulates an image.
+        parts: trunk and levels; empty for a plain network.
+        latency: where it was measured.
+    """
+
+    classes: int
+    nodes: tuple[int, ...] = ()
+    params: int
+    gmacs: float
+    bytes: int
+    parts: list[Part] = []
+    latency: list[Latency] = []
+
+
+class Profile(BaseModel):
+    """Plain, full and expert side by side.
+
+    Attributes:
+        input_size: channels, height, width of the image that is counted.
+        plain: the timm model that the trunk comes from, with the full network's number of classes.
+        full: the full network.
+        expert: the cut, if one was asked for or is what was given.
+        reductions: relative change, such as ``{"expert vs full": {"params": -0.89, "gmacs": -0.73}}``.
+    """
+
+    input_size: tuple[int, int, int]
+    plain: Cost
+    full: Cost
+    expert: Cost | None = None
+    reductions: dict[str, dict[str, float]] = {}
+
+
+def profile(
+    config: NetworkConfig,
+    tree: ClassTree,
+    transform: InputTransform | None = None,
+    classes: str | Iterable[str | int] | None = None,
+    parent_counts: Sequence[int] | None = None,
+) -> Profile:
+    """Count a network without building it: parameters, multiply-accumulates and bytes.
+
+    Args:
+        config, tree: the network.
+        transform: gives the image size; default: the backbone's own.
+        classes: a selection of an expert's classes.
+        parent_counts: says that ``tree`` is an expert's, cut from a network with these nodes at each level.
+
+    Raises:
+        SelectionError, BackboneError, UsageError: if one of them does not fit.
+
+    Example:
+        >>> from hlnet.model.presets import network_config
+        >>> tree = ClassTree.balanced((1, 9, 10))
+        >>> found = profile(network_config("n3hl_resnet50", levels=3), tree, classes="0-4")
+        >>> found.full.params, round(found.full.gmacs, 3), round(found.plain.gmacs, 2)
+        (11929930, 3.894, 4.11)
+    """
+    check_levels(tree.num_levels, config.widths)
+    parts, size = unit_costs(config, transform)
+    full_counts = tuple(parent_counts or tree.counts)
+    if len(full_counts) != tree.num_levels or any(a > b for a, b in zip(tree.counts, full_counts, strict=True)):
+        raise UsageError(f"a network with {full_counts} nodes a level cannot be the parent of one with {tree.counts}")
+    expert = None
+    if classes is not None:
+        expert = total_cost(parts, tree.prune(select_classes(tree, classes)).counts)
+    elif parent_counts is not None:
+        expert = total_cost(parts, tree.counts)
+    plain = plain_cost(config, full_counts[-1], size)
+    return with_reductions(Profile(input_size=size, plain=plain, full=total_cost(parts, full_counts), expert=expert))
+
+
+def unit_costs(
+    config: NetworkConfig, transform: InputTransform | None = None
+) -> tuple[list[Part], tuple[int, int, int]]:
+    """What every tree's cost is made of: the trunk, and one node of each level; and the size of the image counted.
+
+    Raises:
+        BackboneError, UsageError: if the network cannot be built.
+
+    Example:
+        >>> from hlnet.model.presets import network_config
+        >>> units, _ = unit_costs(network_config("n3hl_resnet50", levels=3))
+        >>> [unit.params for unit in units]
+        [8543296, 870912, 218368, 55041]
+    """
+    trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
+    transform = transform or trunk.transform
+    return _unit_costs(config, trunk, check_size(trunk, transform), transform.input_size), transform.input_size
+
+
+def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
+    """The cost of a network with these nodes at each level, from its :func:`unit_costs`."""
+    check_levels(len(counts), [unit.name for unit in units[1:]])
+    parts = [units[0]] + [
+        Part(name=unit.name, nodes=n, params=n * unit.params, macs=n * unit.macs, bytes=n * unit.bytes)
+        for unit, n in zip(units[1:], counts, strict=True)
+    ]
+    return Cost(
+        classes=counts[-1],
+        nodes=tuple(counts),
+        params=sum(part.params for part in parts),
+        gmacs=sum(part.macs for part in parts) / 1e9,
+        bytes=sum(part.bytes for part in parts),
+        parts=parts,
+    )
+
+
+def plain_cost(config: NetworkConfig | PlainConfig, classes: int, input_size: tuple[int, int, int]) -> Cost:
+    """The cost of the timm model itself, with this many classes."""
+    model = create_backbone(config.backbone, config.backbone_args | {"num_classes": classes}).eval()
+    params = sum(tensor.numel() for tensor in model.parameters())
+    macs = count_macs(model, torch.zeros(1, *input_size))
+    return Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=_bytes(model))
+
+
+def count_macs(module: nn.Module, *inputs: Tensor, handlers: dict[str, Any] | None = None) -> int:
+    """fvcore's count for one call.
+
+    Args:
+        module: in evaluation mode.
+        inputs: of the call.
+        handlers: fvcore operator handlers that replace its own.
+
+    Example:
+        >>> count_macs(nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(1, 3, 10, 10))
+        21600
+    """
+    analysis = FlopCountAnalysis(module, inputs)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    # fvcore knows no fused attention, and would count a ViT's at nothing.
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs, **(handlers or {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its tracer uses what torch has deprecated
+        return int(analysis.total())
+
+
+def with_reductions(found: Profile) -> Profile:
+    """Fill in the relative changes between the three columns."""
+    pairs = {
+        "full vs plain": (found.full, found.plain),
+        "expert vs full": (found.expert, found.full),
+        "expert vs plain": (found.expert, found.plain),
+    }
+    reductions = {
+        name: {
+            what: value
+            for what in ("params", "gmacs", "bytes", "latency")
+            if (value := _change(one, other, what)) is not None
+        }
+        for name, (one, other) in pairs.items()
+        if one is not None
+    }
+    return found.model_copy(update={"reductions": reductions})
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+class _OneNode(nn.Module):
+    """One node of a level, and its share of the leaves."""
+
+    def __init__(self, level: BranchLevel, leaves: Leaves | None) -> None:
+        super().__init__()
+        self.level, self.leaves = level, leaves
+
+    def forward(self, x: Tensor) -> Tensor:
+        children: Tensor = self.level(x, self.level.families()[0], None)
+        if self.leaves is None:
+            return children
+        logits: Tensor = self.leaves(pooled(children))
+        return logits
+
+
+def _unit_costs(config: NetworkConfig, trunk: Trunk, x: Tensor, size: tuple[int, int, int]) -> list[Part]:
+    """The trunk, whose output is ``x``, and one node of each level."""
+    images = torch.zeros(1, *size)
+    with torch.no_grad():
+        params = sum(tensor.numel() for tensor in trunk.parameters())
+        parts = [Part(name="trunk", nodes=1, params=params, macs=count_macs(trunk, images), bytes=_bytes(trunk))]
+        for number, (width, stride) in enumerate(zip(config.widths, config.strides, strict=True), start=1):
+            level = LEVELS[config.block]((1,), x.shape[1], width, stride)
+            last = number == len(config.widths)
+            node = _OneNode(level, Leaves(1, level.out_channels, config.block == "convnext") if last else None).eval()
+            # The branches share their parent's normalisation and fold its scale into a convolution. Counted is the
+            # block as it is defined: a layer norm with scale and shift, and no folding.
+            handlers = {"aten::layer_norm": _layer_norm_macs, "aten::einsum": lambda inputs, outputs: 0}
+            parts.append(
+                Part(
+                    name=f"level {number}",
+                    nodes=1,
+                    params=sum(tensor.numel() for tensor in node.parameters()),
+                    macs=count_macs(node, x, handlers=handlers),
+                    bytes=_bytes(node),
+                )
+            )
+            x = level(x, level.families()[0], None)[:, 0]
+    return parts
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.type().sizes())
+
+
+def _layer_norm_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    return 5 * torch.Size(_shape(inputs[0])).numel()
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Queries times keys, then times values: ``[..., N, D]`` each."""
+    *batch, queries, width = _shape(inputs[0])
+    keys, value_width = _shape(inputs[2])[-2:]
+    return torch.Size(batch).numel() * queries * keys * (width + value_width)
+
+
+def _change(one: Cost | None, other: Cost | None, what: str) -> float | None:
+    if one is None or other is None:
+        return None
+    if what != "latency":
+        return float(getattr(one, what) / getattr(other, what) - 1)
+    if not one.latency or not other.latency:
+        return None
+    return one.latency[0].median_ms / other.latency[0].median_ms - 1

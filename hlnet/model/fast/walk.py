@@ -1,0 +1,202 @@
+"""The tree of an inference form: walked depth first, one parent at a time, its children in chunks.
+
+Notable here: a *plan* says which children of each parent run together. The full network's (here) and those of some
+classes only (:mod:`hlnet.model.fast.select`) are walked by the same code, and share the chunks that are packed. A chunk
+is packed when it first runs, so only what is used takes memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hlnet.model.branches import BranchLevel
+from hlnet.model.fast.chunks import CHUNKS, LeafChunk, SiblingBlock
+from hlnet.model.fast.fuse import own_mode
+from hlnet.model.fast.weight_watch import WeightWatch
+from hlnet.model.hierarchical import BranchTree
+from hlnet.tree.class_tree import ClassTree
+
+#: What a chunk of siblings may fill of the cache with an inner result (``inner_width`` channels a node), in bytes.
+CACHE = 2**20
+#: Images that go through the branches together; larger batches are cut, which keeps chunks worth while.
+BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Siblings:
+    """Neighbouring children of one parent, which run together.
+
+    Attributes:
+        rows: theirs within the level.
+        make_block, make_leaf: what they run, and on the last level their logits; called once, when they first run.
+    """
+
+    rows: range
+    make_block: Callable[[], SiblingBlock]
+    make_leaf: Callable[[], LeafChunk] | None
+
+    @cached_property
+    def block(self) -> SiblingBlock:
+        """What they run."""
+        return self.make_block()
+
+    @cached_property
+    def leaf(self) -> LeafChunk | None:
+        """Their logits, on the last level."""
+        return None if self.make_leaf is None else self.make_leaf()
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Siblings that run, and which of them are asked for.
+
+    Attributes:
+        siblings: that run.
+        kept: positions among them whose results are asked for, ascending.
+        place: of the first of these among all nodes that are asked for, level by level, which is its gain's.
+    """
+
+    siblings: Siblings
+    kept: list[int]
+    place: int
+
+    def gains(self, gains: Tensor | None) -> Tensor | None:
+        """The gains of all that run, ``[B, m]``; neutral for those that are not asked for."""
+        if gains is None:
+            return None
+        own = gains[:, self.place : self.place + len(self.kept)]
+        if len(self.kept) == len(self.siblings.rows):
+            return own
+        found = own.new_ones(len(own), len(self.siblings.rows))
+        found[:, self.kept] = own
+        return found
+
+
+#: For each level, by parent, the parts that run.
+Plan = list[dict[int, list[Part]]]
+
+
+class FastTree(nn.Module):
+    """The branches, in chunks that suit the size of the trunk's output that comes first; they serve other sizes too.
+
+    Args:
+        branches: the training form, in evaluation mode; it must stay as it is.
+        dtype: to compute in.
+    """
+
+    def __init__(self, branches: BranchTree, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tree: ClassTree = branches.tree
+        self.dtype = dtype
+        self.weights = WeightWatch(branches)
+        self._branches = [own_mode(branches)]  # within a list it is no part of this module
+        self._plans: dict[int, Plan] = {}
+
+    @property
+    def branches(self) -> BranchTree:
+        """The training form."""
+        return self._branches[0]
+
+    def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
+        """As :meth:`BranchTree.forward`; float32 logits ``[B, classes]``.
+
+        Raises:
+            UsageError: if ``gains`` has a wrong shape, or the training form has changed.
+        """
+        return self.run(features, self.branches.check_gains(gains, len(features)), self.plan, len(self.tree.classes))
+
+    @torch.no_grad()
+    def run(
+        self, features: Tensor, gains: Tensor | None, plan: Callable[[tuple[int, int], int], Plan], classes: int
+    ) -> Tensor:
+        """Logits ``[B, classes]`` by a plan, which is asked for as :meth:`plan` is."""
+        self.weights.check()
+        features = features.to(self.dtype, memory_format=torch.channels_last)
+        chunked = _chunked(features.device)
+        together = BATCH if chunked else max(1, len(features))
+        parts = plan((features.shape[2], features.shape[3]), 1 if chunked and len(features) <= 2 else BATCH)
+        logits = torch.empty(len(features), classes, device=features.device)
+        for start in range(0, len(features), together):
+            part = slice(start, start + together)
+            grown = _grow(parts, features[part], None if gains is None else gains[part], 0, 0)
+            torch.cat(list(grown), dim=1, out=logits[part])
+        return logits
+
+    def plan(self, size: tuple[int, int], batch: int) -> Plan:
+        """How all children of each parent run; made when first asked for.
+
+        Args:
+            size: height and width of the trunk's output, if it is the first.
+            batch: 1 or ``BATCH``. One or two images want large chunks, which keep the processor busy; more want small
+                ones, which fit the cache. (Both are kept once they have run, at the price of memory.)
+        """
+        if batch not in self._plans:
+            plan, place = [], 0
+            for depth, level in enumerate(self.branches.levels):
+                assert isinstance(level, BranchLevel)
+                plan.append(self._families(level, depth == self.tree.num_levels - 1, place, size, batch))
+                place += level.nodes
+                size = level.output_size(size)
+            self._plans[batch] = plan
+        return self._plans[batch]
+
+    def explain(self) -> list[str]:
+        """How the children of each parent were put together, one line a level and kind of batch."""
+        lines, chunked = [], _chunked(self.branches.leaves.weight.device)
+        for batch, plan in self._plans.items():
+            images = "one or two images" if batch == 1 else f"batches of up to {BATCH}" if chunked else "any batch"
+            for number, families in enumerate(plan, start=1):
+                counts = [len(part.kept) for family in families.values() for part in family]
+                lines.append(
+                    f"level {number}, {images}: {sum(counts)} nodes of {len(families)} "
+                    f"parents in {len(counts)} chunks of at most {max(counts)}"
+                )
+        return lines
+
+    def _families(
+        self, level: BranchLevel, last: bool, place: int, size: tuple[int, int], batch: int
+    ) -> dict[int, list[Part]]:
+        fits = max(1, CACHE // max(1, batch * size[0] * size[1] * level.inner_width * self.dtype.itemsize))
+        if not _chunked(self.branches.leaves.weight.device):
+            fits = level.nodes
+        families: dict[int, list[Part]] = {}
+        chunk: Any = CHUNKS[type(level)]
+        for parent, (start, end) in enumerate(pairwise(accumulate(level.sibling_counts, initial=0))):
+            for first in range(start, end, fits):
+                rows = range(first, min(first + fits, end))
+                block = partial(chunk, level, rows.start, rows.stop, size, batch, self.dtype)
+                leaf = partial(LeafChunk, self.branches.leaves, rows.start, rows.stop) if last else None
+                part = Part(Siblings(rows, block, leaf), list(range(len(rows))), place + first)
+                families.setdefault(parent, []).append(part)
+        return families
+
+
+def _chunked(device: torch.device) -> bool:
+    """Whether siblings and batches are cut to fit the cache. Measured on processors; elsewhere, where nothing was
+    measured, whole families and whole batches run, as other devices want large pieces of work."""
+    return device.type == "cpu"
+
+
+def _grow(plan: Plan, x: Tensor, gains: Tensor | None, depth: int, parent: int) -> Iterator[Tensor]:
+    """Logits ``[B, m]`` of the classes below one parent, whose output is ``x``, in their order."""
+    shared: dict[type, Any] = {}
+    for part in plan[depth][parent]:
+        siblings = part.siblings
+        kind = type(siblings.block)
+        if kind not in shared:
+            shared[kind] = siblings.block.share(x)
+        y = siblings.block(shared[kind], part.gains(gains))
+        if siblings.leaf is not None:
+            logits = siblings.leaf(y)
+            yield logits if len(part.kept) == len(siblings.rows) else logits[:, part.kept]
+            continue
+        children = y.chunk(len(siblings.rows), dim=1)
+        for child in part.kept:
+            yield from _grow(plan, children[child], gains, depth + 1, siblings.rows[child])

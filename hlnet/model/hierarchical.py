@@ -1,0 +1,238 @@
+"""The network: a trunk, and a tree of branches that ends in one logit per class.
+
+Notable here: there is one network class. PHL is the tree in which every class has a private chain, N3HL the tree whose
+classes share, an expert the tree cut down to some classes; the weights are the matching rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import accumulate
+from typing import Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from hlnet.errors import UsageError
+from hlnet.model.base import Network
+from hlnet.model.branches import LEVELS, Block, Family, Leaves, pooled
+from hlnet.model.provenance import Provenance
+from hlnet.model.trunk import Trunk, backbone_no_weight_decay
+from hlnet.tree.class_tree import ClassTree
+
+
+class NetworkConfig(BaseModel):
+    """Everything that defines a network's shape besides its tree.
+
+    Attributes:
+        backbone: the timm model whose early stages are the trunk.
+        split_point: the trunk's last stage (see :class:`Trunk`); ``None`` drops the backbone's last stage.
+        block: ``"bottleneck"`` (ResNet) or ``"convnext"``.
+        widths: of the blocks, level by level (paper, Table 1).
+        strides: of the blocks, level by level.
+        backbone_args: further arguments of ``timm.create_model``.
+
+    Raises:
+        pydantic.ValidationError: a ValueError, if widths and strides do not match or are not positive.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    split_point: int | None = None
+    block: Block = "bottleneck"
+    widths: tuple[PositiveInt, ...] = (128, 64, 32)
+    strides: tuple[PositiveInt, ...] = (1, 1, 2)
+    backbone_args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _levels_match(self) -> Self:
+        if len(self.widths) != len(self.strides):
+            raise ValueError(f"widths {self.widths} and strides {self.strides} must have one entry a level each")
+        return self
+
+
+def check_levels(levels: int, widths: Sequence[object]) -> None:
+    """Each level of a tree needs its width.
+
+    Raises:
+        UsageError: if there are more or fewer.
+    """
+    if levels != len(widths):
+        raise UsageError(
+            f"the tree has {levels} level(s), the network's widths are for {len(widths)}: build the tree with "
+            f"levels={len(widths)}, or give {levels} widths and strides"
+        )
+
+
+class BranchTree(nn.Module):
+    """All branches of a tree: features of the trunk in, one logit per class out.
+
+    Args:
+        tree: the class tree.
+        in_channels: channels of the trunk's output.
+        block, widths, strides: see :class:`NetworkConfig`.
+
+    Raises:
+        UsageError: if the tree has another number of levels than ``widths``.
+    """
+
+    def __init__(
+        self, tree: ClassTree, in_channels: int, block: Block, widths: tuple[int, ...], strides: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        check_levels(tree.num_levels, widths)
+        self.tree = tree
+        self.levels = nn.ModuleList()
+        for siblings, width, stride in zip(tree.sibling_counts, widths, strides, strict=True):
+            level = LEVELS[block](siblings, in_channels, width, stride)
+            self.levels.append(level)
+            in_channels = level.out_channels
+        self.leaves = Leaves(len(tree.classes), in_channels, norm=block == "convnext")
+        # Position of each parent's first child in the level below, for the walk in forward().
+        self._first_child = [list(accumulate(siblings, initial=0)) for siblings in tree.sibling_counts]
+
+    def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
+        """Logits of all classes, walking the tree depth first, one step per parent.
+
+        Args:
+            features: ``[B, C, H, W]`` from the trunk.
+            gains: see :meth:`HierarchicalNet.forward`.
+
+        Returns:
+            ``[B, classes]``, in the order of ``tree.classes``.
+        """
+        features = features.contiguous(memory_format=torch.channels_last)  # a tenth faster, forward and backward
+        families: list[list[Family]] = [level.families() for level in self.levels]  # type: ignore[operator]
+        family_gains = self._split_gains(gains, len(features))
+        leaf_features = torch.cat(list(self._grow(features, 0, 0, families, family_gains)), dim=1)
+        logits: Tensor = self.leaves(leaf_features)
+        return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of norms, biases and scales, for timm's optimizers.
+
+        They go by the number of dimensions, and stacking has added one: a stacked scale is ``[nodes, width]``.
+        """
+        return {name for name, tensor in self.named_parameters() if tensor.dim() < 3 and name != "leaves.weight"}
+
+    def _grow(
+        self, x: Tensor, depth: int, parent: int, families: list[list[Family]], gains: list[list[Tensor | None]]
+    ) -> Iterator[Tensor]:
+        """Pooled leaf features ``[B, m, C]`` below one parent, family by family."""
+        children: Tensor = self.levels[depth](x, families[depth][parent], gains[depth][parent])
+        if depth == len(self.levels) - 1:
+            yield pooled(children)
+            return
+        for position, child in enumerate(children.unbind(1), start=self._first_child[depth][parent]):
+            yield from self._grow(child, depth + 1, position, families, gains)
+
+    def check_gains(self, gains: Tensor | None, batch: int, nodes: int | None = None) -> Tensor | None:
+        """Gains for every image, ``[batch, nodes]``; default: the tree's number of nodes.
+
+        Raises:
+            UsageError: if they have neither that shape nor ``[num_nodes]``.
+        """
+        if gains is None:
+            return None
+        nodes = self.tree.num_nodes if nodes is None else nodes
+        if gains.shape[-1:] != (nodes,) or gains.dim() > 2 or (gains.dim() == 2 and len(gains) != batch):
+            raise UsageError(
+                f"gains must have shape [{nodes}] or [{batch}, {nodes}] "
+                f"(one per node, all levels), got {list(gains.shape)}"
+            )
+        return gains.expand(batch, -1)
+
+    def _split_gains(self, gains: Tensor | None, batch: int) -> list[list[Tensor | None]]:
+        siblings = self.tree.sibling_counts
+        gains = self.check_gains(gains, batch)
+        if gains is None:
+            return [[None] * len(counts) for counts in siblings]
+        by_level = gains.split(self.tree.counts, dim=1)
+        return [list(level.split(counts, dim=1)) for level, counts in zip(by_level, siblings, strict=True)]
+
+
+class HierarchicalNet(Network):
+    """A trunk and a tree of branches (Kelm et al., Sec. 3).
+
+    Args:
+        config: the network's shape.
+        tree: its classes.
+        pretrained: fetch timm's pretrained weights for the trunk.
+        empty: leave the branches without storage, for ``load_state_dict(…, assign=True)`` to give them some.
+
+    Raises:
+        BackboneError: if the backbone is unknown or cannot be split.
+        UsageError: if the tree does not fit the config.
+
+    Example:
+        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
+        >>> net = HierarchicalNet(NetworkConfig(backbone="resnet18", widths=(8, 4), strides=(1, 2)), tree)
+        >>> net(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 3])
+    """
+
+    has_branches = True
+    config: NetworkConfig
+
+    def __init__(self, config: NetworkConfig, tree: ClassTree, pretrained: bool = False, empty: bool = False) -> None:
+        super().__init__()
+        self.trunk = Trunk(config.backbone, config.split_point, pretrained, config.backbone_args)
+        with torch.device("meta") if empty else nullcontext():
+            self.head = BranchTree(tree, self.trunk.channels, config.block, config.widths, config.strides)
+        self.config = config.model_copy(update={"split_point": self.trunk.split_point})
+        self.tree = tree
+        self.transform = self.trunk.transform
+        self.provenance = Provenance()
+        self.frozen = False
+
+    def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
+        """Logits, one per class; softmax over the classes present gives probabilities (Eq. 3, its sign mended).
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised as ``self.transform`` says.
+            gains: ``[B, tree.num_nodes]``, or ``[tree.num_nodes]`` for the whole batch: for each node, level by level,
+                the factor on the input of its block's last convolution (Sec. 4.4). 1 is neutral, more enhances, less
+                inhibits. Default: no cue.
+
+        Returns:
+            ``[B, classes]``, in the order of ``tree.classes``.
+
+        Raises:
+            UsageError: if ``gains`` has another shape.
+        """
+        logits: Tensor = self.head(self.trunk(images), gains)
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """The trunk's output, ``[B, C, h, w]``; ``self.head`` takes it from there."""
+        result: Tensor = self.trunk(images)
+        return result
+
+    @property
+    def trunk_module(self) -> nn.Module:
+        """The timm module that trunk weights are loaded into."""
+        return self.trunk.model
+
+    @property
+    def trunk_names(self) -> set[str]:
+        """Names, within ``trunk_module``, of the tensors that belong to the trunk: all of them."""
+        return set(self.trunk.model.state_dict())
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the branches' norms, biases and scales, and of what the backbone exempts, for timm's optimizers."""
+        own = {f"head.{name}" for name in self.head.no_weight_decay()}
+        return own | backbone_no_weight_decay(self.trunk.model, "trunk.model.")
+
+    def freeze_trunk(self, frozen: bool = True) -> None:
+        """Train only the branches: the trunk keeps its weights and its normalisation statistics. Or undo that."""
+        self.frozen = frozen
+        self.trunk.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self

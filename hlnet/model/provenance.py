@@ -1,0 +1,125 @@
+"""What a checkpoint tells of its weights beside their shape: where they came from, and what was measured of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+#: A row of numbers for each level, level 1 first: which nodes of another network's level these are.
+Rows = tuple[tuple[int, ...], ...]
+#: Points (evidence, factor), evidence above 0 and rising.
+Curve = tuple[tuple[float, float], ...]
+#: What tells a network's own classes from others; :func:`hlnet.evaluation.metrics.rejection.rejection_scores` has the
+#: formulas.
+Score = Literal["energy", "max-logit", "probability"]
+
+
+class Rejection(BaseModel):
+    """When a network says "none of these": below a threshold of a score.
+
+    Attributes:
+        score: what is compared: ``"energy"`` (log-sum-exp of the logits), ``"max-logit"``, or ``"probability"`` (the
+            highest of the classes' sigmoids). Of logits as they are, before any temperature.
+        threshold: images that score lower are rejected.
+        max_false_positive: the share of images of other classes that may be accepted, as asked for.
+        data: the images that it was fitted on.
+        metrics: what was measured on these images, see :func:`hlnet.calibrate`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    score: Score
+    threshold: float
+    max_false_positive: float
+    data: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class FittedAttention(BaseModel):
+    """How strongly cues act best, found by ``hlnet attend``, or trained for (``train --cue-aware``).
+
+    Attributes:
+        reliability: of cues of which nothing is said.
+        mode: the way of cueing that served best at that reliability: ``gain``, ``bias`` or ``scale``.
+        gain, scale: the factor by a cue's evidence, see :func:`hlnet.cues.cue.curve_strength`.
+        data: the images that it was fitted on; empty where it was trained for.
+        metrics: what was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    reliability: float = Field(gt=0, lt=1)
+    mode: Literal["gain", "bias", "scale"] = "gain"
+    gain: Curve = ()
+    scale: Curve = ()
+    data: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("gain", "scale")
+    @classmethod
+    def _rising(cls, curve: Curve) -> Curve:
+        evidence = [at for at, _ in curve]
+        if evidence != sorted(set(evidence)) or any(at <= 0 or factor <= 0 for at, factor in curve):
+            raise ValueError("a curve's points must have evidence above 0 and rising, and factors above 0")
+        return curve
+
+
+class PathConformal(BaseModel):
+    """Where a path answer ends, so that its node holds the image's class as often as asked
+    (:mod:`hlnet.evaluation.metrics.conformal`).
+
+    Attributes:
+        thresholds: how likely a node must be to be answered, for coverages of 0.5, 0.501, 0.502 … as far as the images
+            allow, at most 0.999; of probabilities at the temperature that stands beside it.
+        images: how many they were fitted on.
+        data: which.
+        metrics: what was measured, see :func:`hlnet.calibrate_paths`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    thresholds: tuple[float, ...]
+    images: int
+    data: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Provenance(BaseModel):
+    """Where a network's weights came from; travels inside the checkpoint.
+
+    Attributes:
+        recipe: the settings it was trained with.
+        metrics: what was measured of it when it was written.
+        parent: for an expert, the full network's fingerprint (see ``hlnet.store.checkpoint``).
+        parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
+        parent_rows: for an expert, which of these nodes it has, so that a union of experts can stand in their order.
+        next_index: for an expert, the first original index that no class of the full network has, nor any above it.
+        attention: how strongly cues are to act, where that was fitted.
+        temperature: what logits are divided by for calibrated probabilities, where it was fitted.
+        rejection: when to say "none of these", where that was fitted.
+        conformal: where path answers end for a coverage, where that was fitted.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    parent: str | None = None
+    parent_counts: tuple[int, ...] | None = None
+    parent_rows: Rows | None = None
+    next_index: int | None = None
+    attention: FittedAttention | None = None
+    temperature: float | None = None
+    rejection: Rejection | None = None
+    conformal: PathConformal | None = None
+
+    @property
+    def one_vs_all(self) -> bool:
+        """Whether each class was trained as a detector of its own (``bce``), whose sigmoid is its probability."""
+        train = self.recipe.get("train")
+        return isinstance(train, dict) and train.get("loss") == "bce"
+
+    def after_training(self, recipe: dict[str, Any]) -> Provenance:
+        """What still holds of weights that train on: they are no cut of a parent any more, and nothing is fitted."""
+        return Provenance(recipe=recipe, parent_counts=self.parent_counts, next_index=self.next_index)

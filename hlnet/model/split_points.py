@@ -1,0 +1,132 @@
+"""Where to split: what full network and expert cost for each stage of the backbone that the trunk may end at.
+
+Notable here: a trunk that ends a stage earlier hands on a map of twice the side, which would make every branch four
+times as dear. So branches take over the stride that the trunk has lost, and the leaves see maps of the same size
+wherever the split is. The figures are counted, as those of ``hlnet.model.cost`` are; nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from pydantic import BaseModel
+
+from hlnet.figures import BLUE, GREY, RED, save, tidy
+from hlnet.model.cost import Profile, profile
+from hlnet.model.hierarchical import NetworkConfig
+from hlnet.model.transform import InputTransform
+from hlnet.model.trunk import Trunk
+from hlnet.tree.class_tree import ClassTree
+
+
+class Split(BaseModel):
+    """One place to split at.
+
+    Attributes:
+        split_point: the trunk's last stage, counted from 0; ``hlnet train --split-point`` takes it.
+        stage: what timm calls it.
+        channels, reduction: of the map there; ``reduction`` is the image's side over the map's.
+        strides: of the branches, level by level; ``hlnet train --strides`` takes them.
+        chosen: whether it is where the network given splits.
+        costs: plain, full and, if classes were selected, expert.
+    """
+
+    split_point: int
+    stage: str
+    channels: int
+    reduction: int
+    strides: tuple[int, ...]
+    chosen: bool
+    costs: Profile
+
+
+def sweep_split_points(
+    config: NetworkConfig,
+    tree: ClassTree,
+    transform: InputTransform | None = None,
+    classes: str | Iterable[str | int] | None = None,
+    on_split: Callable[[int, int], None] | None = None,
+) -> list[Split]:
+    """The costs of a network for every stage that its trunk may end at.
+
+    Args:
+        config, tree, transform, classes: as :func:`hlnet.profile` takes them; widths stay as they are.
+        on_split: called with the number of splits done, and of all.
+
+    Raises:
+        SelectionError, BackboneError, UsageError: as :func:`hlnet.profile`.
+
+    Example:
+        >>> from hlnet.model.presets import network_config
+        >>> tree = ClassTree.balanced((1, 9, 10))
+        >>> found = sweep_split_points(network_config("n3hl_resnet50", levels=3), tree, classes="0-4")
+        >>> [(split.stage, split.strides, round(split.costs.expert.gmacs, 2)) for split in found][1:4]
+        [('layer1', (2, 2, 2), 1.44), ('layer2', (2, 1, 2), 2.17), ('layer3', (1, 1, 2), 3.66)]
+    """
+    given = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
+    stages = Trunk(config.backbone, -1, backbone_args=config.backbone_args).stages
+    classes = classes if classes is None or isinstance(classes, str) else list(classes)
+    found = []
+    for number, stage in enumerate(stages):
+        strides = balanced_strides(config.strides, given.reduction, stage["reduction"])
+        split = config.model_copy(update={"split_point": number, "strides": strides})
+        found.append(
+            Split(
+                split_point=number,
+                stage=stage["module"],
+                channels=stage["num_chs"],
+                reduction=stage["reduction"],
+                strides=strides,
+                chosen=number == given.split_point,
+                costs=profile(split, tree, transform, classes),
+            )
+        )
+        if on_split:
+            on_split(number + 1, len(stages))
+    return found
+
+
+def balanced_strides(strides: tuple[int, ...], reduction: int, wanted: int) -> tuple[int, ...]:
+    """Strides for a trunk of another reduction, such that the leaves see maps of the same size, if that can be.
+
+    Each factor of two goes to the first level of the smallest stride, or is taken from the first of the largest.
+
+    Args:
+        strides: of the branches behind a trunk of this ``reduction``.
+        wanted: the other trunk's reduction.
+
+    Example:
+        >>> balanced_strides((1, 1, 2), 16, 8), balanced_strides((1, 1, 2), 16, 2), balanced_strides((1, 1, 2), 16, 32)
+        ((2, 1, 2), (4, 2, 2), (1, 1, 1))
+    """
+    found = list(strides)
+    while wanted * 2 <= reduction:
+        found[found.index(min(found))] *= 2
+        wanted *= 2
+    while wanted >= reduction * 2 and max(found) > 1:
+        found[found.index(max(found))] //= 2
+        wanted //= 2
+    return tuple(found)
+
+
+def plot_splits(splits: Sequence[Split], path: str | Path) -> None:
+    """GMACs and parameters of full network and expert, by the stage that the trunk ends at."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    stages = [f"{split.stage}\n{split.reduction}x" for split in splits]
+    for axes, (field, label, unit) in zip(
+        figure.subplots(1, 2), (("gmacs", "GMACs", 1.0), ("params", "parameters, M", 1e6)), strict=True
+    ):
+        for name, colour in (("full", BLUE), ("expert", RED)):
+            costs = [getattr(split.costs, name) for split in splits]
+            if all(costs):
+                axes.plot(stages, [getattr(cost, field) / unit for cost in costs], "o-", color=colour, label=name)
+        axes.axhline(getattr(splits[0].costs.plain, field) / unit, color=GREY, ls="--", lw=1, label="plain network")
+        for place, split in enumerate(splits):
+            if split.chosen:
+                axes.axvline(place, color=GREY, ls=":", lw=1)
+        axes.set_ylim(bottom=0)
+        tidy(axes, xlabel="trunk ends after", ylabel=label)
+    axes.legend(frameon=False)
+    save(figure, path)

@@ -1,0 +1,208 @@
+"""The trunk: the early stages of a timm backbone, up to the split point.
+
+Notable here: one mechanism for every family. timm's ``forward_intermediates`` gives any stage's output as
+``[B, C, H, W]``, for CNNs and transformers alike, and ``prune_intermediate_layers`` drops what lies behind it. The
+parameters keep timm's names, so that timm's weight files fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, did_you_mean, one_line
+from hlnet.model.transform import InputTransform
+
+
+class Trunk(nn.Module):
+    """The stages of ``backbone`` up to and including the split point.
+
+    Args:
+        backbone: any timm model name.
+        split_point: which of the backbone's feature stages is the last one kept, negative from the end. Default: all
+            but the last, the paper's choice (Sec. 3.1); for backbones that do not shrink from stage to stage, such as
+            ViT, three quarters of the blocks.
+        pretrained: fetch timm's pretrained weights.
+        backbone_args: further arguments of ``timm.create_model``, such as ``{"img_size": 160}``.
+
+    Shape:
+        ``[B, 3, H, W]`` to ``[B, channels, H / reduction, W / reduction]``.
+
+    Raises:
+        BackboneError: if timm has no such model, it gives no spatial map, or the split point does not exist.
+
+    Example:
+        >>> trunk = Trunk("resnet18")
+        >>> trunk(torch.zeros(1, 3, 64, 64)).shape, trunk.stage
+        (torch.Size([1, 256, 4, 4]), 'layer3')
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        split_point: int | None = None,
+        pretrained: bool = False,
+        backbone_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        model = create_backbone(backbone, backbone_args, pretrained)
+        if not (hasattr(model, "forward_intermediates") and hasattr(model, "prune_intermediate_layers")):
+            raise BackboneError(
+                f"backbone '{backbone}' cannot be split: timm gives no intermediate feature maps for it "
+                "(no forward_intermediates); choose one that has them, such as resnet50 or convnextv2_tiny"
+            )
+        #: All stages of the backbone, as timm describes them: ``module``, ``num_chs``, ``reduction``.
+        self.stages = [dict(info) for info in model.feature_info]  # type: ignore[union-attr]
+        self.split_point = _resolve(backbone, split_point, self.stages)
+        self.backbone = backbone
+        self.stage: str = self.stages[self.split_point]["module"]
+        self.channels: int = self.stages[self.split_point]["num_chs"]
+        self.reduction: int = self.stages[self.split_point]["reduction"]
+        self.transform = InputTransform.of(model, backbone_args)
+        model.prune_intermediate_layers(  # type: ignore[operator]
+            [self.split_point], prune_norm=True, prune_head=True
+        )
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` images to ``[B, channels, h, w]`` features."""
+        features: Tensor = self.model.forward_intermediates(  # type: ignore[operator]
+            images, indices=[self.split_point], output_fmt="NCHW", intermediates_only=True
+        )[-1]
+        return features
+
+
+def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrained: bool = False) -> nn.Module:
+    """``timm.create_model`` with our errors.
+
+    Args:
+        name: a timm model name.
+        arguments: further ones of ``timm.create_model``.
+        pretrained: fetch timm's pretrained weights.
+
+    Raises:
+        BackboneError: for an unknown name (with the nearest ones) or arguments that the backbone refuses.
+        RunError: if pretrained weights cannot be had.
+    """
+    arguments = arguments or {}
+    check_backbone(name)
+    if reserved := arguments.keys() & {"features_only", "pretrained", "model_name", "out_indices"}:
+        raise BackboneError(f"backbone '{name}': argument '{min(reserved)}' is set by hlnet itself; leave it out")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # each backbone has its own ways to refuse
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        if pretrained:
+            raise RunError(
+                f"pretrained weights of '{name}' could not be had; check name and network, or give a local file "
+                f"(trunk_weights). The cause: {reason}"
+            ) from error
+        given = f" with {arguments}" if arguments else ""
+        raise BackboneError(f"backbone '{name}' cannot be built{given} ({reason})") from error
+    return model
+
+
+def backbone_no_weight_decay(model: nn.Module, prefix: str) -> set[str]:
+    """What a timm model exempts from weight decay, such as position embeddings, each name with a prefix."""
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    return {prefix + name for name in exempt}
+
+
+def check_size(forward: Callable[[Tensor], Tensor], transform: InputTransform) -> Tensor:
+    """Run one black image of the transform's size through a trunk.
+
+    Returns:
+        its features, ``[1, C, h, w]``.
+
+    Raises:
+        UsageError: if the backbone cannot take images of this size.
+    """
+    try:
+        with torch.no_grad():
+            return forward(torch.zeros(1, *transform.input_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        side = "x".join(map(str, transform.input_size[1:]))
+        raise UsageError(f"the backbone cannot take images of {side} pixels (img_size): {one_line(error)}") from error
+
+
+def size_arguments(backbone: str, img_size: int | None) -> dict[str, Any]:
+    """What ``timm.create_model`` must be told of the image size: something for ViT and its like, nothing for CNNs."""
+    fixed = (
+        img_size and timm.is_model(backbone) and getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)
+    )
+    return {"img_size": img_size} if fixed else {}
+
+
+def check_backbone(name: str) -> None:
+    """Refuse what timm does not know, before anything else is done.
+
+    Raises:
+        BackboneError: for an unknown name, with the nearest ones.
+    """
+    architecture = name.split(".")[0]
+    if timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__.startswith("hlnet."):
+        raise BackboneError(f"'{name}' is a preset of hlnet, not a backbone; name the timm model that it is built on")
+    if ":" not in name and not timm.is_model(architecture):
+        near = did_you_mean(name.split("/")[-1], timm.list_models())
+        raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all")
+
+
+def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str] | None = None) -> None:
+    """Fill a trunk from a file of timm weights: safetensors, or a ``.pth`` that loads with ``weights_only``.
+
+    What the file holds beyond the trunk, such as the last stage and the classifier, is ignored.
+
+    Args:
+        trunk: the timm module to fill, such as ``Trunk.model``.
+        path: the file.
+        names: the module's tensors that are wanted; default: all.
+
+    Raises:
+        UsageError: if there is no such file.
+        CheckpointError: if it is unreadable, or lacks a tensor of the trunk, or has it in another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"there is no weight file '{path}'")
+    try:
+        weights = load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle each raise their own
+        raise CheckpointError(
+            f"'{path}' is no file of weights that can be read safely; give safetensors, or a .pth of tensors only"
+        ) from error
+    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if names is None or name in names}
+    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in weights and name not in optional]
+    if missing:
+        raise CheckpointError(
+            f"'{path}' lacks {len(missing)} of the trunk's {len(wanted)} tensors, the first being '{missing[0]}'; "
+            "is it from another backbone?"
+        )
+    for name, tensor in wanted.items():
+        shape = getattr(weights.get(name, tensor), "shape", None)
+        if shape != tensor.shape:
+            found = f"shape {tuple(shape)}" if shape is not None else "no shape"
+            raise CheckpointError(f"'{path}': '{name}' has {found}, the trunk needs {tuple(tensor.shape)}")
+    trunk.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _resolve(backbone: str, split_point: int | None, stages: list[dict[str, Any]]) -> int:
+    """The split point as an index from the front."""
+    if len(stages) < 2:
+        raise BackboneError(f"backbone '{backbone}' cannot be split: it has a single stage")
+    if split_point is None:
+        shrinks = stages[-1]["reduction"] > stages[0]["reduction"]
+        return len(stages) - 2 if shrinks else len(stages) * 3 // 4 - 1
+    if not -len(stages) <= split_point < len(stages):
+        names = ", ".join(f"{i}: {stage['module']}" for i, stage in enumerate(stages))
+        raise BackboneError(f"backbone '{backbone}' has no split point {split_point}; it has {names}")
+    return split_point % len(stages)

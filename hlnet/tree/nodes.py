@@ -1,0 +1,109 @@
+"""A node of a class tree, and what may be written for it.
+
+Notable here: this is the one place that turns a tree's names round. ``ClassTree.find_node`` asks it for a node,
+``ClassTree.leaves_under`` for the classes below one, and selections for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hlnet.errors import SelectionError, did_you_mean, some
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of a class tree.
+
+    Attributes:
+        name: the last part of the path, ``"tabby"``.
+        path: all names from level 1 down, ``"animal/cat/tabby"``.
+        parent: position of the parent within the level above (0 for level 1, whose parent is the trunk).
+        continued: True where a class that ended at a level above only goes on to reach the last level; such a node
+            repeats the path of its class and counts in no hierarchical measure.
+        index: for a leaf, the class's original index (in the data set, or in the network that an expert is cut from).
+        id: an outside identifier, such as a WordNet id or a folder name.
+    """
+
+    name: str
+    path: str
+    parent: int
+    continued: bool = False
+    index: int | None = None
+    id: str | None = None
+
+
+class NodeNames:
+    """The words for a tree's nodes. A ``continued`` node is no node of its own here, but its class.
+
+    Args:
+        levels: the tree's nodes, ``tree.levels``; :attr:`ClassTree.node_names` keeps the result.
+
+    Attributes:
+        places: level, from 0, and position of each node, by path; of a class, those of its leaf.
+        below: positions of the classes at or under each node, by path.
+        classes: position of the class that a name or id means.
+        named: paths of the nodes that have a name or id, the nearest to the trunk first.
+        words: paths that a word may mean: a path itself, or else the nodes of that name or id.
+
+    Example:
+        >>> from hlnet.tree.class_tree import ClassTree
+        >>> tree = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"]}, "saw": {}})
+        >>> names = NodeNames(tree.levels)
+        >>> names.path("cat"), names.below["animal/cat"], names.places["saw"]
+        ('animal/cat', (0, 1), (2, 2))
+    """
+
+    def __init__(self, levels: Sequence[Sequence[Node]]) -> None:
+        leaves = levels[-1]
+        self.places: dict[str, tuple[int, int]] = {}
+        self.named: dict[str, list[str]] = {}
+        for level, row in enumerate(levels):
+            for position, node in enumerate(row):
+                self.places[node.path] = (level, position)  # the last counts: of a continued class, the leaf
+                for word in (node.name, node.id):
+                    if word is not None and node.path not in (paths := self.named.setdefault(word, [])):
+                        paths.append(node.path)
+        below: dict[str, list[int]] = {}
+        for position, leaf in enumerate(leaves):
+            parts = leaf.path.split("/")
+            for end in range(1, len(parts) + 1):
+                below.setdefault("/".join(parts[:end]), []).append(position)
+        self.below = {path: tuple(classes) for path, classes in below.items()}
+        self.classes = {leaf.id: position for position, leaf in enumerate(leaves) if leaf.id is not None}
+        self.classes |= {leaf.name: position for position, leaf in enumerate(leaves)}
+        self.leaves = [leaf.path for leaf in leaves]
+        self.words = self.named | {path: [path] for path in self.below}
+
+    def path(self, word: str) -> str:
+        """The path of the one node that a word means: a class by name or id before any node by path, id or name.
+
+        Several nodes of one name are one where they hold the same classes, as in a chain: the first from the trunk.
+
+        Raises:
+            SelectionError: if there is no such node, with those of names near to it, or several.
+        """
+        if word in self.classes:
+            return self.leaves[self.classes[word]]
+        paths = self.words.get(word)
+        if not paths:
+            raise self.unknown(word)
+        if len({self.below[path] for path in paths}) > 1:
+            raise SelectionError(f"'{word}' names several nodes ({some(sorted(paths), 4)}); write the path")
+        return paths[0]
+
+    def words_for(self, path: str) -> str:
+        """What to write for a node: its path, or a class's name where another class is called like its path.
+
+        Nothing for an inner node whose path means a class.
+        """
+        if path not in self.classes or self.path(path) == path:
+            return path
+        name = path.rsplit("/", 1)[-1]
+        return name if name in self.classes and self.path(name) == path else ""
+
+    def unknown(self, word: str) -> SelectionError:
+        """What to raise for a word that means no node."""
+        near = did_you_mean(word, self.words) or f" It has {', '.join(list(self.classes)[:4])} …"
+        return SelectionError(f"the tree has no class or node '{word}'.{near}")
