@@ -32,7 +32,7 @@ from hlnet.model.hierarchical import BranchTree
 from hlnet.model.latency import random_network
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from naive import NaiveTree, copy_weights
+from helpers.naive import NaiveTree, copy_weights
 
 PARENTS = ((4, 34, 100), (10, 90, 1000), (20, 300, 4000))
 CLASSES = (3, 207, 411, 650, 998)

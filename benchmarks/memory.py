@@ -27,7 +27,7 @@ from hlnet.model.hierarchical import BranchTree
 from hlnet.model.latency import random_network
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from naive import NaiveTree
+from helpers.naive import NaiveTree
 
 COUNTS = {10: (2, 5, 10), 100: (4, 34, 100), 1000: (10, 90, 1000)}
 FORMS = ("naive", "training form", "optimize()")

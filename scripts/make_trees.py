@@ -1,4 +1,4 @@
-"""Make the class trees that hlnet ships, hlnet/trees/NAME.tree.json, from the groupings in scripts/trees/NAME.yaml.
+"""Make the class trees that hlnet ships, hlnet/tree/presets/NAME.tree.json, from the groupings in scripts/trees/NAME.yaml.
 
     python scripts/make_trees.py [--wordnet FOLDER] [--check]
 
@@ -26,7 +26,7 @@ from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.io import write_tree
 
 GROUPINGS = Path(__file__).parent / "trees"
-TREES = Path(__file__).parent.parent / "hlnet" / "trees"
+TREES = Path(__file__).parent.parent / "hlnet" / "tree" / "presets"
 COUNTS = {
     "imagenet1k": (17, 161, 1000),
     "imagenet100": (6, 26, 100),

@@ -196,7 +196,7 @@ def build_tree(
         check_target(out)  # now, as what follows may take long or cost money
     if linkage:
         sources.check_linkage(linkage, by is By.confusions)
-    shape = sources.Shape(options.integers(nodes, "--nodes"), levels, budget, network, max_children, groups)
+    shape = sources.shape_of(nodes, levels, budget, network, max_children, groups)
 
     def features() -> tuple[ClassTree, Tensor]:
         trunk = sources.feature_trunk(
@@ -255,8 +255,8 @@ def build_tree(
         output.hints(notes, "--json lists all")
         output.show_tree(tree)
         output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
-        if bought := shape.bought(tree):
-            output.hint(bought)
+        if spent := shape.spent(tree):
+            output.hint(f"{spent} with {network}")
 
 
 def _check_given(context: typer.Context, method: Method, source: str) -> None:

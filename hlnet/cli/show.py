@@ -71,7 +71,7 @@ def show(
         hlnet show runs/photos dog.jpg fish.jpg --nodes dog,fish --cam --cue fish=0.9 --out seen.html
     """
     from hlnet.cli.shared import output
-    from hlnet.cues.cue import check_site
+    from hlnet.cues.cue import check_site, settled
     from hlnet.cues.files import parse_cue
     from hlnet.model.plain import PlainNet
     from hlnet.view.look import MOST_IMAGES, look
@@ -89,10 +89,7 @@ def show(
         output.hint("a plain network has no branches: its class activation maps are shown")
     attention = cue_options.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
     words = _nodes(net.tree, nodes) if nodes is not None else None
-    cues = [
-        cue_options.settled(parse_cue(text, net.tree, cue_mode.value if cue_mode else None), cue_mode)
-        for text in cue or ()
-    ]
+    cues = [settled(parse_cue(text, net.tree, cue_mode), cue_mode) for text in cue or ()]
     check_site(attention, cues)
     cue_options.tell_stored(net, attention, cues, attention_signal, reliability)
     view = look(net, files, words, level, cues, attention, cam, rgb)

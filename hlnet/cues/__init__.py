@@ -1,1 +1,15 @@
-"""TODO."""
+"""Hints from outside about an image's class.
+
+cue                what a cue says, and how strongly
+effect             gains, factors and shifts for one batch
+apply              logits of a batch under cues
+certain            cues that cannot be wrong: only what they name runs
+prior              how frequent classes are
+files              cues as users write them, on the command line and in files
+rows               CSV and JSON lines
+words              cues from words and sounds
+vocabulary         ... that a tree's names and WordNet know
+embedding          cues from the likeness of texts and names
+oracle             cues from labels, right and wrong
+cue_aware          training with cues
+"""

@@ -41,10 +41,12 @@ class CueSource:
     Attributes:
         of: gives the cues of an image, by its path.
         use: what is made of them.
+        cues: all that an image may have, where that is known beforehand.
     """
 
     of: Callable[[str], Sequence[Cue]]
     use: CueUse
+    cues: tuple[Cue, ...] = ()
 
 
 class BatchLogits:

@@ -98,6 +98,66 @@ class Attention(BaseModel):
         return self
 
 
+def stated_attention(
+    provenance: Provenance,
+    mode: Mode | None = None,
+    site: Site = "leaves",
+    strength: float | None = None,
+    reliability: float | None = None,
+) -> Attention:
+    """How cues act that state nothing: as asked for or, where nothing is, as the network's file holds.
+
+    Without a mode, a strength is a gain and a reliability a bias; with neither, the mode is the fitted one, if any.
+
+    Args:
+        provenance: the network's.
+        mode, site, strength, reliability: see :class:`Attention`.
+
+    Example:
+        >>> stated_attention(Provenance(), strength=1.8).mode, stated_attention(Provenance(), reliability=0.9).mode
+        ('gain', 'bias')
+    """
+    fitted = provenance.attention
+    if fitted is not None and strength is None and reliability is None:
+        mode, reliability = mode or fitted.mode, fitted.reliability
+    mode = mode or ("bias" if strength is None else "gain")
+    return Attention(mode=mode, site=site, strength=strength, reliability=reliability)
+
+
+def settled(cue: Cue, mode: Mode | None = None) -> Cue:
+    """A cue that says how it acts: as is asked for, else a reliability as a bias and a strength as a gain.
+
+    One that states neither stays as it is: the :class:`Attention` speaks for it.
+    """
+    if cue.mode is not None or is_silent(cue):
+        return cue
+    return cue.model_copy(update={"mode": mode or ("bias" if cue.strength is None else "gain")})
+
+
+def is_silent(cue: Cue) -> bool:
+    """Whether a cue states neither a reliability nor a strength."""
+    return cue.reliability is None and cue.strength is None
+
+
+def log_stored(provenance: Provenance, attention: Attention, classes: int) -> None:
+    """Say, in the log ``hlnet``, how cues act that go by what the network's file holds.
+
+    Args:
+        provenance: the network's.
+        attention: how they act, see :func:`stated_attention`.
+        classes: how many classes compete.
+    """
+    fitted = provenance.attention
+    if fitted is None:
+        return
+    acting = provenance.model_copy(update={"attention": fitted.model_copy(update={"mode": attention.mode})})
+    if what := stored_effect(acting, classes):
+        log.info(
+            "as the model's file holds it, cues count as right in %g %% of cases and act, on one class, as %s",
+            *(100 * fitted.reliability, what),
+        )
+
+
 def cue_evidence(reliability: float, named: float, classes: float) -> float:
     """By how much a cue moves the odds of what it names: the logarithm of the Bayes factor, in nats.
 

@@ -10,11 +10,15 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
-from hlnet.cues.cue import MOST, Cue, Mode
+from hlnet.cues.apply import CueSource, CueUse
+from hlnet.cues.cue import MOST, Cue, Mode, check_site, settled
+from hlnet.cues.effect import cue_effect
 from hlnet.cues.rows import read_rows
 from hlnet.errors import UsageError, some
+from hlnet.model.fast.optimize import Net
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import known_part, select_classes
 
@@ -244,7 +248,57 @@ def match_cues(
     return found
 
 
+def cue_source(
+    net: Net,
+    everywhere: Sequence[Cue],
+    file: Path | None,
+    use: CueUse,
+    mode: Mode | None = None,
+    images: Iterable[str] | None = None,
+) -> tuple[CueSource, CuesByImage | None]:
+    """What is known of images that come one by one; and the file's cues, whose ``finish`` follows the last of them.
+
+    Args:
+        net: the network.
+        everywhere: cues on every image.
+        file: cues of single images; of an expert, those count that it knows of.
+        use: how cues act.
+        mode: that is asked for, if any.
+        images: those that will come, if that is known; they are looked through up to the first that the file names.
+
+    Raises:
+        UsageError: if the file is malformed, names what the tree does not have or none of the images, or a cue cannot
+            act as it is to: all before the first image.
+    """
+    by_image = None
+    single: set[Cue] = set()
+    if file is not None:
+        by_name = read_cues(file, net.tree, skip_unknown=net.provenance.parent_counts is not None)
+        by_name = {image: [settled(cue, mode) for cue in cues] for image, cues in by_name.items()}
+        by_image, single = CuesByImage(by_name, f"'{file}'"), set(chain.from_iterable(by_name.values()))
+        if images is not None and not any(map(by_image.of, images)):
+            by_image.finish()  # which refuses a file for none of what may be many
+    if not use.certain and (everywhere or single):
+        check_site(use.attention, [*everywhere, *single])
+        _check_acting(net, use, everywhere, "")
+        _check_acting(net, use, single, f"'{file}': ")
+
+    def of(image: str) -> list[Cue]:
+        return [*everywhere, *(by_image.of(image) if by_image else ())]
+
+    return CueSource(of, use, (*everywhere, *single)), by_image
+
+
 # ---------------------------------------------------------------------- helpers
+
+
+def _check_acting(net: Net, use: CueUse, cues: Iterable[Cue], where: str) -> None:
+    """Let each cue act once, on nothing."""
+    try:
+        for cue in cues:
+            cue_effect(net, [[cue]], use.attention, prior=use.prior)
+    except UsageError as error:
+        raise type(error)(f"{where}{error}") from error
 
 
 def _selects(tree: ClassTree, text: str) -> bool:

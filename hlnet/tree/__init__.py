@@ -1,1 +1,16 @@
-"""TODO."""
+"""What the classes are: trees of named nodes.
+
+class_tree         ClassTree: levels of nodes; pruning is a choice of rows
+nodes              a node, and what may be written for it
+selection          what a user writes to name classes
+hierarchy          a hierarchy of any depth, which levels are cut from
+io                 reading and writing trees: JSON, YAML, folders, and by their formats
+tables             ... CSV of paths or edges
+graphs             ... Newick, node-link and children objects
+strict_yaml        YAML whose names stay as written
+measures           comparing trees, and what is odd about one
+picture            pictures and pages of trees
+presets/           the trees that come with hlnet
+build/             where trees come from
+llm/               ... and from a language model
+"""

@@ -1,1 +1,12 @@
-"""TODO."""
+"""What commands share.
+
+options            arguments and options that several commands take
+cue_options        options of cues
+output             results to stdout, as tables or JSON; progress and hints to stderr
+eval_tables        tables of ``eval``
+expert_tables      tables of ``make-expert``
+calibration        the report of ``make-expert --calibrate``
+prediction_formats CSV, JSON lines and text of ``predict``
+tree_sources       classes and hierarchies of ``build-tree``
+processes          one command as several processes
+"""

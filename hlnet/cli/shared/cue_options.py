@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from enum import StrEnum
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,20 +19,9 @@ if TYPE_CHECKING:
     from hlnet.tree.class_tree import ClassTree
 
 
-class CueMode(StrEnum):
-    """How cues act (``hlnet.cues.cue``)."""
-
-    gain = "gain"
-    bias = "bias"
-    scale = "scale"
-
-
-class CueSite(StrEnum):
-    """Where a gain acts."""
-
-    leaves = "leaves"
-    node = "node"
-    path = "path"
+#: How cues act, and where a gain does (``hlnet.cues``, which would import too much for ``--help``).
+CueMode = Literal["gain", "bias", "scale"]
+CueSite = Literal["leaves", "node", "path"]
 
 
 def option(*names: str, **settings: Any) -> Any:
@@ -105,7 +92,7 @@ def attention(
         UsageError: for a signal that is no number, or ``auto`` where none is stored; for a reliability beside a signal,
             or outside 0 to 1.
     """
-    from hlnet.cues.cue import MOST, Attention
+    from hlnet.cues.cue import MOST, stated_attention
 
     if signal is not None and reliability is not None:
         raise UsageError("--attention-signal and --reliability both say how strongly a cue acts; give one of them")
@@ -121,19 +108,15 @@ def attention(
         except ValueError:
             raise UsageError(f"--attention-signal '{signal}': expected a number such as 1.8, or auto") from None
         least, told = 0.0, "1 is neutral, 1.8 enhances; a shift takes --cue-mode bias"
-        if mode is CueMode.bias:
+        if mode == "bias":
             least, told = -MOST, "0 is neutral"
         if not least <= strength <= MOST:
             raise UsageError(f"--attention-signal {signal} must lie between {least:g} and {MOST:g} ({told})")
-    fitted = provenance.attention
-    if signal == "auto" and fitted is None:
+    if signal == "auto" and provenance.attention is None:
         raise UsageError(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )
-    if fitted is not None and strength is None and reliability is None:
-        mode, reliability = mode or CueMode(fitted.mode), fitted.reliability
-    mode = mode or (CueMode.gain if signal is not None else CueMode.bias)
-    return Attention(mode=mode.value, site=site.value if site else "leaves", strength=strength, reliability=reliability)
+    return stated_attention(provenance, mode, site or "leaves", strength, reliability)
 
 
 def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None, *stated: object) -> None:
@@ -143,35 +126,10 @@ def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None, *stated: o
         cues: that are given; ``None`` are cues from labels, which say nothing themselves.
         stated: --attention-signal and --reliability, which speak for the file where they are there.
     """
-    from hlnet.cli.shared import output
-    from hlnet.cues.cue import stored_effect
+    from hlnet.cues.cue import is_silent, log_stored
 
-    fitted = net.provenance.attention
-    goes_by_file = all(one in (None, "auto") for one in stated) and (cues is None or any(map(_is_silent, cues)))
-    if fitted is None or not goes_by_file:
-        return
-    acting = net.provenance.model_copy(update={"attention": fitted.model_copy(update={"mode": how.mode})})
-    if what := stored_effect(acting, len(net.tree.classes)):
-        output.hint(
-            f"as the model's file holds it, cues count as right in {100 * fitted.reliability:g} % of cases and act, on "
-            f"one class, as {what}"
-        )
-
-
-def is_expert(net: Net) -> bool:
-    """Whether other classes were cut away."""
-    return net.provenance.parent_counts is not None
-
-
-def settled(cue: Cue, mode: CueMode | None) -> Cue:
-    """A cue that says how it acts: as is asked for, else a reliability as a bias and a strength as a gain."""
-    if cue.mode is not None or _is_silent(cue):
-        return cue
-    return cue.model_copy(update={"mode": mode.value if mode else "bias" if cue.strength is None else "gain"})
-
-
-def _is_silent(cue: Cue) -> bool:
-    return cue.reliability is None and cue.strength is None
+    if all(one in (None, "auto") for one in stated) and (cues is None or any(map(is_silent, cues))):
+        log_stored(net.provenance, how, len(net.tree.classes))
 
 
 def wanted(*options: object) -> bool:
@@ -185,10 +143,12 @@ def read_cues(path: Path, net: Net, images: LabelledImages, mode: CueMode | None
     Raises:
         UsageError: as :func:`hlnet.read_cues` and :func:`hlnet.match_cues`.
     """
+    from hlnet.cues.cue import settled
     from hlnet.cues.files import match_cues, read_cues
     from hlnet.data.images import image_names
 
-    found = match_cues(read_cues(path, net.tree, is_expert(net)), image_names(images), f"'{path}'")
+    by_name = read_cues(path, net.tree, skip_unknown=net.provenance.parent_counts is not None)
+    found = match_cues(by_name, image_names(images), f"'{path}'")
     return {position: tuple(settled(cue, mode) for cue in cues) for position, cues in enumerate(found) if cues}
 
 
@@ -205,9 +165,11 @@ def check_certain(net: Net, model: str, *strengths: object, cues: Iterable[Cue] 
     Raises:
         UsageError: for a plain network, or if one of these options or cues says how strongly it acts.
     """
+    from hlnet.cues.cue import is_silent
+
     if not net.has_branches:
         raise UsageError(f"--certain skips branches, and '{model}' is a plain network, which has none")
-    if wanted(*strengths) or not all(map(_is_silent, cues)):
+    if wanted(*strengths) or not all(map(is_silent, cues)):
         raise UsageError(
             "--certain takes cues as facts, which have no strength; leave out what says how strongly they act"
         )
@@ -222,36 +184,18 @@ def cue_source(
     stated: tuple[object, ...],
     images: Iterable[str] | None = None,
 ) -> tuple[CueSource, Callable[[], None]]:
-    """What is known of images that come one by one; and what to call after the last of them.
+    """What is known of images that come one by one, with what there is to tell; and what to call after the last.
 
     Args:
-        everywhere: cues on every image, as :func:`cues_for_all` gives them.
-        file: cues of single images; of an expert, those count that it knows of.
-        use: how cues act.
-        mode: that is asked for, if any.
+        net, everywhere, file, use, mode, images: as :func:`hlnet.cues.files.cue_source` takes them.
         stated: as :func:`tell_stored` takes it.
-        images: those that will come, if that is known; they are looked through up to the first that the file names.
-
-    Raises:
-        UsageError: if the file is malformed, names what the tree does not have or none of the images, or a cue cannot
-            act as it is to: all before the first image.
     """
     from hlnet.cli.shared import output
-    from hlnet.cues.apply import CueSource
-    from hlnet.cues.cue import check_site
-    from hlnet.cues.files import CuesByImage, read_cues
+    from hlnet.cues.files import cue_source
 
-    by_name = read_cues(file, net.tree, is_expert(net)) if file is not None else {}
-    by_name = {image: [settled(cue, mode) for cue in cues] for image, cues in by_name.items()}
-    by_image = CuesByImage(by_name, f"'{file}'") if file is not None else None
-    if by_image and images is not None and not any(map(by_image.of, images)):
-        by_image.finish()  # which refuses a file for none of what may be many
-    single = set(chain.from_iterable(by_name.values()))
-    if not use.certain and (everywhere or single):
-        check_site(use.attention, [*everywhere, *single])
-        _check_acting(net, use, everywhere, "")
-        _check_acting(net, use, single, f"'{file}': ")
-        tell_stored(net, use.attention, [*everywhere, *single], *stated)
+    source, by_image = cue_source(net, everywhere, file, use, mode, images)
+    if not use.certain and source.cues:
+        tell_stored(net, use.attention, source.cues, *stated)
     if use.certain and everywhere:
         from hlnet.cues.certain import certain_classes, certain_gmacs
 
@@ -260,12 +204,7 @@ def cue_source(
         output.hint(
             f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image"
         )
-
-    def of(image: str) -> list[Cue]:
-        return [*everywhere, *(by_image.of(image) if by_image else ())]
-
-    finish = by_image.finish if by_image else lambda: None
-    return CueSource(of, use), finish
+    return source, by_image.finish if by_image else lambda: None
 
 
 def cues_for_all(
@@ -276,11 +215,12 @@ def cues_for_all(
     Raises:
         UsageError: if one is malformed or names what the tree does not have, or the text names nothing.
     """
+    from hlnet.cues.cue import settled
     from hlnet.cues.embedding import cues_from_embedding
     from hlnet.cues.files import parse_cue
     from hlnet.cues.words import cues_from_text
 
-    found = [settled(parse_cue(one, tree, mode.value if mode else None), mode) for one in written]
+    found = [settled(parse_cue(one, tree, mode), mode) for one in written]
     if text is None:
         if text_model is not None:
             raise UsageError("--text-model says how to understand a --text, and none is given")
@@ -290,14 +230,3 @@ def cues_for_all(
         why = "no node is near it" if text_model else "no word of it is known"
         raise UsageError(f"--text '{text}' gives no cue: {why}, or it names all classes; name nodes with --cue")
     return found + heard
-
-
-def _check_acting(net: Net, use: CueUse, cues: Iterable[Cue], where: str) -> None:
-    """Let each cue act once, on nothing."""
-    from hlnet.cues.effect import cue_effect
-
-    try:
-        for cue in cues:
-            cue_effect(net, [[cue]], use.attention, prior=use.prior)
-    except UsageError as error:
-        raise type(error)(f"{where}{error}") from error

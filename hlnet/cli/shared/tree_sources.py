@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hlnet.cli.shared import options, output
-from hlnet.errors import TreeError, UsageError
+from hlnet.errors import UsageError
 from hlnet.store.names import is_model_name
 
 if TYPE_CHECKING:
@@ -18,137 +16,63 @@ if TYPE_CHECKING:
 
     from hlnet.model.cost import Part
     from hlnet.model.trunk import Trunk
+    from hlnet.tree.build.shape import Shape
     from hlnet.tree.class_tree import ClassTree
     from hlnet.tree.hierarchy import Outline
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a tree made of a deeper hierarchy should look like, as the options say it."""
+def shape_of(
+    nodes: str | None,
+    levels: int | None,
+    budget: str | None,
+    network: str,
+    max_children: int | None,
+    groups: Path | None,
+) -> Shape:
+    """The shape that the options ask for; the network is counted when its costs are needed, which takes a second."""
+    from hlnet.tree.build.budget import Budget
+    from hlnet.tree.build.shape import LEVELS, Shape
 
-    nodes: tuple[int, ...] | None
-    levels: int | None
-    budget: str | None
-    network: str
-    max_children: int | None
-    groups: Path | None
-
-    def __post_init__(self) -> None:
-        if self.nodes and (self.budget or self.levels):
-            raise UsageError("--nodes says how many levels there are and what they cost: leave --levels, --budget out")
-
-    @property
-    def given(self) -> bool:
-        """Whether anything was asked for."""
-        asked = (self.nodes, self.levels, self.budget, self.max_children, self.groups)
-        return any(value is not None for value in asked)
-
-    def nodes_for(self, classes: int) -> tuple[int, ...]:
-        """Nodes of each level above so many classes: as given, by budget, or evenly over the levels."""
-        from hlnet.tree.build.budget import Budget, fit_counts
-        from hlnet.tree.build.levels import even_counts
-
-        if self.nodes:  # the classes' own count may be there, as "profile --nodes" has it
-            return self.nodes[:-1] if len(self.nodes) > 1 and self.nodes[-1] == classes > 1 else self.nodes
-        if self.budget:
-            budget = Budget.parse(self.budget)  # before the network is counted, which takes a second
-            return fit_counts(self.units(), classes, budget)[:-1]
-        return even_counts(classes, self.levels or 3)[:-1]
-
-    def cut(self, outline: Outline) -> ClassTree:
-        """The class tree of this shape."""
-        from hlnet.tree.build.budget import Budget, tree_for_budget
-        from hlnet.tree.build.levels import condense
-        from hlnet.tree.hierarchy import Outline
-        from hlnet.tree.selection import read_selections
-
-        groups: dict[str, list[str]] = {}
-        if self.groups:
-            try:
-                tree = outline.to_tree()  # so that a selection can name a node of the hierarchy
-            except TreeError:  # a dendrogram, deeper than any class tree; its nodes have no names worth writing
-                tree = Outline("", outline.leaves()).to_tree()
-            found = read_selections(self.groups, tree)
-            groups = {name: [tree.classes[i] for i in chosen] for name, chosen in found.items()}
-        if self.budget and groups:
-            return tree_for_budget(outline, self.units(), Budget.parse(self.budget), groups, self.max_children)
-        nodes = self.nodes_for(len(outline.leaves()))
-        return condense(outline, nodes, self.max_children, groups.values()).to_tree(len(nodes) + 1)
-
-    def bought(self, tree: ClassTree) -> str | None:
-        """What the tree costs, of the budget."""
-        from hlnet.tree.build.budget import Budget
-
-        if self.budget is None:
-            return None
-        limit = Budget.parse(self.budget)
-        return f"{limit.text(limit.spent(self.units(), tree.counts))} of {limit.text(limit.limit)} with {self.network}"
-
-    def units(self) -> list[Part]:
-        """What the trunk and one node of each level of the network cost."""
+    def units() -> list[Part]:
         from hlnet.model.cost import unit_costs
         from hlnet.model.presets import PARALLEL, network_config
 
-        if self.network in PARALLEL:
-            raise UsageError(f"--network {self.network} has a chain for each class, whatever --budget is; name another")
-        config = network_config(self.network, self.levels or 3)
-        if self.levels and self.levels != len(config.widths):
+        if network in PARALLEL:
+            raise UsageError(f"--network {network} has a chain for each class, whatever --budget is; name another")
+        config = network_config(network, levels or LEVELS)
+        if levels and levels != len(config.widths):
             raise UsageError(
-                f"--levels {self.levels}: {self.network} has {len(config.widths)}; leave --levels out, or give "
+                f"--levels {levels}: {network} has {len(config.widths)}; leave --levels out, or give "
                 "--network a timm model"
             )
         return unit_costs(config)[0]
 
+    limit = Budget.parse(budget) if budget else None
+    return Shape(options.integers(nodes, "--nodes"), levels, limit, units, max_children, groups)
+
 
 def classes_of(source: str, data_root: Path | None = None) -> ClassTree:
     """The classes of a tree, a list of names, a folder or a data set; whatever tree they are in."""
+    from hlnet.tree.build.wordnet import with_names
     from hlnet.tree.class_tree import ClassTree
     from hlnet.tree.io import read_tree
 
     if source.startswith("preset:") or Path(source).exists():
-        return readable(read_tree(source))
+        return with_names(read_tree(source))
     from hlnet.data.sources import load_data
 
-    return readable(ClassTree.from_nested(list(load_data(source, "train", data_root).classes)))
-
-
-def readable(tree: ClassTree) -> ClassTree:
-    """Classes that are called by their WordNet ids, as ImageNet's folders are, get names; the ids stay ids."""
-    from hlnet.tree.build.wordnet import is_wordnet_id
-    from hlnet.tree.hierarchy import Outline
-
-    if not all(is_wordnet_id(name) for name in tree.classes):
-        return tree
-    from timm.data import ImageNetInfo  # which knows some 21,000
-
-    known = ImageNetInfo("imagenet-21k-goog")
-    if not set(tree.classes) <= set(known.label_names()):
-        return tree
-    words = {name: known.label_name_to_description(name).split(",")[0].replace("/", "-") for name in tree.classes}
-    shared = Counter(words.values())
-    outline = Outline.of(tree)
-    for leaf in outline.leaves():
-        word = words[leaf.name]
-        leaf.name, leaf.id = (word if shared[word] == 1 else f"{word} ({leaf.name})"), leaf.name
-    return outline.to_tree(tree.num_levels)
+    return with_names(ClassTree.from_nested(list(load_data(source, "train", data_root).classes)))
 
 
 def read(source: str, shape: Shape) -> ClassTree:
     """SOURCE's own nesting; cut, if more is asked for than levels that its classes can be continued to."""
-    from hlnet.tree.hierarchy import Outline
     from hlnet.tree.io import read_tree
 
     if source == "digits":
         raise UsageError("'digits' has no nesting to read; give --method parallel, or --method cluster --nodes 2,5")
     tree = read_tree(source)
-    if not replace(shape, levels=None).given and (shape.levels is None or shape.levels >= tree.num_levels):
-        return read_tree(source, shape.levels)
-    only_nodes = shape.nodes is not None and not replace(shape, nodes=None).given
-    if only_nodes and shape.nodes_for(tree.counts[-1]) == tree.counts[:-1]:
-        return tree  # it has these already
-    if not shape.nodes and not shape.levels and not shape.budget:
-        shape = replace(shape, nodes=tree.counts[:-1])
-    return shape.cut(Outline.of(tree))
+    reshaped = shape.reshaped(tree)
+    return read_tree(source, shape.levels) if reshaped is None else reshaped
 
 
 def control(classes: ClassTree, shape: Shape, seed: int | None) -> ClassTree:
@@ -202,10 +126,11 @@ def feature_means(
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform, loader
     from hlnet.tree.build.cluster import class_means
+    from hlnet.tree.build.wordnet import with_names
     from hlnet.tree.class_tree import ClassTree
 
     images = load_data(source, "train", data_root)
-    classes = readable(ClassTree.from_nested(list(images.classes)))
+    classes = with_names(ClassTree.from_nested(list(images.classes)))
     batches = loader(TreeData(images, classes, eval_transform(trunk.transform)), batch_size, workers)
     with output.progress() as bar:
         task = bar.add_task("features", total=len(batches))
@@ -265,22 +190,15 @@ def by_confusions(
 
 def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Outline, list[str]]:
     """WordNet's hierarchy over the classes, found by id where they have one, else by name; and what was decided."""
-    from hlnet.tree.build.wordnet import WordNet, is_wordnet_id, wordnet_outline
+    from hlnet.tree.build.wordnet import WordNet, classes_outline
 
     if download:
         WordNet.download()
-    terms = [leaf.id if leaf.id and is_wordnet_id(leaf.id) else leaf.name for leaf in classes.leaves]
     try:
         dictionary = WordNet(folder)
     except UsageError as error:
         raise UsageError(f"{error} (--wordnet FOLDER, --download)") from error
-    outline, notes = wordnet_outline(terms, dictionary)
-    words = {node.id: node.name for node in outline.leaves()}
-    outline.rename_classes(classes)
-    for node in outline.leaves():
-        if node.name == node.id:  # a folder named by its id gets a name to read, and is still found by the id
-            node.name = words[node.id]
-    return outline, notes
+    return classes_outline(classes, dictionary)
 
 
 def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:
@@ -301,7 +219,7 @@ def by_language_model(
     means: Tensor | None,
 ) -> tuple[ClassTree, list[str]]:
     """What a language model answers, in a file or when it is asked; and what was mended."""
-    from hlnet.tree.llm.nest import nest_with_llm
+    from hlnet.tree.llm.nest import llm_tree
     from hlnet.tree.llm.server import ask_server
 
     reply = options.read_text(answer, "--answer") if answer else None
@@ -317,11 +235,7 @@ def by_language_model(
         centred = means - means.mean(dim=0)
         unit = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-12)
         similarity = unit @ unit.T
-    found = nest_with_llm(classes.classes, ask, nodes, rounds=0 if answer else 2, similarity=similarity)
-    outline = _named(found.outline, classes)
-    tree = outline.to_tree()
-    wanted = len(nodes) + 1 if nodes else 0
-    return (tree if tree.num_levels >= wanted else outline.to_tree(wanted)), list(found.notes)
+    return llm_tree(classes, ask, nodes, rounds=0 if answer else 2, similarity=similarity)
 
 
 def _named(outline: Outline, classes: ClassTree) -> Outline:

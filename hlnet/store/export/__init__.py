@@ -1,1 +1,8 @@
-"""TODO."""
+"""Networks for other runtimes: ONNX, OpenVINO, torch.export, ExecuTorch.
+
+portable           the network on plain operators
+writers            ... written in each format
+runtimes           ... and run there
+export_model       the export: write, run, compare, put in place
+quantize           int8
+"""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hlnet.errors import HlnetError, RunError, UsageError, one_line
+from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.hierarchy import Outline
 
 SHARED = ("/usr/share/wordnet", "/usr/local/share/wordnet", "/usr/local/WordNet-3.0", "/opt/homebrew/opt/wordnet")
@@ -180,6 +181,51 @@ def wordnet_outline(
     _give_ids(classes, notes)
     _give_names(classes, wordnet, notes)
     return _grow(classes, range(len(terms)) if indices is None else indices, wordnet, notes), notes
+
+
+def classes_outline(classes: ClassTree, wordnet: WordNet) -> tuple[Outline, list[str]]:
+    """WordNet's hierarchy over the classes of a tree, found by id where they have one, else by name.
+
+    Args:
+        classes: the tree; its classes alone count.
+        wordnet: the dictionary.
+
+    Returns:
+        the hierarchy, with the classes' names, ids and original indices; and what was decided, one line each.
+
+    Raises:
+        UsageError: as :func:`wordnet_outline`.
+    """
+    terms = [leaf.id if leaf.id and is_wordnet_id(leaf.id) else leaf.name for leaf in classes.leaves]
+    outline, notes = wordnet_outline(terms, wordnet)
+    words = {node.id: node.name for node in outline.leaves()}
+    outline.rename_classes(classes)
+    for node in outline.leaves():
+        if node.name == node.id:  # a folder named by its id gets a name to read, and is still found by the id
+            node.name = words[node.id]
+    return outline, notes
+
+
+def with_names(tree: ClassTree) -> ClassTree:
+    """The tree, with names for classes that are called by their WordNet ids, as ImageNet's folders are.
+
+    The ids stay as ids. Names are those of timm, which knows some 21,000 synsets; a tree that has another one stays as
+    it is.
+    """
+    if not all(is_wordnet_id(name) for name in tree.classes):
+        return tree
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-21k-goog")
+    if not set(tree.classes) <= set(known.label_names()):
+        return tree
+    words = {name: known.label_name_to_description(name).split(",")[0].replace("/", "-") for name in tree.classes}
+    shared = Counter(words.values())
+    outline = Outline.of(tree)
+    for leaf in outline.leaves():
+        word = words[leaf.name]
+        leaf.name, leaf.id = (word if shared[word] == 1 else f"{word} ({leaf.name})"), leaf.name
+    return outline.to_tree(tree.num_levels)
 
 
 # ---------------------------------------------------------------------- the dictionary's files

@@ -1,5 +1,9 @@
-"""Class trees nested by a language model, as in the paper (Sec. 3.2).
+"""Class trees nested by a language model.
 
-``nesting`` asks, checks, asks again and places the rest; ``server`` asks a server; ``answer`` reads a reply in whatever
-``forms`` it comes, matching ``names``; ``check`` says what is wrong with it and mends it.
+nest               ask, check the answer, ask again, place the rest
+server             a server that speaks OpenAI's protocol
+answer             a tree out of whatever the model replied
+check              what is wrong with it, and the mend
+forms              shapes that answers come in
+names              class names as models spell them
 """

@@ -154,3 +154,29 @@ def nest_with_llm(
         got, wanted = (", ".join(map(str, numbers)) for numbers in (done.counts[:-1], nodes))
         notes += (f"the levels above the classes have {got} groups; asked for were {wanted}",)
     return LlmTree(done.outline, notes, first, tuple(transcript))
+
+
+def llm_tree(
+    classes: ClassTree,
+    ask: Callable[[list[Message]], str],
+    nodes: Sequence[int] | None = None,
+    rounds: int = 2,
+    similarity: Any = None,
+) -> tuple[ClassTree, list[str]]:
+    """The classes of a tree, nested by a language model, with their ids and original indices.
+
+    Args:
+        classes: the tree; its classes alone count.
+        ask, nodes, rounds, similarity: as :func:`nest_with_llm` takes them.
+
+    Returns:
+        the tree, of at least the levels asked for, and what was done to the answer, one line each.
+
+    Raises:
+        UsageError, TreeError, RunError: as :func:`nest_with_llm`.
+    """
+    found = nest_with_llm(classes.classes, ask, nodes, rounds, similarity)
+    found.outline.rename_classes(classes)
+    tree = found.outline.to_tree()
+    wanted = len(nodes) + 1 if nodes else 0
+    return (tree if tree.num_levels >= wanted else found.outline.to_tree(wanted)), list(found.notes)

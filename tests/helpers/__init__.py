@@ -1,0 +1,1 @@
+"""What tests share: networks, files, servers, and the naive reference."""
