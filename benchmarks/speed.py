@@ -7,7 +7,7 @@
 Hierarchical networks on ResNet50, ConvNeXt V2 and a vision transformer, at 224 pixels with random weights. Within a run
 the forms take turns, round by round; the figure of each is the median over the rounds. With one thread it is CPU time,
 which other processes on the machine hardly touch; with more it is wall time, and the machine must be idle. *Naive* is a
-loop over one timm block per node (tests/helpers/naive.py) behind timm's trunk as it is. *Efficiency* is multiply-accumulates a
+loop over one timm block per node (tests/helpers) behind timm's trunk as it is. *Efficiency* is multiply-accumulates a
 second of the whole network, over those of the plain timm network with its norms folded and weights packed by the same
 code (``hlnet.model.fast.fuse.fuse``).
 """

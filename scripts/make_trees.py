@@ -1,4 +1,4 @@
-"""Make the class trees that hlnet ships, hlnet/tree/presets/NAME.tree.json, from the groupings in scripts/trees/NAME.yaml.
+"""Make the class trees that come with hlnet, presets/NAME.tree.json, from the groupings in scripts/trees/NAME.yaml.
 
     python scripts/make_trees.py [--wordnet FOLDER] [--check]
 

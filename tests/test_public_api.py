@@ -76,7 +76,7 @@ def test_presets_are_timm_models_in_either_order(order):
     script = f"""
 {order}
 import sys
-from hlnet.presets import PRESETS
+from hlnet.model.presets import PRESETS
 assert all(timm.is_model(name) for name in PRESETS)
 net = timm.create_model("n3hl_resnet50", tree={TREE})
 assert isinstance(net, hlnet.HierarchicalNet) and net.tree.counts == (1, 1, 2) and net.config.widths == (128, 64, 32)

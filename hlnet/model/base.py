@@ -95,7 +95,7 @@ class Network(nn.Module):
 
         Example:
             >>> import hlnet
-            >>> net = hlnet.create_model("test_resnet", tree=["cat", "dog"])
+            >>> net = hlnet.create_model("resnet18", tree=["cat", "dog"])
             >>> layers = net.layer_numbers(coarse=True)
             >>> layers["trunk.model.conv1.weight"], layers["trunk.model.layer3.0.conv1.weight"]
             (0, 3)
@@ -124,7 +124,7 @@ class Network(nn.Module):
 
         Example:
             >>> import hlnet
-            >>> net = hlnet.create_model("test_resnet", tree=["cat", "dog"])
+            >>> net = hlnet.create_model("resnet18", tree=["cat", "dog"])
             >>> net.freeze_trunk()
             >>> model = net.trunk.model
             >>> net.unfreeze(1), model.layer3[0].conv1.weight.requires_grad, model.conv1.weight.requires_grad

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from hlnet.errors import UsageError
@@ -24,6 +24,10 @@ from hlnet.model.transform import InputTransform
 from hlnet.model.trunk import Trunk, check_size, create_backbone
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
+
+#: What was counted in this process, with the config, whose arguments must stay alive for their texts to be keys.
+_COUNTED: dict[tuple[Any, ...], tuple[NetworkConfig, list[Part], tuple[int, int, int]]] = {}
+_PLAIN: dict[tuple[Any, ...], tuple[NetworkConfig | PlainConfig, Cost]] = {}
 
 
 class Part(BaseModel):
@@ -36,6 +40,8 @@ class Part(BaseModel):
         macs: multiply-accumulates for one image, by fvcore.
         bytes: of its weights and statistics as stored.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     nodes: int
@@ -145,9 +151,14 @@ def unit_costs(
         >>> [unit.params for unit in units]
         [8543296, 870912, 218368, 55041]
     """
-    trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
-    transform = transform or trunk.transform
-    return _unit_costs(config, trunk, check_size(trunk, transform), transform.input_size), transform.input_size
+    key = (repr(config), transform and transform.input_size)
+    if key not in _COUNTED:
+        trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
+        transform = transform or trunk.transform
+        parts = _unit_costs(config, trunk, check_size(trunk, transform), transform.input_size)
+        _COUNTED[key] = config, parts, transform.input_size
+    _, parts, size = _COUNTED[key]
+    return list(parts), size
 
 
 def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
@@ -169,10 +180,13 @@ def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
 
 def plain_cost(config: NetworkConfig | PlainConfig, classes: int, input_size: tuple[int, int, int]) -> Cost:
     """The cost of the timm model itself, with this many classes."""
-    model = create_backbone(config.backbone, config.backbone_args | {"num_classes": classes}).eval()
-    params = sum(tensor.numel() for tensor in model.parameters())
-    macs = count_macs(model, torch.zeros(1, *input_size))
-    return Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=_bytes(model))
+    key = (config.backbone, repr(config.backbone_args), classes, input_size)
+    if key not in _PLAIN:
+        model = create_backbone(config.backbone, config.backbone_args | {"num_classes": classes}).eval()
+        params = sum(tensor.numel() for tensor in model.parameters())
+        macs = count_macs(model, torch.zeros(1, *input_size))
+        _PLAIN[key] = config, Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=_bytes(model))
+    return _PLAIN[key][1].model_copy()
 
 
 def count_macs(module: nn.Module, *inputs: Tensor, handlers: dict[str, Any] | None = None) -> int:

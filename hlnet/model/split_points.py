@@ -59,11 +59,10 @@ def sweep_split_points(
         SelectionError, BackboneError, UsageError: as :func:`hlnet.profile`.
 
     Example:
-        >>> from hlnet.model.presets import network_config
-        >>> tree = ClassTree.balanced((1, 9, 10))
-        >>> found = sweep_split_points(network_config("n3hl_resnet50", levels=3), tree, classes="0-4")
+        >>> config, tree = NetworkConfig(backbone="test_resnet"), ClassTree.balanced((1, 9, 10))
+        >>> found = sweep_split_points(config, tree, classes="0-4")
         >>> [(split.stage, split.strides, round(split.costs.expert.gmacs, 2)) for split in found][1:4]
-        [('layer1', (2, 2, 2), 1.44), ('layer2', (2, 1, 2), 2.17), ('layer3', (1, 1, 2), 3.66)]
+        [('layer1', (2, 2, 2), 0.31), ('layer2', (2, 1, 2), 0.22), ('layer3', (1, 1, 2), 0.23)]
     """
     given = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
     stages = Trunk(config.backbone, -1, backbone_args=config.backbone_args).stages

@@ -136,7 +136,7 @@ def tree_page(tree: ClassTree, path: str | Path, kept: Iterable[int] = (), title
         autoescape=select_autoescape(default=True),
         trim_blocks=True,
         lstrip_blocks=True,
-    ).get_template("tree.html.j2")
+    ).get_template("picture.html.j2")
     page = template.render(
         title=title or "Class tree",
         tree=tree,

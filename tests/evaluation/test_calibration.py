@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from hlnet.cli.shared.calibration import Calibration, show_calibration
+from hlnet.cli.shared.calibration import show_calibration
 from hlnet.data.images import LabelledImages
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader
@@ -23,6 +23,7 @@ from hlnet.evaluation.calibration import calibrate
 from hlnet.evaluation.metrics.probability import TEMPERATURES, calibration_error, class_probabilities, fit_temperature
 from hlnet.evaluation.metrics.rejection import SCORES, rejection_scores
 from hlnet.expert.cut import cut_expert
+from hlnet.expert.write import Calibration
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 from hlnet.model.plain import PlainConfig, PlainNet
@@ -306,7 +307,7 @@ def photos(tmp_path):
 def test_step_fits_the_file_and_leaves_its_weights(tmp_path, photos, selection, capsys):
     save_checkpoint(cut_expert(network(), selection), tmp_path / "expert.safetensors")
     before = read_header(tmp_path / "expert.safetensors")
-    step = Calibration(str(photos), max_false_positive=0.2, score="max-logit", device="cpu", workers=0)
+    step = Calibration(load_data(photos, "val"), max_false_positive=0.2, score="max-logit", device="cpu", workers=0)
     told = step(tmp_path / "expert.safetensors")
     after = read_header(tmp_path / "expert.safetensors")
     assert after.fingerprint == before.fingerprint and after.provenance.rejection.score == "max-logit"

@@ -92,7 +92,7 @@ def directly(net, data, views, seed):
 def in_another_process(code, folder, **more):
     """Start a Python that knows this module's names, the cache, ``folder`` and a network, ``net``."""
     start = f"import json, sys, torch, zlib; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-    start += "from cached_photos import *; from hlnet.data.feature_cache import cached_features, feature_key\n"
+    start += "from helpers.cached_photos import *; from hlnet.data.feature_cache import cached_features, feature_key\n"
     start += f"torch.set_num_threads(1); folder = Path({str(folder)!r}); net = build()\n"
     command = [sys.executable, "-W", "ignore", "-c", start + code]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **more)

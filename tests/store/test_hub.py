@@ -27,7 +27,7 @@ from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 from hlnet.model.plain import PlainConfig, PlainNet
 from hlnet.model.transform import InputTransform
 from hlnet.store.checkpoint import load_checkpoint, read_header, save_checkpoint
-from hlnet.store.hub import HubModel, write_model_folder
+from hlnet.store.hub import push_to_hub, write_model_folder
 from hlnet.store.locate import locate_model
 from hlnet.tree.class_tree import ClassTree
 
@@ -178,15 +178,6 @@ def test_revision(published, nets):
     expert = load_checkpoint("hf-hub:me/full@refs/pr/1")
     assert torch.equal(logits(expert), logits(nets[0]["expert"]))
     assert load_checkpoint("hf-hub:me/full").tree == TREE
-    for same in (
-        HierarchicalNet.from_pretrained("me/full@refs/pr/1"),
-        HierarchicalNet.from_pretrained("hf-hub:me/full", revision="refs/pr/1"),
-    ):
-        assert same.tree == expert.tree
-    both = refused(
-        lambda: HierarchicalNet.from_pretrained("me/full@main", revision="refs/pr/1"), UsageError, "main", "refs/pr/1"
-    )
-    assert both.__cause__ is None
 
 
 def test_new_commit_is_fetched(published, nets):
@@ -213,9 +204,7 @@ def cut_cats(name):
     return cut_expert(name, "cat")
 
 
-@pytest.mark.parametrize(
-    "load", [load_checkpoint, read_header, cut_cats, HierarchicalNet.from_pretrained, PlainNet.from_pretrained]
-)
+@pytest.mark.parametrize("load", [load_checkpoint, read_header, cut_cats])
 @pytest.mark.parametrize("name, error, words", REFUSALS)
 def test_what_the_hub_refuses(published, monkeypatch, load, name, error, words):
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}_of_somebody_else")
@@ -224,16 +213,14 @@ def test_what_the_hub_refuses(published, monkeypatch, load, name, error, words):
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN}\nx", f" {TOKEN}\0", f"{TOKEN}é"])
-def test_token_is_not_told_though_the_http_library_quotes_it(published, token):
-    found = refused(lambda: HierarchicalNet.from_pretrained("me/full", token=token), RunError, "me/full")
+def test_token_is_not_told_though_the_http_library_quotes_it(hub, nets, token):
+    found = refused(lambda: push_to_hub(nets[0]["plain"], "me/new", token=token), RunError, "me/new")
     assert TOKEN not in "".join(traceback.format_exception(found))
 
 
 def test_token_opens_a_private_repository(published, monkeypatch, nets):
-    given = HierarchicalNet.from_pretrained("me/private", token=TOKEN, force_download=True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for net in (given, HierarchicalNet.from_pretrained("me/private"), load_checkpoint("hf-hub:me/private")):
-        assert torch.equal(logits(net), logits(nets[0]["full"]))
+    assert torch.equal(logits(load_checkpoint("hf-hub:me/private")), logits(nets[0]["full"]))
 
 
 def test_offline_takes_what_the_cache_has(published, monkeypatch, nets):
@@ -242,23 +229,8 @@ def test_offline_takes_what_the_cache_has(published, monkeypatch, nets):
     asked = list(published.asked)
     assert torch.equal(logits(load_checkpoint("hf-hub:me/full")), logits(nets[0]["full"]))
     refused(lambda: load_checkpoint("hf-hub:me/plain"), RunError, "me/plain", "HF_HUB_OFFLINE")
-    refused(lambda: network().push_to_hub("me/new", token=TOKEN), RunError, "me/new", "HF_HUB_OFFLINE")
+    refused(lambda: push_to_hub(network(), "me/new", token=TOKEN), RunError, "me/new", "HF_HUB_OFFLINE")
     assert published.asked == asked
-
-
-def test_local_files_only_and_cache_dir(published, tmp_path, nets):
-    def load(**options):
-        return PlainNet.from_pretrained("me/plain", **options)
-
-    refused(lambda: load(local_files_only=True), RunError, "me/plain", "not in the cache", "local_files_only")
-    load(cache_dir=tmp_path / "mine")
-    assert list((tmp_path / "mine").rglob("model.safetensors"))
-    refused(lambda: load(local_files_only=True), RunError, "not in the cache")
-    asked = list(published.asked)
-    assert torch.equal(logits(load(cache_dir=tmp_path / "mine", local_files_only=True)), logits(nets[0]["plain"]))
-    assert published.asked == asked
-    load(cache_dir=tmp_path / "mine", force_download=True)
-    assert len(published.downloads()) == 2
 
 
 def test_hub_that_does_not_answer(hub, monkeypatch):
@@ -267,42 +239,6 @@ def test_hub_that_does_not_answer(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     refused(lambda: load_checkpoint("hf-hub:me/full"), RunError, "me/full", "ConnectError", "refused")
-
-
-# ---------------------------------------------------------------------- from_pretrained
-
-
-@pytest.mark.parametrize("kind", ["full", "expert", "plain"])
-def test_from_pretrained_wants_its_own_kind(published, nets, tmp_path, monkeypatch, kind):
-    net = nets[0][kind]
-    other = HierarchicalNet if kind == "plain" else PlainNet
-    word = "plain" if kind == "plain" else "hierarchical"
-    write_model_folder(net, tmp_path / "a" / "b")
-    monkeypatch.chdir(tmp_path)
-    names = [f"me/{kind}", f"hf-hub:me/{kind}", str(nets[1][kind]), "a/b", Path("a/b"), "local-dir:a/b"]
-    for name in names:
-        again = type(net).from_pretrained(name)
-        assert type(again) is type(net) and torch.equal(logits(again), logits(net))
-        refused(
-            lambda name=name: other.from_pretrained(name),
-            UsageError,
-            f"'{name}' holds a {word} network",
-            f"{type(net).__name__}.from_pretrained",
-        )
-    assert {path.split("/")[2] for path in published.downloads()} == {kind}  # "a/b" is the folder
-
-
-def test_from_pretrained_refuses_what_is_for_no_constructor(published):
-    with pytest.raises(TypeError, match="pretrained"):
-        HierarchicalNet.from_pretrained("me/full", pretrained=True)
-    assert published.asked == []
-
-
-def test_from_pretrained_names_the_file_that_is_damaged(tmp_path):
-    path = tmp_path / "net.safetensors"
-    path.write_bytes(b"garbage")
-    message = str(refused(lambda: PlainNet.from_pretrained(path), CheckpointError, str(path)))
-    assert message.count(str(path)) == 1
 
 
 # ---------------------------------------------------------------------- model folders
@@ -344,20 +280,7 @@ def test_wrong_facts_leave_no_folder(nets, tmp_path):
 
 def test_folder_that_cannot_be_made(nets, tmp_path):
     (tmp_path / "file").touch()
-    for write in (lambda net, folder: write_model_folder(net, folder), HubModel.save_pretrained):
-        refused(lambda write=write: write(nets[0]["plain"], tmp_path / "file"), RunError, "file", "no folder")
-
-
-def test_save_pretrained_writes_the_same_but_keeps_a_card(nets, tmp_path):
-    net, ours, theirs = nets[0]["full"], tmp_path / "ours", tmp_path / "theirs"
-    write_model_folder(net, ours, license="mit", repo_id="me/full")
-    assert net.save_pretrained(theirs, model_card_kwargs={"license": "mit", "repo_id": "me/full"}) is None
-    assert all(contents(theirs / name) == contents(ours / name) for name in FILES)
-    (theirs / "README.md").write_text("---\nlicense: mit\n---\nby hand")
-    (theirs / "config.json").write_text("old")
-    net.save_pretrained(theirs)
-    assert (theirs / "README.md").read_text().endswith("by hand")
-    assert (theirs / "config.json").read_bytes() == (ours / "config.json").read_bytes()
+    refused(lambda: write_model_folder(nets[0]["plain"], tmp_path / "file"), RunError, "file", "no folder")
 
 
 # ---------------------------------------------------------------------- to the Hub
@@ -366,7 +289,7 @@ def test_save_pretrained_writes_the_same_but_keeps_a_card(nets, tmp_path):
 @pytest.mark.parametrize("kind", ["full", "plain"])
 def test_push_and_fetch_again(hub, nets, tmp_path, kind):
     net = nets[0][kind]
-    url = net.push_to_hub("me/pushed", token=TOKEN, private=True, model_card_kwargs={"license": "mit"})
+    url = push_to_hub(net, "me/pushed", token=TOKEN, private=True, license="mit")
     assert str(url).startswith(f"{hub.url}/me/pushed/commit/")
     write_model_folder(net, tmp_path, license="mit", repo_id="me/pushed")
     pushed = {name: data for name, data in hub.repos["me/pushed"]["main"].items() if name != ".gitattributes"}
@@ -374,37 +297,31 @@ def test_push_and_fetch_again(hub, nets, tmp_path, kind):
     for name, data in pushed.items():
         (tmp_path / f"pushed {name}").write_bytes(data)
         assert contents(tmp_path / f"pushed {name}") == contents(tmp_path / name)
-    again = type(net).from_pretrained("me/pushed")
-    assert torch.equal(logits(again), logits(net))
+    assert torch.equal(logits(load_checkpoint("hf-hub:me/pushed")), logits(net))
 
 
-def test_save_pretrained_pushes_too(hub, nets, tmp_path):
-    nets[0]["full"].save_pretrained(tmp_path / "pets", push_to_hub=True, repo_id="me/pets", token=TOKEN, branch="b")
-    assert (
-        set(FILES) <= hub.repos["me/pets"]["b"].keys()
-        and sorted(p.name for p in (tmp_path / "pets").iterdir()) == FILES
-    )
+def test_push_to_a_branch(hub, nets):
+    push_to_hub(nets[0]["full"], "me/pets", token=TOKEN, branch="b")
+    assert set(FILES) <= hub.repos["me/pets"]["b"].keys()
 
 
 def test_push_that_the_hub_refuses(hub, nets):
     net = nets[0]["plain"]
-    found = refused(lambda: net.push_to_hub("me/pushed", token=f"{TOKEN}x"), RunError, "me/pushed", "401", "HF_TOKEN")
+    found = refused(lambda: push_to_hub(net, "me/pushed", token=f"{TOKEN}x"), RunError, "me/pushed", "401", "HF_TOKEN")
     assert TOKEN not in "".join(traceback.format_exception(found))
-    refused(lambda: net.push_to_hub("a/b/c", token=TOKEN), UsageError, "'a/b/c'", "OWNER/NAME")
+    refused(lambda: push_to_hub(net, "a/b/c", token=TOKEN), UsageError, "'a/b/c'", "OWNER/NAME")
     with pytest.raises(TypeError, match="lisence"):
-        net.push_to_hub("me/pushed", token=TOKEN, model_card_kwargs={"lisence": "mit"})
+        push_to_hub(net, "me/pushed", token=TOKEN, lisence="mit")
     assert hub.repos == {}
 
 
-# ---------------------------------------------------------------------- the mixin does no harm
+# ---------------------------------------------------------------------- networks as such
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", ["full", "plain"])
 def test_networks_are_copied_pickled_and_traced_as_before(nets, kind):
     net = nets[0][kind]
-    assert isinstance(net, huggingface_hub.ModelHubMixin)
-    assert not [name for name in vars(net) if "hub" in name]  # nothing of the mixin on a network itself
     for again in (copy.deepcopy(net), copy.copy(net), pickle.loads(pickle.dumps(net))):
         assert type(again) is type(net) and torch.equal(logits(again), logits(net))
     assert torch.equal(logits(torch.jit.trace(net, IMAGES)), logits(net))

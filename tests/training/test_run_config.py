@@ -21,7 +21,7 @@ from hlnet.training.run_folder import RunFolder
 
 RECIPES = {
     file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
-    for file in resources.files("hlnet").joinpath("recipes").iterdir()
+    for file in resources.files("hlnet.training").joinpath("recipes").iterdir()
 }
 TINY = "--img-size 32 --no-pretrained --epochs 1 --workers 0 --device cpu"
 

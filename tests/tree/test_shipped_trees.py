@@ -66,7 +66,7 @@ vehicles_2: lawn_mower rocket streetcar tank tractor
 
 @cache
 def shipped(name):
-    return read_tree(ROOT / "hlnet" / "trees" / f"{name}.tree.json")
+    return read_tree(ROOT / "hlnet" / "tree" / "presets" / f"{name}.tree.json")
 
 
 def by_index(name):
@@ -114,7 +114,9 @@ def test_counts_names_and_order(name):
 
 
 def test_no_other_tree_is_shipped():
-    assert {path.name for path in (ROOT / "hlnet" / "trees").glob("*.json")} == {f"{name}.tree.json" for name in COUNTS}
+    assert {path.name for path in (ROOT / "hlnet" / "tree" / "presets").glob("*.json")} == {
+        f"{name}.tree.json" for name in COUNTS
+    }
 
 
 def test_imagenet1k_classes_are_timms():

@@ -78,6 +78,7 @@ def compare(
         UsageError: if the shapes differ, or there is no image.
 
     Example:
+        >>> import torch
         >>> first, second = torch.tensor([True, True, True, False]), torch.tensor([True, False, False, False])
         >>> found = compare(first, second)
         >>> found.top1.mean, found.only_first, found.only_second, found.p_value
@@ -116,6 +117,7 @@ def paired_bootstrap(
             out of range.
 
     Example:
+        >>> import torch
         >>> found = paired_bootstrap(torch.tensor([1, 1, 1, 0] * 25), torch.tensor([1, 0, 1, 1] * 25))
         >>> found.mean, round(found.low, 2), round(found.high, 2)
         (0.0, -0.14, 0.14)
@@ -155,6 +157,7 @@ def mcnemar(right_first: Tensor, right_second: Tensor) -> float:
         UsageError: if the shapes differ, or there is no image.
 
     Example:
+        >>> import torch
         >>> mcnemar(torch.tensor([True] * 9 + [False]), torch.tensor([False] * 9 + [True]))  # 2 (1 + 10) / 2^10
         0.021484375
     """

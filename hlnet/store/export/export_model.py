@@ -77,7 +77,7 @@ def export_model(
         RunError: if the network cannot be exported, or the file does not give its logits; there is no new file then.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, hlnet
         >>> net = hlnet.create_model("test_resnet", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]})
         >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
         >>> path = Path(tempfile.mkdtemp()) / "pets.pt2"
