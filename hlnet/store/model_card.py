@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -22,6 +23,8 @@ from hlnet.tree.selection import select_classes
 from hlnet.version import __version__
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from hlnet.model.plain import PlainNet
     from hlnet.tree.class_tree import ClassTree
 
@@ -72,8 +75,6 @@ def make_model_card(
         >>> card.data.library_name, card.data.license, "3 classes: `tabby`, `siamese`, `saw`." in card.text
         ('hlnet', 'mit', True)
     """
-    from jinja2 import Environment, StrictUndefined
-
     tree, found = model.tree, model.provenance
     named = found.recipe.get("data")
     data = data or (named if isinstance(named, str) else None)
@@ -81,11 +82,7 @@ def make_model_card(
     has_branches = isinstance(model, HierarchicalNet)
     costs = _costs(model)
     listing = list(_lines(tree.to_nested())) if has_branches else list(tree.classes)
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"code": _code, "fenced": _fenced, "figure": _figure}
-    text = environment.from_string(TEMPLATE).render(
+    text = _template().render(
         title=title or f"{count} class{'es' if count > 1 else ''} on {model.config.backbone}",
         about=about,
         data=data,
@@ -120,6 +117,17 @@ def make_model_card(
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"code": _code, "fenced": _fenced, "figure": _figure}
+    return environment.from_string(TEMPLATE)
 
 
 def _costs(model: HierarchicalNet | PlainNet) -> dict[str, Cost]:
