@@ -16,7 +16,6 @@ from hlnet.errors import UsageError
 if TYPE_CHECKING:
     from hlnet.cues.cue import Attention, Cue
     from hlnet.evaluation.evaluate import Evaluation
-    from hlnet.model.cost import Cost
     from hlnet.model.fast.optimize import InferenceNet
     from hlnet.tree.class_tree import ClassTree
 
@@ -131,6 +130,7 @@ def evaluate(
     from hlnet.evaluation.evaluate import compare_evaluations, evaluate_beside
     from hlnet.evaluation.metrics.rejection import ROC_FORMATS, write_roc
     from hlnet.files import check_writable
+    from hlnet.model.cost import network_cost
     from hlnet.model.provenance import Provenance
 
     options.check_picture(roc, "--roc", ROC_FORMATS)
@@ -196,7 +196,7 @@ def evaluate(
     compared = {}
     if found[model].classes > 1:  # of one class, all answers are the same
         compared = {name: compare_evaluations(found[model], found[name], tree) for name in against}
-    costs = {name: _cost(net) for name, net in nets.items()} if len(nets) > 1 else {}
+    costs = {name: network_cost(net) for name, net in nets.items()} if len(nets) > 1 else {}
     if as_json:
         told = {name: run.model_dump(mode="json") for name, run in found.items()}
         for name, cost in costs.items():
@@ -268,15 +268,6 @@ def _write_confusion(found: Evaluation, tree: ClassTree, path: Path) -> None:
 
     answers, labels = torch.tensor(found.neutral.answers), torch.tensor(found.labels)
     write_confusion(answer_counts(answers, labels, found.classes), tree, path)
-
-
-def _cost(net: InferenceNet) -> Cost:
-    from hlnet.model.cost import plain_cost, total_cost, unit_costs
-    from hlnet.model.plain import PlainConfig
-
-    if isinstance(net.config, PlainConfig):
-        return plain_cost(net.config, len(net.tree.classes), net.transform.input_size)
-    return total_cost(unit_costs(net.config, net.transform)[0], net.tree.counts)
 
 
 def _short(names: Collection[str]) -> dict[str, str]:

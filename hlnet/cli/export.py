@@ -12,9 +12,8 @@ from hlnet.cli.shared import options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.model.base import TrainableNetwork
     from hlnet.model.cost import Latency
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
     from hlnet.store.export.export_model import Export
     from hlnet.store.export.runtimes import ExportedNet
 
@@ -115,7 +114,7 @@ def export(
     output.show(f"{count} class{'es' if count > 1 else ''}, {written.bytes / 1e6:.1f} MB, written to {out}")
 
 
-def _images(net: HierarchicalNet | PlainNet, data: str, root: Path | None) -> Any:
+def _images(net: TrainableNetwork, data: str, root: Path | None) -> Any:
     """Some images of the validation part, from all over it."""
     import torch
 
@@ -126,7 +125,7 @@ def _images(net: HierarchicalNet | PlainNet, data: str, root: Path | None) -> An
 
 
 def _quantize(
-    net: HierarchicalNet | PlainNet, out: Path, small: Path, data: str, root: Path | None, count: int, workers: int
+    net: TrainableNetwork, out: Path, small: Path, data: str, root: Path | None, count: int, workers: int
 ) -> dict[str, Any]:
     """Write the int8 file; what it is and does."""
     from hlnet.cli.shared import output
@@ -154,7 +153,7 @@ def _quantize(
     }
 
 
-def _latency(net: HierarchicalNet | PlainNet, runs: dict[str, ExportedNet]) -> dict[str, list[Latency]]:
+def _latency(net: TrainableNetwork, runs: dict[str, ExportedNet]) -> dict[str, list[Latency]]:
     """Of the inference form in torch, and of each file in its runtime; in turn, with one thread."""
     from torch import nn
 

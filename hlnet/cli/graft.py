@@ -66,7 +66,7 @@ def graft(
     from hlnet.expert.graft import graft as grow
     from hlnet.expert.graft import graft_config
     from hlnet.files import check_writable
-    from hlnet.model.cost import total_cost, unit_costs
+    from hlnet.model.cost import network_cost
     from hlnet.model.hierarchical import HierarchicalNet
     from hlnet.store.checkpoint import read_header, save_checkpoint
     from hlnet.store.locate import locate_model
@@ -107,8 +107,7 @@ def graft(
             described={"model": str(model), "fingerprint": read_header(source).fingerprint, "data": data},
         )
     save_checkpoint(grown, out)
-    units, _ = unit_costs(grown.config, grown.transform)
-    before, after = total_cost(units, net.tree.counts), total_cost(units, grown.tree.counts)
+    before, after = network_cost(net), network_cost(grown)
     if as_json:
         costs = {"before": before.model_dump(mode="json"), "after": after.model_dump(mode="json")}
         output.show_json({"out": str(out), **report.model_dump(mode="json"), "cost": costs})

@@ -12,8 +12,7 @@ from hlnet.cli.shared import cue_options, options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import TrainableNetwork
     from hlnet.tree.class_tree import ClassTree
 
 
@@ -127,7 +126,7 @@ def _nodes(tree: ClassTree, texts: list[str]) -> list[str]:
     return found
 
 
-def _about(net: HierarchicalNet | PlainNet) -> str:
+def _about(net: TrainableNetwork) -> str:
     from hlnet.model.plain import PlainNet
 
     size = "×".join(map(str, net.transform.input_size[1:]))

@@ -12,9 +12,8 @@ from hlnet.cues.certain import certain_logits
 from hlnet.cues.cue import Attention, Cue
 from hlnet.cues.effect import cue_effect
 from hlnet.errors import UsageError
+from hlnet.model.base import Network
 from hlnet.model.fast.optimize import InferenceNet
-from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import as_selection, select_classes
 
@@ -65,7 +64,7 @@ class BatchLogits:
         [[2.0, 2.0, 0.0]]
     """
 
-    def __init__(self, net: HierarchicalNet | PlainNet | InferenceNet, images: Tensor) -> None:
+    def __init__(self, net: Network, images: Tensor) -> None:
         self.net, self.images = net, images
 
     @cached_property

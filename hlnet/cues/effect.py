@@ -18,9 +18,7 @@ from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
 
 if TYPE_CHECKING:
-    from hlnet.model.fast.optimize import InferenceNet
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import Network
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Effect:
             logits = logits * self.scale
         return logits if self.bias is None else logits + self.bias
 
-    def logits(self, net: HierarchicalNet | PlainNet | InferenceNet, images: Tensor) -> Tensor:
+    def logits(self, net: Network, images: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images ``[B, 3, H, W]`` under the cues."""
         return self.shifted(net(images) if self.gains is None else net(images, self.gains))
 
@@ -77,7 +75,7 @@ def gains_for(tree: ClassTree, classes: Tensor, signal: float) -> Tensor:
 
 
 def cue_effect(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     cues: Sequence[Sequence[Cue]],
     attention: Attention,
     competing: Sequence[int] | None = None,

@@ -18,7 +18,7 @@ from hlnet.cues.cue import MOST, Cue, Mode, check_site, settled
 from hlnet.cues.effect import cue_effect
 from hlnet.cues.rows import read_rows
 from hlnet.errors import UsageError, some
-from hlnet.model.fast.optimize import Net
+from hlnet.model.base import Network
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import known_part, select_classes
 
@@ -249,7 +249,7 @@ def match_cues(
 
 
 def cue_source(
-    net: Net,
+    net: Network,
     everywhere: Sequence[Cue],
     file: Path | None,
     use: CueUse,
@@ -292,7 +292,7 @@ def cue_source(
 # ---------------------------------------------------------------------- helpers
 
 
-def _check_acting(net: Net, use: CueUse, cues: Iterable[Cue], where: str) -> None:
+def _check_acting(net: Network, use: CueUse, cues: Iterable[Cue], where: str) -> None:
     """Let each cue act once, on nothing."""
     try:
         for cue in cues:

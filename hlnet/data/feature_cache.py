@@ -45,8 +45,7 @@ from hlnet.errors import DataError, RunError, UsageError, one_line
 from hlnet.files import make_folder
 
 if TYPE_CHECKING:
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import TrainableNetwork
 
 log = logging.getLogger("hlnet")
 
@@ -60,7 +59,7 @@ CHUNK = 1 << 22
 
 
 def cached_features(
-    net: HierarchicalNet | PlainNet,
+    net: TrainableNetwork,
     data: Dataset[Any],
     views: int = 1,
     batch_size: int = 64,
@@ -131,7 +130,7 @@ def cached_features(
 
 
 def feature_key(
-    net: HierarchicalNet | PlainNet, data: TreeData, views: int = 1, seed: int = 0, skip_unreadable: bool = False
+    net: TrainableNetwork, data: TreeData, views: int = 1, seed: int = 0, skip_unreadable: bool = False
 ) -> dict[str, Any]:
     """All that cached features depend on, as plain values; the file's name is a SHA-256 of them.
 
@@ -156,10 +155,11 @@ def feature_key(
     """
     settings = getattr(data.transform, "settings", None)
     random = settings is None or settings["is_training"]
+    shape = net.config.model_dump(mode="json")
     return {
         "version": VERSION,
         "timm": timm.__version__,
-        "trunk": net.config.model_dump(mode="json", include={"backbone", "split_point", "backbone_args"})
+        "trunk": {name: shape[name] for name in ("backbone", "split_point", "backbone_args")}
         | {"weights": _weights_digest(net)},
         "transform": type(data.transform).__name__ if settings is None else json.loads(json.dumps(settings)),
         "data": _described(data.images, [source for source, _ in data.samples]),
@@ -192,7 +192,7 @@ def _digest(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _weights_digest(net: HierarchicalNet | PlainNet) -> str:
+def _weights_digest(net: TrainableNetwork) -> str:
     digest, weights = hashlib.sha256(), net.trunk_module.state_dict()
     for name in sorted(net.trunk_names):
         if not name.endswith("num_batches_tracked"):  # a count that no feature depends on

@@ -24,8 +24,7 @@ from hlnet.data.tree_data import loader
 from hlnet.errors import DataError
 
 if TYPE_CHECKING:
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import TrainableNetwork
 
 #: Called with the number of batches done, and of all.
 OnBatch = Callable[[int, int], None]
@@ -115,9 +114,7 @@ class CachedFeatures(Dataset[tuple[Tensor, int]]):
         return vars(self) | ({"_stored": None} if self._file else {})
 
 
-def trunk_features(
-    net: HierarchicalNet | PlainNet, batches: Iterable[tuple[Tensor, ...]]
-) -> Iterator[tuple[Tensor, ...]]:
+def trunk_features(net: TrainableNetwork, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """Put the trunk's features, float16 and on the CPU, in the place of each batch's images ``[B, 3, H, W]``.
 
     The network is brought to evaluation mode, and mixed precision is left out.
@@ -149,7 +146,7 @@ class FeatureSource:
 
     def __init__(
         self,
-        net: HierarchicalNet | PlainNet,
+        net: TrainableNetwork,
         data: Dataset[Any],
         views: int,
         batch_size: int,

@@ -24,15 +24,13 @@ from hlnet.model.provenance import Provenance, Rejection, Score
 
 if TYPE_CHECKING:
     from hlnet.data.tree_data import TreeData
-    from hlnet.model.fast.optimize import InferenceNet
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import Network
 
 log = logging.getLogger("hlnet")
 
 
 def calibrate(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     data: TreeData,
     batches: Iterable[tuple[Tensor, Tensor]],
     max_false_positive: float = 0.01,
@@ -123,7 +121,7 @@ def calibrate(
 
 
 def calibrate_paths(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     data: TreeData,
     batches: Iterable[tuple[Tensor, Tensor]],
     on_batch: Callable[[], None] | None = None,

@@ -22,9 +22,7 @@ from hlnet.errors import UsageError, some
 from hlnet.evaluation.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
 from hlnet.evaluation.metrics.comparison import Interval, paired_bootstrap
 from hlnet.evaluation.metrics.probability import fit_temperature
-from hlnet.model.fast.optimize import InferenceNet
-from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
+from hlnet.model.base import Network
 from hlnet.model.provenance import Curve, FittedAttention
 from hlnet.tree.class_tree import ClassTree
 
@@ -119,9 +117,9 @@ class CueReport(BaseModel):
 
 
 def attend(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     batches: Iterable[tuple[Tensor, Tensor]],
-    plain: tuple[PlainNet | InferenceNet, Iterable[tuple[Tensor, Tensor]]] | None = None,
+    plain: tuple[Network, Iterable[tuple[Tensor, Tensor]]] | None = None,
     reliability: float = 0.9,
     wrong: WrongCue = "random",
     level: int | None = None,
@@ -188,7 +186,7 @@ def attend(
     return report_cues(net.tree, swept, beside, reliability, wrong, level, data, seed)
 
 
-def stored_gains(net: HierarchicalNet | PlainNet | InferenceNet, reliability: float = 0.9) -> dict[float, float]:
+def stored_gains(net: Network, reliability: float = 0.9) -> dict[float, float]:
     """The gains on a class that the network's file gives, by the reliabilities that are reported; empty without any."""
     found = {
         share: _stored_gain(net.provenance.attention, share, len(net.tree.classes)) for share in _shares(reliability)

@@ -16,9 +16,7 @@ from torch import Tensor
 
 from hlnet.cues.cue import Mode
 from hlnet.errors import UsageError
-from hlnet.model.fast.optimize import InferenceNet
-from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
+from hlnet.model.base import Network
 from hlnet.model.provenance import Provenance
 from hlnet.tree.class_tree import ClassTree
 
@@ -78,7 +76,7 @@ class Frontier(BaseModel):
 
 @torch.inference_mode()
 def sweep_gains(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     batches: Iterable[tuple[Tensor, Tensor]],
     gains: Sequence[float] = (),
     on_batch: Callable[[], None] | None = None,

@@ -23,9 +23,8 @@ from hlnet.data.tree_data import TreeData
 from hlnet.errors import UsageError
 from hlnet.evaluation.logits import columns_of
 from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy
+from hlnet.model.base import Network
 from hlnet.model.fast.optimize import InferenceNet
-from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
 
@@ -102,7 +101,7 @@ class CueTrial(BaseModel):
             return 1 - self.attention.reliability
         return self.wrong_share
 
-    def fitting(self, net: HierarchicalNet | PlainNet | InferenceNet) -> CueTrial | None:
+    def fitting(self, net: Network) -> CueTrial | None:
         """The same trial for another network. A cue that cannot act there as here, but states a reliability, is a bias.
 
         ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
@@ -127,7 +126,7 @@ class CueTrial(BaseModel):
     def _given(self) -> list[Cue]:
         return [cue for own in (self.cues or {}).values() for cue in own]
 
-    def _acts_on(self, net: HierarchicalNet | PlainNet | InferenceNet, cue: Cue) -> bool:
+    def _acts_on(self, net: Network, cue: Cue) -> bool:
         """Whether a cue can act as it is to, and how strongly is known."""
         mode, fitted = cue.mode or self.attention.mode, net.provenance.attention
         if self.certain or (mode == "gain" and not net.has_branches):
@@ -184,7 +183,7 @@ def mixed(right: float, wrong: float, share: float) -> float:
 
 
 def cued_accuracy(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     kept: Sequence[int],
     tree: ClassTree,
     trial: CueTrial,

@@ -18,7 +18,7 @@ from hlnet.evaluation.metrics.comparison import Comparison, compare
 from hlnet.evaluation.metrics.hierarchy import lca_heights
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities
 from hlnet.evaluation.metrics.rejection import Detection, default_score, detection, rejection_scores
-from hlnet.model.fast.optimize import Net
+from hlnet.model.base import Network
 from hlnet.model.provenance import Rejection, Score
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
@@ -53,7 +53,7 @@ class Evaluation(BaseModel):
 
 
 def evaluate(
-    net: Net,
+    net: Network,
     data: TreeData,
     batches: Iterable[tuple[Tensor, Tensor]],
     classes: str | Iterable[str | int] | None = None,
@@ -109,7 +109,7 @@ def evaluate(
 
 
 def evaluate_beside(
-    nets: Mapping[str, Net],
+    nets: Mapping[str, Network],
     images: LabelledImages,
     classes: str | Iterable[str | int] | None = None,
     cues: CueTrial | None = None,
@@ -258,7 +258,7 @@ def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, 
 # ---------------------------------------------------------------------- helpers
 
 
-def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:
+def _detector(net: Network, kept: Sequence[int], score: Score | None) -> tuple[Score, Rejection | None] | None:
     """Which score tells other classes apart, and its stored threshold, which is that of all the network's classes."""
     stored = net.provenance.rejection if len(kept) == len(net.tree.classes) else None
     if score is not None:
@@ -268,7 +268,7 @@ def _detector(net: Net, kept: Sequence[int], score: Score | None) -> tuple[Score
     return (default_score(net.provenance), None) if len(kept) == 1 else None
 
 
-def _columns(name: str, net: Net, classes: Sequence[str]) -> list[int]:
+def _columns(name: str, net: Network, classes: Sequence[str]) -> list[int]:
     """Positions of the classes in a network, by name."""
     position = {found: i for i, found in enumerate(net.tree.classes)}
     if lacking := [found for found in classes if found not in position]:
@@ -278,14 +278,14 @@ def _columns(name: str, net: Net, classes: Sequence[str]) -> list[int]:
     return [position[found] for found in classes]
 
 
-def _places(lead: Net, net: Net) -> Tensor:
+def _places(lead: Network, net: Network) -> Tensor:
     """From a position in the first network's classes to that in another's; -1, and what it lacks, to -1."""
     position = {found: i for i, found in enumerate(net.tree.classes)}
     return torch.tensor([*(position.get(found, -1) for found in lead.tree.classes), -1])
 
 
 def _evaluation(
-    net: Net,
+    net: Network,
     kept: Sequence[int],
     tree: ClassTree,
     logits: Tensor,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hlnet.cues.apply import BatchLogits, CuedRun
-from hlnet.model.fast.optimize import Net
+from hlnet.model.base import Network
 
 
 def columns_of(labels: Tensor, kept: Sequence[int], classes: int) -> Tensor:
@@ -24,7 +24,7 @@ def columns_of(labels: Tensor, kept: Sequence[int], classes: int) -> Tensor:
 
 
 def logits_of(
-    net: Net,
+    net: Network,
     batches: Iterable[tuple[Tensor, Tensor]],
     runs: Sequence[CuedRun | None] = (None,),
     on_batch: Callable[[], None] | None = None,

@@ -20,9 +20,7 @@ from hlnet.errors import DataError, RunError, UsageError, one_line
 from hlnet.evaluation.metrics.paths import TreePaths
 from hlnet.evaluation.metrics.probability import class_probabilities
 from hlnet.evaluation.metrics.rejection import default_score, rejection_scores
-from hlnet.model.fast.optimize import InferenceNet
-from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
+from hlnet.model.base import Network
 from hlnet.model.provenance import Score
 
 
@@ -89,7 +87,7 @@ class Prediction(BaseModel):
 
 
 def predict(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     images: Iterable[str | Path],
     top: int = 5,
     batch_size: int = 16,
@@ -144,9 +142,7 @@ def predict(
     return _predict(net, images, top, batch_size, _threshold(net, min_confidence, coverage), workers, cues)
 
 
-def _threshold(
-    net: HierarchicalNet | PlainNet | InferenceNet, min_confidence: float | None, coverage: float | None
-) -> float | None:
+def _threshold(net: Network, min_confidence: float | None, coverage: float | None) -> float | None:
     """How likely a node must be to be answered."""
     if min_confidence is None and coverage is None:
         return None
@@ -173,7 +169,7 @@ def _threshold(
 
 
 def _predict(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     images: Iterable[str | Path],
     top: int,
     batch_size: int,
@@ -233,7 +229,7 @@ def printable(path: str | Path) -> str:
 
 
 def _answers(
-    net: HierarchicalNet | PlainNet | InferenceNet,
+    net: Network,
     logits: Tensor,
     neutral: Tensor | None,
     top: int,
@@ -283,9 +279,7 @@ def _answers(
         )
 
 
-def _ends(
-    net: HierarchicalNet | PlainNet | InferenceNet, shares: Tensor, threshold: float, paths: TreePaths
-) -> list[PathAnswer]:
+def _ends(net: Network, shares: Tensor, threshold: float, paths: TreePaths) -> list[PathAnswer]:
     """Where the answers end."""
     tree, down = net.tree, paths.descend(shares)
     found = []

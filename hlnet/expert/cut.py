@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hlnet.errors import CheckpointError, UsageError
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance, Rows
@@ -24,9 +25,7 @@ from hlnet.store.remote_file import RemoteFile, in_parts
 from hlnet.tree.selection import select_classes
 
 
-def cut_expert(
-    source: HierarchicalNet | PlainNet | str | Path, classes: str | int | Iterable[str | int]
-) -> HierarchicalNet:
+def cut_expert(source: TrainableNetwork | str | Path, classes: str | int | Iterable[str | int]) -> HierarchicalNet:
     """The expert for the selected classes, in evaluation mode.
 
     Args:

@@ -81,7 +81,7 @@ def new_branches(net: HierarchicalNet, under: str, classes: Mapping[str, str | N
     level, _ = inner_nodes(net.tree)[under]
     tree = ClassTree.parallel(list(classes), net.tree.num_levels - level)
     tree = tree.with_ids({name: identifier for name, identifier in classes.items() if identifier is not None})
-    above: BranchLevel | None = net.head.levels[level - 1] if level else None  # type: ignore[assignment]
+    above: BranchLevel | None = net.head.levels[level - 1] if level else None
     channels = net.trunk.channels if above is None else above.out_channels
     return BranchTree(tree, channels, net.config.block, net.config.widths[level:], net.config.strides[level:])
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hlnet.errors import UsageError
 from hlnet.expert.cut import level_of
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance
@@ -107,7 +108,7 @@ class _Part:
                 self.weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             self.name = f"network {number}"
-            if not isinstance(source, HierarchicalNet | PlainNet):
+            if not isinstance(source, TrainableNetwork):
                 raise UsageError(f"a {type(source).__name__} cannot be merged; give networks, before hlnet.optimize")
             kind = "plain" if isinstance(source, PlainNet) else "hierarchical"
             self.header = Header(kind, source.config, source.tree, source.transform, source.provenance, "")  # type: ignore[arg-type]

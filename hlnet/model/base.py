@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from timm.models import group_parameters
@@ -24,26 +24,30 @@ class BackboneChoice(Protocol):
     def split_point(self) -> int | None: ...
     @property
     def backbone_args(self) -> dict[str, Any]: ...
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]: ...
 
 
 class Network(nn.Module):
-    """A classifier with a trunk; base of :class:`hlnet.HierarchicalNet` and :class:`hlnet.PlainNet`.
+    """A classifier with a trunk: a :class:`hlnet.HierarchicalNet`, a :class:`hlnet.PlainNet` or an inference form.
 
     Attributes:
-        has_branches: whether a tree of branches follows the trunk.
         config: the network's shape.
+        head: what follows the trunk: features to logits.
         tree: the class tree; ``tree.classes`` is the order of the logits.
         transform: the input that the network wants.
         provenance: where the weights came from, and what was fitted to them.
-        frozen: whether the trunk keeps its weights.
     """
 
-    has_branches: ClassVar[bool]
     config: BackboneChoice
+    head: Any  # of a class of its own in each kind of network
     tree: ClassTree
     transform: InputTransform
     provenance: Provenance
-    frozen: bool
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether a tree of branches follows the trunk."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +67,16 @@ class Network(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The trunk's output for images ``[B, 3, H, W]``: ``[B, C, h, w]``."""
         raise NotImplementedError
+
+
+class TrainableNetwork(Network):
+    """A network that trains; base of :class:`hlnet.HierarchicalNet` and :class:`hlnet.PlainNet`.
+
+    Attributes:
+        frozen: whether the trunk keeps its weights.
+    """
+
+    frozen: bool
 
     @property
     def trunk_module(self) -> nn.Module:

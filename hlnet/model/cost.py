@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from hlnet.errors import UsageError
+from hlnet.model.base import BackboneChoice, Network
 from hlnet.model.branches import LEVELS, BranchLevel, Leaves, pooled
 from hlnet.model.hierarchical import NetworkConfig, check_levels
-from hlnet.model.plain import PlainConfig
 from hlnet.model.transform import InputTransform
 from hlnet.model.trunk import Trunk, check_size, create_backbone
 from hlnet.tree.class_tree import ClassTree
@@ -27,7 +27,7 @@ from hlnet.tree.selection import select_classes
 
 #: What was counted in this process, with the config, whose arguments must stay alive for their texts to be keys.
 _COUNTED: dict[tuple[Any, ...], tuple[NetworkConfig, list[Part], tuple[int, int, int]]] = {}
-_PLAIN: dict[tuple[Any, ...], tuple[NetworkConfig | PlainConfig, Cost]] = {}
+_PLAIN: dict[tuple[Any, ...], tuple[BackboneChoice, Cost]] = {}
 
 
 class Part(BaseModel):
@@ -178,7 +178,7 @@ def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
     )
 
 
-def plain_cost(config: NetworkConfig | PlainConfig, classes: int, input_size: tuple[int, int, int]) -> Cost:
+def plain_cost(config: BackboneChoice, classes: int, input_size: tuple[int, int, int]) -> Cost:
     """The cost of the timm model itself, with this many classes."""
     key = (config.backbone, repr(config.backbone_args), classes, input_size)
     if key not in _PLAIN:
@@ -187,6 +187,13 @@ def plain_cost(config: NetworkConfig | PlainConfig, classes: int, input_size: tu
         macs = count_macs(model, torch.zeros(1, *input_size))
         _PLAIN[key] = config, Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=_bytes(model))
     return _PLAIN[key][1].model_copy()
+
+
+def network_cost(net: Network) -> Cost:
+    """The cost of a network as it is."""
+    if isinstance(net.config, NetworkConfig):
+        return total_cost(unit_costs(net.config, net.transform)[0], net.tree.counts)
+    return plain_cost(net.config, net.num_classes, net.transform.input_size)
 
 
 def count_macs(module: nn.Module, *inputs: Tensor, handlers: dict[str, Any] | None = None) -> int:

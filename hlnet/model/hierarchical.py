@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from hlnet.errors import UsageError
-from hlnet.model.base import Network
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.branches import LEVELS, Block, Family, Leaves, pooled
 from hlnet.model.provenance import Provenance
 from hlnet.model.trunk import Trunk, backbone_no_weight_decay
@@ -154,7 +154,7 @@ class BranchTree(nn.Module):
         return [list(level.split(counts, dim=1)) for level, counts in zip(by_level, siblings, strict=True)]
 
 
-class HierarchicalNet(Network):
+class HierarchicalNet(TrainableNetwork):
     """A trunk and a tree of branches (Kelm et al., Sec. 3).
 
     Args:

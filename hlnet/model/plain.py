@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hlnet.errors import BackboneError
-from hlnet.model.base import Network
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.provenance import Provenance
 from hlnet.model.transform import InputTransform
 from hlnet.model.trunk import Trunk, backbone_no_weight_decay, create_backbone
@@ -34,7 +34,7 @@ class PlainConfig(BaseModel):
     backbone_args: dict[str, Any] = Field(default_factory=dict)
 
 
-class PlainNet(Network):
+class PlainNet(TrainableNetwork):
     """A timm model with a tree's classes, in the tree's order: the control beside a :class:`HierarchicalNet`.
 
     Args:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, one_line
 from hlnet.files import replacing
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 from hlnet.model.plain import PlainConfig, PlainNet
 from hlnet.model.provenance import Provenance
@@ -50,9 +51,7 @@ class Header:
     fingerprint: str
 
 
-def save_checkpoint(
-    model: HierarchicalNet | PlainNet, path: str | Path, weights: dict[str, Tensor] | None = None
-) -> None:
+def save_checkpoint(model: TrainableNetwork, path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write the network to one ``.safetensors`` file, in one step.
 
     Args:
@@ -107,7 +106,7 @@ def write_checkpoint(header: Header, weights: dict[str, Tensor], path: str | Pat
         raise RunError(f"cannot write '{path}': {_reason(error)}") from error
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> HierarchicalNet | PlainNet:
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> TrainableNetwork:
     """Read a network back, in evaluation mode.
 
     Args:
@@ -206,9 +205,9 @@ def opened(path: str | Path | RemoteFile) -> Any:
         ) from error
 
 
-def empty_network(header: Header) -> HierarchicalNet | PlainNet:
+def empty_network(header: Header) -> TrainableNetwork:
     """The network that a header describes, its branches without storage; :func:`fill` gives everything its values."""
-    model: HierarchicalNet | PlainNet
+    model: TrainableNetwork
     try:
         if isinstance(header.config, PlainConfig):
             model = PlainNet(header.config, header.tree)
@@ -220,7 +219,7 @@ def empty_network(header: Header) -> HierarchicalNet | PlainNet:
     return model.eval()
 
 
-def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: str | Path) -> None:
+def fill(model: TrainableNetwork, weights: dict[str, Tensor], path: str | Path) -> None:
     """Put the weights into an empty network.
 
     Raises:
@@ -233,7 +232,7 @@ def fill(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: st
     model.load_state_dict(aligned, assign=True)
 
 
-def check_weights(model: HierarchicalNet | PlainNet, weights: dict[str, Tensor], path: str | Path) -> None:
+def check_weights(model: TrainableNetwork, weights: dict[str, Tensor], path: str | Path) -> None:
     """Whether the weights are this network's, by name, shape and kind; it may be one without storage.
 
     Raises:

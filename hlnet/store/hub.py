@@ -19,12 +19,11 @@ from hlnet.store.locate import hub_errors, library
 from hlnet.store.names import MODEL_FILE
 
 if TYPE_CHECKING:
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import TrainableNetwork
     from hlnet.store.model_card import CardFacts
 
 
-def write_model_folder(model: HierarchicalNet | PlainNet, folder: str | Path, **card_facts: Unpack[CardFacts]) -> None:
+def write_model_folder(model: TrainableNetwork, folder: str | Path, **card_facts: Unpack[CardFacts]) -> None:
     """Write a network as a finished product: ``model.safetensors``, ``config.json`` and ``README.md``, its model card.
 
     The weights file is what :func:`hlnet.save_checkpoint` writes, and enough by itself; ``config.json`` repeats what it
@@ -57,7 +56,7 @@ def write_model_folder(model: HierarchicalNet | PlainNet, folder: str | Path, **
 
 
 def push_to_hub(
-    model: HierarchicalNet | PlainNet,
+    model: TrainableNetwork,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -105,7 +104,7 @@ def push_to_hub(
 # ---------------------------------------------------------------------- helpers
 
 
-def _write_weights(model: HierarchicalNet | PlainNet, folder: Path) -> None:
+def _write_weights(model: TrainableNetwork, folder: Path) -> None:
     """``model.safetensors``, and what it says of itself as ``config.json``."""
     from hlnet.store.checkpoint import read_metadata, save_checkpoint
 

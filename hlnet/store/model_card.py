@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from hlnet.cues.cue import stored_effect
 from hlnet.cues.cue_aware import is_trained
 from hlnet.errors import HlnetError, some
-from hlnet.model.cost import Cost, plain_cost, profile
+from hlnet.model.cost import Cost, network_cost, profile
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.tree.selection import select_classes
 from hlnet.version import __version__
@@ -25,7 +25,7 @@ from hlnet.version import __version__
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import TrainableNetwork
     from hlnet.tree.class_tree import ClassTree
 
 TAGS = ["hlnet", "hierarchical-classification", "dynamic-inference", "timm"]
@@ -51,7 +51,7 @@ class CardFacts(TypedDict, total=False):
 
 
 def make_model_card(
-    model: HierarchicalNet | PlainNet,
+    model: TrainableNetwork,
     *,
     title: str | None = None,
     about: str | None = None,
@@ -130,10 +130,10 @@ def _template() -> Template:
     return environment.from_string(TEMPLATE)
 
 
-def _costs(model: HierarchicalNet | PlainNet) -> dict[str, Cost]:
+def _costs(model: TrainableNetwork) -> dict[str, Cost]:
     """What it costs, and what it is to be compared with; the network itself comes first."""
     if not isinstance(model, HierarchicalNet):
-        return {"this network": plain_cost(model.config, len(model.tree.classes), model.transform.input_size)}
+        return {"this network": network_cost(model)}
     parents = model.provenance.parent_counts
     found = profile(model.config, model.tree, model.transform, parent_counts=parents)
     plain = f"{model.config.backbone} itself"
@@ -142,7 +142,7 @@ def _costs(model: HierarchicalNet | PlainNet) -> dict[str, Cost]:
     return {"this expert": found.expert, "full network": found.full, plain: found.plain}
 
 
-def _cue(model: HierarchicalNet | PlainNet) -> str | None:
+def _cue(model: TrainableNetwork) -> str | None:
     """How a cue on a class acts by the fitted attention, if that was fitted to this network."""
     is_cut = model.provenance.parent_counts is not None
     return None if is_cut else stored_effect(model.provenance, len(model.tree.classes))

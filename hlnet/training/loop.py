@@ -29,7 +29,7 @@ from hlnet.data.features import CachedFeatures
 from hlnet.data.sampling import EpochSampler, Seeded, mixed
 from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import RunError, UsageError
-from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance
 from hlnet.training.losses import make_loss, prior_logit
@@ -44,7 +44,7 @@ AGREE = 10
 
 
 def train(
-    net: HierarchicalNet | PlainNet,
+    net: TrainableNetwork,
     train_data: TreeData | CachedFeatures,
     val_data: TreeData | CachedFeatures,
     config: TrainConfig | None = None,
@@ -196,7 +196,7 @@ class _Run:
 
     def __init__(
         self,
-        net: HierarchicalNet | PlainNet,
+        net: TrainableNetwork,
         trained: nn.Module,
         train_data: TreeData | CachedFeatures,
         val_data: TreeData | CachedFeatures,
@@ -416,7 +416,7 @@ class _Run:
 
 
 def _cached(
-    net: HierarchicalNet | PlainNet,
+    net: TrainableNetwork,
     data: TreeData | CachedFeatures,
     views: int,
     config: TrainConfig,
@@ -455,7 +455,7 @@ def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _start_as_detectors(net: HierarchicalNet | PlainNet) -> None:
+def _start_as_detectors(net: TrainableNetwork) -> None:
     """Let each class begin at its share, or the first steps only teach all of them to say no."""
     last: Any = net.model.get_classifier() if isinstance(net, PlainNet) else net.head.leaves  # type: ignore[operator]
     for part in last if isinstance(last, tuple | list | nn.ModuleList) else [last]:  # some have two classifiers

@@ -22,8 +22,7 @@ from hlnet.model.trunk import check_size, load_trunk_weights, size_arguments
 from hlnet.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
+    from hlnet.model.base import TrainableNetwork
     from hlnet.tree.class_tree import ClassTree
 
 
@@ -115,7 +114,7 @@ def read_run_config(source: str | Path | None = None, given: Mapping[str, Any] |
         raise _wrong(error, name) from None
 
 
-def build_network(run: RunConfig, tree: ClassTree) -> HierarchicalNet | PlainNet:
+def build_network(run: RunConfig, tree: ClassTree) -> TrainableNetwork:
     """The network that a run trains, with its trunk's weights and its input transform.
 
     Raises:
@@ -138,7 +137,7 @@ def build_network(run: RunConfig, tree: ClassTree) -> HierarchicalNet | PlainNet
     size = run.transform.get("input_size")
     side = size[-1] if isinstance(size, list | tuple) and size else size
     arguments = size_arguments(backbone, side if isinstance(side, int) else None) | network.backbone_args
-    net: HierarchicalNet | PlainNet
+    net: TrainableNetwork
     if network.plain:
         if unused := [name for name in ("block", "widths", "strides") if getattr(network, name) is not None]:
             raise UsageError(f"{unused[0]} shapes branches, and a plain network has none; leave it or plain out")

@@ -22,7 +22,7 @@ from hlnet.data.sources import is_source
 from hlnet.errors import UsageError
 from hlnet.figures import BLUE, GREY, save, tidy
 from hlnet.files import remove_drafts, replacing
-from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.plain import PlainNet
 from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.store.names import BEST_FILE, MODEL_FILES, MODEL_FOLDER
@@ -91,7 +91,7 @@ class RunFolder:
             (self.out / MODEL_FOLDER / name).unlink(missing_ok=True)
         self._remove_drafts()
 
-    def write_config(self, net: HierarchicalNet | PlainNet) -> None:
+    def write_config(self, net: TrainableNetwork) -> None:
         """``config.toml``, from which the run can be repeated, and the tree beside it."""
         if self.out is None:
             return
@@ -108,9 +108,7 @@ class RunFolder:
         with replacing(self.out / CONFIG_FILE) as draft:
             draft.write_text(tomli_w.dumps(_told(settings)), encoding="utf-8")
 
-    def write_epoch(
-        self, net: HierarchicalNet | PlainNet, weights: dict[str, Tensor], history: Sequence[Epoch]
-    ) -> None:
+    def write_epoch(self, net: TrainableNetwork, weights: dict[str, Tensor], history: Sequence[Epoch]) -> None:
         """The weights, the figures and their picture after an epoch."""
         if self.out is None:
             return
@@ -123,18 +121,18 @@ class RunFolder:
             writer.writerows(epoch.model_dump() for epoch in history)
         plot_curves(list(history), self.out / "curves.png")
 
-    def write_best(self, net: HierarchicalNet | PlainNet, weights: dict[str, Tensor]) -> None:
+    def write_best(self, net: TrainableNetwork, weights: dict[str, Tensor]) -> None:
         """The weights of the best epoch so far."""
         if self.out is not None:
             save_checkpoint(net, self.out / BEST_FILE, weights)
 
-    def save_state(self, state: RunState, net: HierarchicalNet | PlainNet) -> None:
+    def save_state(self, state: RunState, net: TrainableNetwork) -> None:
         """The state to go on from."""
         if self.out is not None:
             state.settings = self._settings(net)
             state.save(self.out)
 
-    def load_state(self, net: HierarchicalNet | PlainNet) -> RunState:
+    def load_state(self, net: TrainableNetwork) -> RunState:
         """Read it back.
 
         Raises:
@@ -164,7 +162,7 @@ class RunFolder:
         found = load_checkpoint(self.out / BEST_FILE)
         return dict(found.state_dict()), found.provenance.metrics
 
-    def _settings(self, net: HierarchicalNet | PlainNet) -> str:
+    def _settings(self, net: TrainableNetwork) -> str:
         train = self.config.model_dump(mode="json", exclude=FREE)
         return json.dumps(
             {

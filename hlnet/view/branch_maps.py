@@ -20,7 +20,7 @@ from hlnet.model.plain import PlainNet
 from hlnet.tree.class_tree import ClassTree
 
 if TYPE_CHECKING:
-    from hlnet.model.fast.optimize import InferenceNet
+    from hlnet.model.base import Network
 
 #: A node: its level, as a position in ``tree.levels``, and its position there, as ``ClassTree.find_node`` gives it.
 Place: TypeAlias = tuple[int, int]
@@ -220,7 +220,7 @@ def path_at(tree: ClassTree, place: Place) -> str:
     return tree.levels[place[0]][place[1]].path
 
 
-def check_branches(net: HierarchicalNet | PlainNet | InferenceNet) -> None:
+def check_branches(net: Network) -> None:
     """Refuse what has no blocks that can be looked at.
 
     Raises:

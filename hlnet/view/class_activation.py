@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hlnet.errors import UsageError
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.branches import pooled
-from hlnet.model.hierarchical import BranchTree, HierarchicalNet
+from hlnet.model.hierarchical import BranchTree
 from hlnet.model.plain import PlainNet
 from hlnet.optional import needed
 from hlnet.tree.selection import select_classes
@@ -22,7 +23,7 @@ from hlnet.view.branch_maps import check_branches
 
 
 def activation_maps(
-    net: HierarchicalNet | PlainNet, images: Tensor, classes: str | Iterable[str | int], level: int | None = None
+    net: TrainableNetwork, images: Tensor, classes: str | Iterable[str | int], level: int | None = None
 ) -> Tensor:
     """Grad-CAM (Selvaraju et al., 2017) of classes' logits.
 
@@ -56,7 +57,7 @@ def activation_maps(
     return maps_of(net, images, select_classes(net.tree, classes), level)
 
 
-def maps_of(net: HierarchicalNet | PlainNet, images: Tensor, chosen: Sequence[int], level: int | None = None) -> Tensor:
+def maps_of(net: TrainableNetwork, images: Tensor, chosen: Sequence[int], level: int | None = None) -> Tensor:
     """As :func:`activation_maps`, of the classes at these positions, in this order."""
     captum = needed("captum.attr", "a class activation map", "show")
     net.eval()

@@ -28,10 +28,10 @@ from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.errors import UsageError
 from hlnet.evaluation.metrics.probability import class_probabilities
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.cost import total_cost, unit_costs
 from hlnet.model.fast.optimize import InferenceNet, optimize
 from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import as_selection
 from hlnet.view.branch_maps import Place, activity, block_outputs, path_at, path_places
@@ -154,8 +154,8 @@ class LiveNet:
         (2, (2, 3), [False, False, True])
     """
 
-    def __init__(self, net: HierarchicalNet | PlainNet) -> None:
-        if isinstance(net, PlainNet):
+    def __init__(self, net: TrainableNetwork) -> None:
+        if not isinstance(net, HierarchicalNet):
             raise UsageError("a plain network has no branches to cue, cut or look at; give a tree of branches")
         self.net = net.eval()
         self._fast = optimize(net)

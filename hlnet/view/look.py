@@ -22,6 +22,7 @@ from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.errors import UsageError
 from hlnet.evaluation.metrics.probability import class_probabilities
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.plain import PlainNet
 from hlnet.model.transform import InputTransform
@@ -116,7 +117,7 @@ class View:
 
 
 def look(
-    net: HierarchicalNet | PlainNet,
+    net: TrainableNetwork,
     images: Sequence[str | Path],
     nodes: Iterable[str] | None = None,
     level: int | None = None,
@@ -215,7 +216,7 @@ def _names(images: Sequence[str | Path]) -> tuple[str, ...]:
     return names if len(set(names)) == len(names) else tuple(map(str, images))
 
 
-def _shares(net: HierarchicalNet | PlainNet, logits: Tensor) -> Tensor:
+def _shares(net: TrainableNetwork, logits: Tensor) -> Tensor:
     return class_probabilities(logits.float(), net.provenance.one_vs_all, net.provenance.temperature)
 
 
@@ -230,7 +231,7 @@ def _best_places(tree: ClassTree, logits: Tensor) -> tuple[Place, ...]:
     return (*above, *((last, position) for position in chosen))
 
 
-def _cue_row(net: HierarchicalNet | PlainNet, start: Tensor, logits: Tensor, cue: Cue, attention: Attention) -> CueRow:
+def _cue_row(net: TrainableNetwork, start: Tensor, logits: Tensor, cue: Cue, attention: Attention) -> CueRow:
     """What a cue makes of all images; ``start`` are their features, or the images of a plain network."""
     effect, mode = cue_effect(net, [[cue]] * len(start), attention), cue.mode or attention.mode
     classes = select_classes(net.tree, cue.node)
@@ -262,14 +263,14 @@ def _told(cue: Cue, mode: Mode, effect: Any, where: str) -> str:
     return f"{mode} {number}{site}{stated}"
 
 
-def _cam_classes(net: HierarchicalNet | PlainNet, named: Sequence[Place], logits: Tensor) -> list[int]:
+def _cam_classes(net: TrainableNetwork, named: Sequence[Place], logits: Tensor) -> list[int]:
     """Classes among the nodes, or else each image's best one."""
     _check_count(named, MOST_NODES, "node")
     chosen = [position for depth, position in named if depth == net.tree.num_levels - 1]
     return list(dict.fromkeys(chosen or logits.argmax(1).tolist()))
 
 
-def _activations(net: HierarchicalNet | PlainNet, batch: Tensor, classes: Sequence[int]) -> tuple[MapRow, ...]:
+def _activations(net: TrainableNetwork, batch: Tensor, classes: Sequence[int]) -> tuple[MapRow, ...]:
     """At the end of the network, then at the trunk's output."""
     paths = [net.tree.leaves[position].path for position in classes]
     end = net.tree.num_levels if isinstance(net, HierarchicalNet) else -1

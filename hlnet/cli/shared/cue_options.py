@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hlnet.cues.apply import CueSource, CueUse
     from hlnet.cues.cue import Attention, Cue
     from hlnet.data.images import LabelledImages
-    from hlnet.model.fast.optimize import InferenceNet, Net
+    from hlnet.model.base import Network
+    from hlnet.model.fast.optimize import InferenceNet
     from hlnet.model.provenance import Provenance
     from hlnet.tree.class_tree import ClassTree
 
@@ -119,7 +120,7 @@ def attention(
     return stated_attention(provenance, mode, site or "leaves", strength, reliability)
 
 
-def tell_stored(net: Net, how: Attention, cues: Iterable[Cue] | None, *stated: object) -> None:
+def tell_stored(net: Network, how: Attention, cues: Iterable[Cue] | None, *stated: object) -> None:
     """Say, where cues go by what the file holds, what that is.
 
     Args:
@@ -137,7 +138,7 @@ def wanted(*options: object) -> bool:
     return any(option is not None and option is not False for option in options)
 
 
-def read_cues(path: Path, net: Net, images: LabelledImages, mode: CueMode | None) -> dict[int, tuple[Cue, ...]]:
+def read_cues(path: Path, net: Network, images: LabelledImages, mode: CueMode | None) -> dict[int, tuple[Cue, ...]]:
     """The cues of a file, by position among the images; of an expert, those that it knows of.
 
     Raises:
@@ -159,7 +160,7 @@ def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
     return None if path is None else dict(zip(tree.classes, read_prior(path, tree).tolist(), strict=True))
 
 
-def check_certain(net: Net, model: str, *strengths: object, cues: Iterable[Cue] = ()) -> None:
+def check_certain(net: Network, model: str, *strengths: object, cues: Iterable[Cue] = ()) -> None:
     """Refuse what --certain cannot do, or would pass over; but what a file says of reliability may stand there.
 
     Raises:

@@ -13,9 +13,8 @@ import typer
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.model.base import TrainableNetwork
     from hlnet.model.fast.optimize import InferenceNet
-    from hlnet.model.hierarchical import HierarchicalNet
-    from hlnet.model.plain import PlainNet
 
 
 class Split(StrEnum):
@@ -215,7 +214,7 @@ def load_optimized(name: str | Path, device: str = "auto", dtype: str = "float32
     return optimize(load_model(name, device), dtype)
 
 
-def load_model(name: str | Path, device: str = "auto") -> HierarchicalNet | PlainNet:
+def load_model(name: str | Path, device: str = "auto") -> TrainableNetwork:
     """The network of a MODEL, on the device that ``--device`` names."""
     from hlnet.store.checkpoint import load_checkpoint
 

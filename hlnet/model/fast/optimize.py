@@ -13,27 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
 from hlnet.errors import UsageError
+from hlnet.model.base import Network, TrainableNetwork
 from hlnet.model.fast.fuse import fuse_or_why_not
 from hlnet.model.fast.kernels import Conv, Linear
 from hlnet.model.fast.select import SelectedTree
 from hlnet.model.fast.walk import FastTree
 from hlnet.model.fast.weight_watch import WeightWatch
-from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
-from hlnet.model.plain import PlainConfig, PlainNet
-from hlnet.model.provenance import Provenance
-from hlnet.model.transform import InputTransform
-from hlnet.tree.class_tree import ClassTree
+from hlnet.model.hierarchical import HierarchicalNet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def optimize(model: HierarchicalNet | PlainNet, dtype: torch.dtype | str = torch.float32) -> InferenceNet:
+def optimize(model: TrainableNetwork, dtype: torch.dtype | str = torch.float32) -> InferenceNet:
     """The inference form of a network, of its weights as they are now.
 
     It keeps ``model`` beside its own copies of the weights, to pack them when they are first needed. Once they have
@@ -60,7 +57,7 @@ def optimize(model: HierarchicalNet | PlainNet, dtype: torch.dtype | str = torch
     if found not in DTYPES.values():
         raise UsageError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
     assert isinstance(found, torch.dtype)
-    if not isinstance(model, HierarchicalNet | PlainNet):
+    if not isinstance(model, TrainableNetwork):
         raise UsageError(
             f"optimize() takes a HierarchicalNet or a PlainNet, got {type(model).__name__}"
             + ("; it is an inference form already" if isinstance(model, InferenceNet) else "")
@@ -68,23 +65,20 @@ def optimize(model: HierarchicalNet | PlainNet, dtype: torch.dtype | str = torch
     return InferenceNet(model.eval(), found)
 
 
-class InferenceNet(nn.Module):
+class InferenceNet(Network):
     """What :func:`optimize` returns: call it as the network that it was made of; it does not train.
 
     It stays where and as it was made: ``.to()`` another device or type, copies and pickles are refused with a
     UsageError.
     """
 
-    def __init__(self, model: HierarchicalNet | PlainNet, dtype: torch.dtype) -> None:
+    def __init__(self, model: TrainableNetwork, dtype: torch.dtype) -> None:
         super().__init__()
-        self.config: NetworkConfig | PlainConfig = model.config
-        self._tree = model.tree
-        self.transform: InputTransform = model.transform
-        self.provenance: Provenance = model.provenance
-        self.dtype = dtype
-        self.device = model.device
-        self.head: FastTree | SelectedTree | None = None if isinstance(model, PlainNet) else FastTree(model.head, dtype)
-        trunk = model.model if isinstance(model, PlainNet) else model.trunk
+        self.config, self.tree = model.config, model.tree
+        self.transform, self.provenance = model.transform, model.provenance
+        self.dtype, self._device = dtype, model.device
+        self.head: FastTree | SelectedTree | None = FastTree(model.head, dtype) if model.has_branches else None
+        trunk = model.trunk if isinstance(model, HierarchicalNet) else model.trunk_module
         probe = torch.zeros(1, *model.transform.input_size, device=self.device, dtype=dtype)
         fused, self._why_not_fused = fuse_or_why_not(trunk, probe)
         self.trunk: nn.Module = deepcopy(fused) if fused is trunk else fused  # its mode is its own
@@ -139,6 +133,11 @@ class InferenceNet(nn.Module):
         raise UsageError("an inference form is not saved or copied; save the network and optimise it after loading")
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    @property
     def has_branches(self) -> bool:
         """Whether it has branches that can be cued."""
         return self.head is not None
@@ -170,15 +169,11 @@ class InferenceNet(nn.Module):
         selected = InferenceNet.__new__(InferenceNet)
         selected.__dict__ |= self.__dict__ | {"_modules": dict(self._modules)}
         selected.head = SelectedTree(self.head, classes)
+        selected.tree = selected.head.tree
         if len(selected.head.rows[-1]) < len(self.tree.classes):  # what was fitted was fitted to all of them
             unfitted = {"temperature": None, "rejection": None, "conformal": None}
             selected.provenance = self.provenance.model_copy(update=unfitted)
         return selected
-
-    @property
-    def tree(self) -> ClassTree:
-        """The class tree; ``tree.classes`` is the order of the logits."""
-        return self._tree if self.head is None else self.head.tree
 
     def explain(self) -> list[str]:
         """What was done to the network, one line each; of the branches, for the batches that were run."""
@@ -196,6 +191,3 @@ class InferenceNet(nn.Module):
             )
         first = f"computes in {str(self.dtype).removeprefix('torch.')}"
         return [first, line, *(self.head.explain() if isinstance(self.head, FastTree) else [])]
-
-
-Net: TypeAlias = HierarchicalNet | PlainNet | InferenceNet

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from hlnet.errors import RunError, UsageError
-from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.plain import PlainNet
 from hlnet.store.checkpoint import load_checkpoint, read_header
 from hlnet.store.export.portable import PortableNet
@@ -51,7 +51,7 @@ class Export(BaseModel):
 
 
 def export_model(
-    model: HierarchicalNet | PlainNet | str | Path,
+    model: TrainableNetwork | str | Path,
     out: str | Path,
     format: Format = "onnx",
     with_gains: bool = False,
@@ -96,9 +96,9 @@ def export_model(
     if isinstance(model, str | Path):
         model = locate_model(model)
         fingerprint, model = read_header(model).fingerprint, load_checkpoint(model)
-    elif isinstance(model, HierarchicalNet | PlainNet):
+    elif isinstance(model, TrainableNetwork):
         model = copy.deepcopy(model)
-    if not isinstance(model, HierarchicalNet | PlainNet):
+    if not isinstance(model, TrainableNetwork):
         raise UsageError(
             f"a {type(model).__name__} cannot be exported; give a network, before hlnet.optimize, or a file"
         )
@@ -131,7 +131,7 @@ def export_model(
 
 
 def describe(
-    model: HierarchicalNet | PlainNet, format: Format = "onnx", with_gains: bool = False, fingerprint: str | None = None
+    model: TrainableNetwork, format: Format = "onnx", with_gains: bool = False, fingerprint: str | None = None
 ) -> dict[str, Any]:
     """What an exported file says of itself.
 
@@ -176,7 +176,7 @@ def file_size(path: str | Path) -> int:
 # ---------------------------------------------------------------------- helpers
 
 
-def _logits(model: HierarchicalNet | PlainNet, images: Tensor, gains: Tensor | None) -> Tensor:
+def _logits(model: TrainableNetwork, images: Tensor, gains: Tensor | None) -> Tensor:
     """Of images in 0..1, by the torch network."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (model.transform.mean, model.transform.std))
     runs = []

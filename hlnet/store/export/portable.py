@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hlnet.model.base import TrainableNetwork
 from hlnet.model.branches import BottleneckLevel, BranchLevel, ConvNeXtLevel
 from hlnet.model.fast.chunks import BottleneckChunk, ConvNeXtChunk, LeafChunk
 from hlnet.model.fast.fuse import fuse
 from hlnet.model.fast.kernels import Conv, Linear
 from hlnet.model.hierarchical import BranchTree, HierarchicalNet
-from hlnet.model.plain import PlainNet
 
 #: The type in which the inference form packs no weight, so that what it folds is left in public operators.
 _UNPACKED = torch.float64
@@ -45,13 +45,14 @@ class PortableNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: HierarchicalNet | PlainNet) -> None:
+    def __init__(self, model: TrainableNetwork) -> None:
         super().__init__()
         transform = model.transform
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(transform, name)).view(1, -1, 1, 1))
-        self.trunk = _portable(model.model if isinstance(model, PlainNet) else model.trunk, transform.input_size)
-        self.head = None if isinstance(model, PlainNet) else PortableTree(model.head)
+        trunk = model.trunk if isinstance(model, HierarchicalNet) else model.trunk_module
+        self.trunk = _portable(trunk, transform.input_size)
+        self.head = PortableTree(model.head) if model.has_branches else None
 
     def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
         """``[B, 3, H, W]`` in 0..1 and gains ``[B, nodes]`` to ``[B, classes]``."""
