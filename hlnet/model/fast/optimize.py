@@ -74,7 +74,7 @@ class InferenceNet(Network):
 
     def __init__(self, model: TrainableNetwork, dtype: torch.dtype) -> None:
         super().__init__()
-        self.config, self.tree = model.config, model.tree
+        self.config, self._tree = model.config, model.tree
         self.transform, self.provenance = model.transform, model.provenance
         self.dtype, self._device = dtype, model.device
         self.head: FastTree | SelectedTree | None = FastTree(model.head, dtype) if model.has_branches else None
@@ -169,11 +169,15 @@ class InferenceNet(Network):
         selected = InferenceNet.__new__(InferenceNet)
         selected.__dict__ |= self.__dict__ | {"_modules": dict(self._modules)}
         selected.head = SelectedTree(self.head, classes)
-        selected.tree = selected.head.tree
         if len(selected.head.rows[-1]) < len(self.tree.classes):  # what was fitted was fitted to all of them
             unfitted = {"temperature": None, "rejection": None, "conformal": None}
             selected.provenance = self.provenance.model_copy(update=unfitted)
         return selected
+
+    @property
+    def tree(self) -> ClassTree:  # type: ignore[override] # of a selection, made when it is asked for
+        """The class tree; ``tree.classes`` is the order of the logits."""
+        return self._tree if self.head is None else self.head.tree
 
     def explain(self) -> list[str]:
         """What was done to the network, one line each; of the branches, for the batches that were run."""
