@@ -26,6 +26,7 @@ from hlnet.model.fast.select import SelectedTree
 from hlnet.model.fast.walk import FastTree
 from hlnet.model.fast.weight_watch import WeightWatch
 from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.tree.class_tree import ClassTree
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
