@@ -14,3 +14,10 @@ pytest.register_assert_rewrite("helpers.random_nets", "helpers.crafted_nets", "h
 torch.set_num_threads(1)
 # A tenth of a second each time, for a thousand commands that tests run.
 typer.testing._get_command = cache(typer.testing._get_command)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick():
+    from helpers import quick
+
+    quick.draw_no_curves()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from helpers import quick
 from hlnet.cli import main as cli
 from hlnet.training import loop
 
@@ -30,8 +31,8 @@ WRITTEN = [
     *("model/model.safetensors", "model/config.json", "model/README.md"),
 ]
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training.loop", "hlnet.training.run_config", "hlnet.figures"])
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training.loop", "hlnet.training.run_config", "hlnet.figures"])
 
 
 def write_images(root, train=5, val=2):
@@ -50,7 +51,7 @@ def write_images(root, train=5, val=2):
 
 def start(line, log, prepare=None, **environment):
     """Begin a run. What it says goes into the file ``log``; ``prepare`` is called in the new process before."""
-    process = _server.Process(target=_run, args=(shlex.split(line), str(log), prepare, environment))
+    process = server.Process(target=_run, args=(shlex.split(line), str(log), prepare, environment))
     process.start()
     return process
 
@@ -79,6 +80,7 @@ def _run(words, log, prepare, environment):
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     warnings.resetwarnings()  # pytest's own settings
+    quick.draw_no_curves()
     if prepare is not None:
         prepare()
     sys.argv = ["hlnet", *words]

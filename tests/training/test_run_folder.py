@@ -12,8 +12,8 @@ from hlnet.model.plain import PlainConfig, PlainNet
 from hlnet.store.checkpoint import load_checkpoint
 from hlnet.training.loop import train
 from hlnet.training.losses import prior_logit
-from hlnet.training.run_folder import RunFolder
-from hlnet.training.state import STATE_FILE, RunState
+from hlnet.training.run_folder import RunFolder, plot_curves
+from hlnet.training.state import STATE_FILE, Epoch, RunState
 from hlnet.tree.class_tree import ClassTree
 
 
@@ -86,3 +86,26 @@ def test_state_that_cannot_be_read_is_not_called_damaged(tmp_path):
     (tmp_path / STATE_FILE).mkdir()
     with pytest.raises(RunError, match="cannot read"):
         RunState.load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_curves_are_the_history(tmp_path, monkeypatch, count):
+    values = torch.rand(count, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    names = ("train_loss", "train_top1", "val_loss", "val_top1")
+    history = [
+        Epoch(epoch=i, lr=0.1, seconds=1, **dict(zip(names, row, strict=True))) for i, row in enumerate(values, 1)
+    ]
+    drawn, save = [], hlnet.training.run_folder.save
+    monkeypatch.setattr(
+        hlnet.training.run_folder, "save", lambda figure, path: drawn.append(figure) or save(figure, path)
+    )
+    plot_curves(history, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    loss, top1 = drawn[0].axes
+    for axes, what, factor in ((loss, "loss", 1), (top1, "top1", 100)):
+        lines = {line.get_label(): line for line in axes.lines}
+        assert lines.keys() == {"training", "validation"}
+        for part, line in zip(("train", "val"), (lines["training"], lines["validation"]), strict=True):
+            assert line.get_xdata().tolist() == [*range(1, count + 1)]
+            assert line.get_ydata().tolist() == [factor * getattr(epoch, f"{part}_{what}") for epoch in history]
+            assert (line.get_marker() == "o") == (count < 3)  # a line of one point could not be seen
