@@ -1,15 +1,22 @@
 """What makes tests quick and is no part of what they check."""
 
+from functools import cache
+
+import typer.main
+import typer.testing
+
 from hlnet.files import replacing
 from hlnet.training import run_folder
+
+
+def be_quick():
+    """Once a process, before its first test or command."""
+    # Building the command line takes a tenth of a second, and tests run more than a thousand commands.
+    typer.main.get_command = typer.testing._get_command = cache(typer.main.get_command)
+    run_folder.plot_curves = blank_curves  # tests/training/test_run_folder.py has the curves themselves
 
 
 def blank_curves(history, path):
     """In place of a run's curves, which take longer to draw than such a short run: a file, written as theirs is."""
     with replacing(path) as draft:
         draft.write_bytes(b"\x89PNG\r\n\x1a\n")
-
-
-def draw_no_curves():
-    """From now on in this process; ``tests/training/test_run_folder.py`` has the curves themselves."""
-    run_folder.plot_curves = blank_curves

@@ -80,7 +80,7 @@ def _run(words, log, prepare, environment):
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     warnings.resetwarnings()  # pytest's own settings
-    quick.draw_no_curves()
+    quick.be_quick()
     if prepare is not None:
         prepare()
     sys.argv = ["hlnet", *words]
