@@ -91,7 +91,8 @@ def build_tree(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="In place of --nodes: what the network may cost, 25M (parameters) or 4.2GMAC.", rich_help_panel=SHAPE
+            help="In place of --nodes: what the network may cost, 25M (parameters), 4.2GMAC or 40MB.",
+            rich_help_panel=SHAPE,
         ),
     ] = None,
     network: Annotated[

@@ -79,6 +79,11 @@ class Cost(BaseModel):
     parts: list[Part] = []
     latency: list[Latency] = []
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return round(self.gmacs * 1e9)
+
 
 class Profile(BaseModel):
     """Plain, full and expert side by side.
