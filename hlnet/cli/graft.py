@@ -66,6 +66,7 @@ def graft(
     from hlnet.expert.graft import graft as grow
     from hlnet.expert.graft import graft_config
     from hlnet.files import check_writable
+    from hlnet.model.base import require_branches
     from hlnet.model.cost import network_cost
     from hlnet.model.hierarchical import HierarchicalNet
     from hlnet.store.checkpoint import read_header, save_checkpoint
@@ -77,8 +78,8 @@ def graft(
     if out.resolve() == source.resolve():
         raise UsageError(f"--out '{out}' is the model itself; choose another name")
     net = options.load_model(source, device)
-    if not isinstance(net, HierarchicalNet):
-        raise UsageError(f"'{model}' is a plain network: it has no branches to add to")
+    require_branches(net, "to add to", name=f"'{model}'")
+    assert isinstance(net, HierarchicalNet)
     train_images, val_images = (load_data(data, split, data_root) for split in ("train", "val"))
     new = _names(classes, train_images.classes)
     config = graft_config(

@@ -67,6 +67,7 @@ def profile(
     from hlnet.cli.shared import output
     from hlnet.expert.cut import cut_expert
     from hlnet.model import cost
+    from hlnet.model.base import require_branches
     from hlnet.model.hierarchical import HierarchicalNet
     from hlnet.model.latency import random_network, with_latency
     from hlnet.model.presets import PRESETS, configure
@@ -92,11 +93,9 @@ def profile(
                 "--tree, --nodes, --img-size and --split-point are for presets; a checkpoint brings its own"
             )
         loaded = options.load_model(model, device)
-        if not isinstance(loaded, HierarchicalNet):
-            raise UsageError(
-                f"'{model}' is a plain network, the first column of any profile on its backbone: "
-                f"hlnet profile {loaded.config.backbone} --nodes 1,{len(loaded.tree.classes)}"
-            )
+        mend = f"see the first column of hlnet profile {loaded.config.backbone} --nodes 1,{len(loaded.tree.classes)}"
+        require_branches(loaded, "to cost", mend, name=f"'{model}'")
+        assert isinstance(loaded, HierarchicalNet)
         net = loaded
         config, class_tree, transform = net.config, net.tree, net.transform
         parent_counts = net.provenance.parent_counts

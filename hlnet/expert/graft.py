@@ -26,8 +26,8 @@ from hlnet.expert.cut import level_of
 from hlnet.expert.graft_training import GraftEpoch, NewBranches, OnBatch, Seen, images_a_step, look, train_branches
 from hlnet.expert.grow import TRUNK, find_parent, grow, inner_nodes
 from hlnet.expert.verify import verify_expert
+from hlnet.model.base import require_branches
 from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
 from hlnet.training.stopping import shortages
 from hlnet.training.train_config import TrainConfig
 from hlnet.tree.class_tree import ClassTree
@@ -127,8 +127,7 @@ def graft(
         >>> grown.tree.classes[-1], grown.tree.leaves[-1].id, report.places["eight"].under
         ('eight', '8', '/')
     """
-    if isinstance(net, PlainNet):
-        raise UsageError("a plain network has no branches to add to")
+    require_branches(net, "to add to")
     if not isinstance(net, HierarchicalNet):
         raise UsageError(f"a {type(net).__name__} cannot be grown; give a network, before hlnet.optimize")
     config = graft_config(net) if config is None else config

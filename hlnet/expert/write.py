@@ -21,6 +21,7 @@ from hlnet.evaluation.calibration import calibrate, check_outside
 from hlnet.expert.cut import cut_checkpoint
 from hlnet.expert.verify import Reference
 from hlnet.files import replacing
+from hlnet.model.base import require_branches
 from hlnet.model.cost import Part, Profile, profile, unit_costs
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
@@ -56,8 +57,8 @@ class ExpertSource:
         self.file = in_parts(model, whole)
         with opened(self.file) as file:
             header = header_of(file, self.file)
-        if not isinstance(header.config, NetworkConfig):
-            raise UsageError(f"'{model}' is a plain network: it has no branches to choose from")
+        require_branches(header, "to choose from", name=f"'{model}'")
+        assert isinstance(header.config, NetworkConfig)
         self.config, self.tree, self.transform = header.config, header.tree, header.transform
         self.parent_counts = header.provenance.parent_counts
 
