@@ -135,7 +135,7 @@ def run_demo(
 
     tell("measuring accuracy, with and without cues")
     (scores,), labels = logits_of(full, loader(val_data, 120))
-    kept = [full.tree.classes.index(name) for name in expert.tree.classes]
+    kept = [full.tree.positions[name] for name in expert.tree.classes]
     expert_data = TreeData(held_out, expert.tree, eval_transform(expert.transform), subset=True)
     (expert_scores,), expert_labels = logits_of(expert, loader(expert_data, 120))
     mine = torch.isin(labels, torch.tensor(kept))

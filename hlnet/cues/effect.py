@@ -159,8 +159,7 @@ def cued_node(tree: ClassTree, selection: str) -> tuple[int, int]:
     try:
         return tree.find_node(selection)
     except SelectionError:
-        named = select_classes(tree, selection)
-        path = next((path for path, below in tree.node_names.below.items() if below == named), None)
+        path = tree.node_over(select_classes(tree, selection))
         if path is None:
             raise UsageError(f"the cue on '{selection}' names no single node, whose block could be scaled") from None
         return tree.find_node(path)

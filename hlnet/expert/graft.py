@@ -338,8 +338,8 @@ def _verified(net: HierarchicalNet, grown: HierarchicalNet) -> float:
     Raises:
         RunError: if they are not the same.
     """
-    old, place = net.state_dict(), {name: i for i, name in enumerate(grown.tree.classes)}
-    rows = grown.tree.rows(place[name] for name in net.tree.classes)
+    old = net.state_dict()
+    rows = grown.tree.rows(grown.tree.positions[name] for name in net.tree.classes)
     try:
         for name, tensor in grown.state_dict().items():
             level = level_of(name)
@@ -362,7 +362,7 @@ def _measured(
     """Accuracies on validation images, for :class:`GraftReport`; the first ``old`` columns are the old classes."""
     steps = count(1)
     (logits,), labels = logits_of(grown, batches, on_batch=lambda: tell("validation", next(steps), len(batches)))
-    logits = logits[:, [grown.tree.classes.index(name) for name in columns.classes]]
+    logits = logits[:, [grown.tree.positions[name] for name in columns.classes]]
     right = (logits.argmax(1) == labels).double()
     before = (logits[:, :old].argmax(1) == labels).double()  # its old logits are the old network's
     is_old = labels < old

@@ -170,11 +170,10 @@ def expert_costs(
     """
     from scipy.sparse import csr_array
 
-    position = {name: i for i, name in enumerate(tree.classes)}
-    _check_groups(groups, position)
-    members = [(row, position[name]) for row, names in enumerate(groups.values()) for name in set(names)]
+    _check_groups(groups, tree.classes)
+    members = [(row, tree.positions[name]) for row, names in enumerate(groups.values()) for name in set(names)]
     rows, columns = zip(*members, strict=True)
-    asked = csr_array((np.ones(len(members), bool), (rows, columns)), shape=(len(groups), len(position)))
+    asked = csr_array((np.ones(len(members), bool), (rows, columns)), shape=(len(groups), len(tree.classes)))
     touched = (asked @ tree.ancestors()).astype(bool)
     price = np.repeat([budget.of(unit) for unit in units[1:]], tree.counts)
     return np.asarray(touched @ price + budget.of(units[0]))
