@@ -47,8 +47,8 @@ def require_branches(net: MayHaveBranches, purpose: str, mend: str = "", name: s
         UsageError: if it has no branches.
 
     Example:
-        >>> import hlnet
-        >>> net = hlnet.create_model("resnet18", tree=["cat", "dog"], plain=True)
+        >>> from hlnet.model.plain import PlainConfig, PlainNet
+        >>> net = PlainNet(PlainConfig(backbone="resnet18"), ClassTree.parallel(["cat", "dog"]))
         >>> require_branches(net, "to cue", "leave the gains out")
         Traceback (most recent call last):
         hlnet.errors.UsageError: a plain network has no branches to cue; leave the gains out
