@@ -135,6 +135,7 @@ def graft(
 def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
     from hlnet.cli.shared import output
 
+    cells = [output.cost_cells(cost)[:2] for cost in (before, after)]
     rows = [
         [
             f"top-1, {report.old_images} images of old classes",
@@ -144,8 +145,7 @@ def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
         ["top-1, all", "–", output.percent(report.all)],
         ["classes", str(before.classes), str(after.classes)],
         ["nodes a level", *(", ".join(map(str, cost.nodes)) for cost in (before, after))],
-        ["parameters, M", *(f"{cost.params / 1e6:.3f}" for cost in (before, after))],
-        ["GMACs", *(f"{cost.gmacs:.3g}" for cost in (before, after))],
+        *(list(row) for row in zip(["parameters, M", "GMACs"], *cells, strict=True)),
     ]
     output.show_table("Old and new", ["", "before", "after"], rows)
 

@@ -162,12 +162,13 @@ def _sweep(
         stage = f"{'*' if split.chosen else ' '}{split.split_point} {split.stage}"
         row = [stage, str(split.channels), str(split.reduction), ",".join(map(str, split.strides))]
         for cost in (split.costs.full, split.costs.expert):
-            row += [f"{cost.params / 1e6:.3f}", f"{cost.gmacs:.3f}"] if cost else []
+            row += output.cost_cells(cost)[:2] if cost else []
         rows.append(row)
     plain = splits[0].costs.plain
     output.show_table("Costs by the stage after which the trunk ends (--split-point)", columns, rows)
     output.show("* as it is now. M: million parameters. 1/side: the image's side over the map's.")
-    output.show(f"The plain network: {plain.params / 1e6:.3f} M parameters, {plain.gmacs:.3f} GMACs.")
+    params, gmacs, _ = output.cost_cells(plain)
+    output.show(f"The plain network: {params} M parameters, {gmacs} GMACs.")
     if plot:
         output.hint(f"drawn in {plot}")
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from hlnet.cues.cue import stored_effect
 from hlnet.cues.cue_aware import is_trained
 from hlnet.errors import HlnetError, some
-from hlnet.model.cost import Cost, network_cost, profile
+from hlnet.model.cost import Cost, figure, network_cost, profile
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.templates import render
 from hlnet.tree.selection import select_classes
@@ -84,7 +84,7 @@ def make_model_card(
         "store/card.md.j2",
         code=_code,
         fenced=_fenced,
-        figure=_figure,
+        figure=figure,
         title=title or f"{count} class{'es' if count > 1 else ''} on {model.config.backbone}",
         about=about,
         data=data,
@@ -185,11 +185,6 @@ def _toml(settings: Mapping[str, Any]) -> str:
         return [kept("none" if inner is None else inner) for inner in value] if isinstance(value, list) else value
 
     return tomli_w.dumps(kept(to_jsonable_python(settings, fallback=str))).strip()
-
-
-def _figure(value: float) -> str:
-    """Three decimals, or for small values three digits."""
-    return f"{value:.3f}" if value >= 1 else f"{value:.3g}"
 
 
 def _ticks(text: str, least: int) -> str:

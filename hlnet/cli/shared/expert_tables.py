@@ -156,9 +156,7 @@ def budget_described(
 
 
 def _cells(expert: Candidate) -> list[str]:
-    cost = expert.cost
-    gmacs = f"{cost.gmacs:.3f}" if cost.gmacs >= 1 else f"{cost.gmacs:.3g}"
-    return [str(len(expert.classes)), f"{cost.params / 1e6:.3f}", gmacs, f"{cost.bytes / 1e6:.1f}"]
+    return [str(len(expert.classes)), *output.cost_cells(expert.cost)]
 
 
 def _figures(expert: Candidate) -> dict[str, Any]:
