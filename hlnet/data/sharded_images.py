@@ -261,6 +261,7 @@ def _load(every: tuple[tuple[Shard, int], ...], position: int) -> Image.Image:
 
 
 # ---------------------------------------------------------------------- braces in file names, as in bash
+# braceexpand builds any range in memory, however long, and lets {} and {a} stand; bracex, braces that are not closed.
 
 
 def expanded(pattern: str) -> list[str]:
