@@ -65,15 +65,17 @@ def calibrate(
     save_checkpoint(net, target)
     temperature = net.provenance.temperature
     assert temperature is not None
-    if as_json:
-        told = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
-        output.show_json(told | {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})})
-        return
-    _show(fitted, temperature)
-    if labelled.left_out:
-        output.hint(f"{labelled.left_out} images of other classes were left out")
-    output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
-    output.hint_at_stale_copy(target)
+    told = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
+    told |= {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})}
+
+    def show() -> None:
+        _show(fitted, temperature)
+        if labelled.left_out:
+            output.hint(f"{labelled.left_out} images of other classes were left out")
+        output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
+        output.hint_at_stale_copy(target)
+
+    output.result(as_json, told, show)
 
 
 def _show(fitted: PathConformal, temperature: float) -> None:

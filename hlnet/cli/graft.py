@@ -109,27 +109,31 @@ def graft(
         )
     save_checkpoint(grown, out)
     before, after = network_cost(net), network_cost(grown)
-    if as_json:
-        costs = {"before": before.model_dump(mode="json"), "after": after.model_dump(mode="json")}
-        output.show_json({"out": str(out), **report.model_dump(mode="json"), "cost": costs})
-        return
-    given = f"{report.old_train_images} old and {report.new_train_images} new training images"
-    output.show_table(
-        f"New classes, from {given}",
-        ["class", "under", "fit", "top-1"],
-        [
-            [name, place.under, output.percent(place.fit, 1), output.percent(report.per_class.get(name), 1)]
-            for name, place in report.places.items()
-        ],
-    )
-    if report.old_before is not None and report.old_after is not None and report.old_before - report.old_after > 0.1:
-        output.hint("warning: the new classes win too often; train longer (--epochs), or give more old images")
-    output.hint("fit: of the old network's probability, what classes under that node have on images of the new one")
-    _show_change(report, before, after)
-    output.show(
-        f"verified: old logits equal the old network's (largest difference {report.max_logit_difference:.1g}, float64)"
-    )
-    output.show(f"{len(grown.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+    costs = {"before": before.model_dump(mode="json"), "after": after.model_dump(mode="json")}
+
+    def show() -> None:
+        given = f"{report.old_train_images} old and {report.new_train_images} new training images"
+        output.show_table(
+            f"New classes, from {given}",
+            ["class", "under", "fit", "top-1"],
+            [
+                [name, place.under, output.percent(place.fit, 1), output.percent(report.per_class.get(name), 1)]
+                for name, place in report.places.items()
+            ],
+        )
+        if (
+            report.old_before is not None
+            and report.old_after is not None
+            and report.old_before - report.old_after > 0.1
+        ):
+            output.hint("warning: the new classes win too often; train longer (--epochs), or give more old images")
+        output.hint("fit: of the old network's probability, what classes under that node have on images of the new one")
+        _show_change(report, before, after)
+        difference = f"largest difference {report.max_logit_difference:.1g}, float64"
+        output.show(f"verified: old logits equal the old network's ({difference})")
+        output.show(f"{len(grown.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+
+    output.result(as_json, {"out": str(out), **report.model_dump(mode="json"), "cost": costs}, show)
 
 
 def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:

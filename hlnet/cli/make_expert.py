@@ -144,12 +144,14 @@ def make_expert(
                 steps = [write.Verification(source, files_to_verify), *steps]
             found = write.write_experts(source, list(zip(choices.values(), files, strict=True)), steps, on_step)
     shown = expert_tables.MadeExperts(source, choices, wanted, budget, several, found, out if writes else None)
-    if as_json:
-        output.show_json(shown.json(counted=writes or (dry_run and classes is not None)))
-        return
-    shown.show(counted=writes or (dry_run and classes is not None))
-    if dry_run:
-        output.hint("nothing was written: --dry-run")
+    counted = writes or (dry_run and classes is not None)
+
+    def show() -> None:
+        shown.show(counted)
+        if dry_run:
+            output.hint("nothing was written: --dry-run")
+
+    output.result(as_json, lambda: shown.json(counted), show)
 
 
 def _check_calibration(

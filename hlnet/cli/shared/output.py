@@ -61,8 +61,22 @@ def show(message: str) -> None:
     stdout.print(escape(message), highlight=False, soft_wrap=True)
 
 
+def result(as_json: bool, data: Any, show: Callable[[], None]) -> None:
+    """What a command has found: for machines one JSON object and nothing else, for a person text and tables.
+
+    Args:
+        as_json: whether ``--json`` was given.
+        data: the object, or a function that gives it.
+        show: prints the same for a person.
+    """
+    if as_json:
+        show_json(data() if callable(data) else data)
+    else:
+        show()
+
+
 def show_json(data: Any) -> None:
-    """Results for machines: one JSON object, nothing else."""
+    """One JSON object, nothing else."""
     plain = data.model_dump(mode="json") if hasattr(data, "model_dump") else data
     sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
