@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -198,7 +198,7 @@ def evaluate(
         compared = {name: compare_evaluations(found[model], found[name], tree) for name in against}
     costs = {name: network_cost(net) for name, net in nets.items()} if len(nets) > 1 else {}
 
-    def figures() -> dict[str, Any]:
+    def figures() -> dict[str, object]:
         told = {name: run.model_dump(mode="json") for name, run in found.items()}
         for name, cost in costs.items():
             told[name]["cost"] = cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
