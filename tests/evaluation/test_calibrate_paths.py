@@ -137,7 +137,7 @@ def test_what_cannot_be_fitted():
     few = noise(subset=True)
     few.samples = few.samples[:1]
     with pytest.raises(DataError, match="noise holds too few images"):
-        calibrate_paths(net, data, few)
+        calibrate_paths(net, few)
     with torch.no_grad():
         net.head.leaves.bias.fill_(torch.nan)
     with pytest.raises(RunError, match="not numbers"):
