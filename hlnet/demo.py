@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import BaseModel
@@ -34,6 +33,7 @@ from hlnet.model.latency import with_latency
 from hlnet.model.presets import create_model
 from hlnet.model.trunk import Trunk
 from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.templates import render
 from hlnet.training.loop import train
 from hlnet.training.train_config import TrainConfig
 from hlnet.tree.build.cluster import class_means, cluster_tree
@@ -135,7 +135,7 @@ def run_demo(
 
     tell("measuring accuracy, with and without cues")
     (scores,), labels = logits_of(full, loader(val_data, 120))
-    kept = [full.tree.classes.index(name) for name in expert.tree.classes]
+    kept = [full.tree.positions[name] for name in expert.tree.classes]
     expert_data = TreeData(held_out, expert.tree, eval_transform(expert.transform), subset=True)
     (expert_scores,), expert_labels = logits_of(expert, loader(expert_data, 120))
     mine = torch.isin(labels, torch.tensor(kept))
@@ -176,8 +176,7 @@ def run_demo(
     )
     with replacing(out / "report.json") as draft:
         draft.write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    pages = Environment(loader=PackageLoader("hlnet", ""), autoescape=select_autoescape(default=True))
-    page = pages.get_template("demo.html.j2").render(result=result, signal=SIGNAL, nodes=tree.counts)
+    page = render("demo.html.j2", result=result, signal=SIGNAL, nodes=tree.counts)
     with replacing(out / "report.html") as draft:
         draft.write_text(page, encoding="utf-8")
     return result

@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one.
+"""Reading small text files, and writing files so that no reader ever sees half of one.
 
 Notable here: a draft lies in a folder of its own beside its target. What a library writes on the way, under names that
 only it knows, lies there too, and is gone or found with it.
@@ -13,10 +13,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hlnet.errors import RunError
+from hlnet.errors import HlnetError, RunError, UsageError
 
 #: How the names of folders with drafts begin.
 DRAFTS = ".hlnet-"
+
+
+def read_text(path: str | Path, name: str | None = None, error: type[HlnetError] = UsageError) -> str:
+    """The text of a small file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        name: what messages call it; default: its path in quotes.
+        error: what is raised.
+
+    Raises:
+        UsageError: or ``error``, if the file cannot be read.
+
+    >>> read_text("no/such.txt")
+    Traceback (most recent call last):
+    hlnet.errors.UsageError: 'no/such.txt' cannot be read: No such file or directory
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as cause:
+        reason = getattr(cause, "strerror", None) or "not a text file"
+        name = f"'{path}'" if name is None else name
+        raise error(f"{name} cannot be read: {reason}") from cause
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""`replacing`: the whole new file, or the old one."""
+"""Files: the whole new one, or the old one; text in UTF-8."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from hlnet.errors import RunError
-from hlnet.files import check_writable, remove_drafts, replacing
+from hlnet.errors import DataError, RunError, UsageError
+from hlnet.files import check_writable, read_text, remove_drafts, replacing
 
 
 def names_in(folder):
@@ -131,3 +131,15 @@ def test_writability_is_found_out_and_leaves_nothing(tmp_path):
         check_writable(tmp_path)
     with pytest.raises(RunError, match="older"):
         check_writable(older / "below.txt")
+
+
+def test_text_is_read_with_or_without_a_byte_order_mark(tmp_path):
+    path = tmp_path / "note.txt"
+    for content in ("été\n".encode(), "été\n".encode("utf-8-sig")):
+        path.write_bytes(content)
+        assert read_text(path) == "été\n"
+    path.write_bytes("été".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"note\.txt' cannot be read: not a text file$"):
+        read_text(path)
+    with pytest.raises(DataError, match=r"^the list cannot be read: Is a directory$"):
+        read_text(tmp_path, "the list", DataError)

@@ -133,10 +133,7 @@ def attend(
         kept = {"attention": report.attention, "temperature": report.network.temperature}
         net.provenance = net.provenance.model_copy(update=kept)
         save_checkpoint(net, target)
-    if as_json:
-        output.show_json(report)
-    else:
-        _show(report)
+    output.result(as_json, report, lambda: _show(report))
     if picture is not None:
         output.hint(f"the picture is in '{picture}'")
     if target is not None:

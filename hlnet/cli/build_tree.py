@@ -91,7 +91,8 @@ def build_tree(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="In place of --nodes: what the network may cost, 25M (parameters) or 4.2GMAC.", rich_help_panel=SHAPE
+            help="In place of --nodes: what the network may cost, 25M (parameters), 4.2GMAC or 40MB.",
+            rich_help_panel=SHAPE,
         ),
     ] = None,
     network: Annotated[
@@ -240,23 +241,22 @@ def build_tree(
                     raise UsageError(
                         "--method llm needs --prompt FILE to write the question, --answer FILE, or --llm-model"
                     )
-                if as_json:
-                    output.show_json({"prompt": str(prompt)})
-                    return
-                output.show(f"prompt written to {prompt}; put it to a language model, and give its reply with --answer")
+                line = f"prompt written to {prompt}; put it to a language model, and give its reply with --answer"
+                output.result(as_json, {"prompt": str(prompt)}, lambda: output.show(line))
                 return
             tree, notes = sources.by_language_model(classes, wanted, answer, llm_model, base_url, means)
     if out is None:
         raise UsageError("give --out, the tree file to write")
     write_tree(tree, out)
-    if as_json:
-        output.show_json({"out": str(out), "nodes": tree.counts, "classes": tree.classes, "notes": notes})
-    else:
+
+    def show() -> None:
         output.hints(notes, "--json lists all")
         output.show_tree(tree)
         output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
         if spent := shape.spent(tree):
             output.hint(f"{spent} with {network}")
+
+    output.result(as_json, {"out": str(out), "nodes": tree.counts, "classes": tree.classes, "notes": notes}, show)
 
 
 def _check_given(context: typer.Context, method: Method, source: str) -> None:
@@ -297,8 +297,6 @@ def _list_presets(as_json: bool) -> None:
     from hlnet.tree.io import read_tree, shipped_trees
 
     counts = {name: read_tree(f"preset:{name}").counts for name in shipped_trees()}
-    if as_json:
-        output.show_json(counts)
-        return
     rows = [[f"preset:{name}", ", ".join(map(str, nodes))] for name, nodes in counts.items()]
-    output.show_table("Class trees that come with hlnet", ["", "nodes a level"], rows)
+    table = ("Class trees that come with hlnet", ["", "nodes a level"], rows)
+    output.result(as_json, counts, lambda: output.show_table(*table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def calibrate(
     """
     from hlnet.cli.shared import output
     from hlnet.data.sources import load_data
-    from hlnet.data.tree_data import TreeData, eval_transform, loader
+    from hlnet.data.tree_data import TreeData, eval_transform
     from hlnet.evaluation.calibration import calibrate_paths
     from hlnet.files import check_writable
     from hlnet.model.fast.optimize import optimize
@@ -57,22 +58,24 @@ def calibrate(
     images = load_data(data, split.value, data_root)
     labelled = TreeData(images, net.tree, eval_transform(net.transform), subset=not outside, outside=outside)
     check_writable(target)
-    batches = loader(labelled, batch_size, workers)
     with output.progress() as bar:
-        task = bar.add_task("calibrating", total=len(batches))
-        net.provenance = calibrate_paths(optimize(net), labelled, batches, lambda: bar.advance(task))
+        task = bar.add_task("calibrating", total=math.ceil(len(labelled) / batch_size))
+        fast = optimize(net)  # what is fitted is the network's own, too
+        fitted = calibrate_paths(fast, labelled, batch_size, workers, lambda: bar.advance(task))
     save_checkpoint(net, target)
-    fitted, temperature = net.provenance.conformal, net.provenance.temperature
-    assert fitted is not None and temperature is not None
-    if as_json:
-        told = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
-        output.show_json(told | {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})})
-        return
-    _show(fitted, temperature)
-    if labelled.left_out:
-        output.hint(f"{labelled.left_out} images of other classes were left out")
-    output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
-    output.hint_at_stale_copy(target)
+    temperature = net.provenance.temperature
+    assert temperature is not None
+    told = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
+    told |= {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})}
+
+    def show() -> None:
+        _show(fitted, temperature)
+        if labelled.left_out:
+            output.hint(f"{labelled.left_out} images of other classes were left out")
+        output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
+        output.hint_at_stale_copy(target)
+
+    output.result(as_json, told, show)
 
 
 def _show(fitted: PathConformal, temperature: float) -> None:

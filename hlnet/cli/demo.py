@@ -41,19 +41,20 @@ def demo(
             on_stage=output.hint,
             on_batch=lambda phase, step, steps: bar.update(task, description=phase, completed=step, total=steps),
         )
-    if as_json:
-        output.show_json(found)
-        return
-    output.show_profile(found.cost)
-    noisy = found.noisy
-    rows = [
-        ["all ten digits", output.percent(found.top1, 1)],
-        [f"expert for {', '.join(found.expert_classes)}", output.percent(found.expert_top1, 1)],
-        ["full network restricted to the same", output.percent(found.restricted_top1, 1)],
-        ["noisy digits, no cue", output.percent(noisy["no cue"], 1)],
-        ["noisy digits, right cue (an oracle)", output.percent(noisy["right cue"], 1)],
-        ["noisy digits, wrong cue", output.percent(noisy["wrong cue"], 1)],
-        ["control: right cue as a bias on the logit", output.percent(noisy["right cue as a bias"], 1)],
-    ]
-    output.show_table("Top-1 accuracy", ["", "held-out digits"], rows)
-    output.show(f"report: {out / 'report.html'}")
+
+    def show() -> None:
+        output.show_profile(found.cost)
+        noisy = found.noisy
+        rows = [
+            ["all ten digits", output.percent(found.top1, 1)],
+            [f"expert for {', '.join(found.expert_classes)}", output.percent(found.expert_top1, 1)],
+            ["full network restricted to the same", output.percent(found.restricted_top1, 1)],
+            ["noisy digits, no cue", output.percent(noisy["no cue"], 1)],
+            ["noisy digits, right cue (an oracle)", output.percent(noisy["right cue"], 1)],
+            ["noisy digits, wrong cue", output.percent(noisy["wrong cue"], 1)],
+            ["control: right cue as a bias on the logit", output.percent(noisy["right cue as a bias"], 1)],
+        ]
+        output.show_table("Top-1 accuracy", ["", "held-out digits"], rows)
+        output.show(f"report: {out / 'report.html'}")
+
+    output.result(as_json, found, show)

@@ -197,26 +197,34 @@ def evaluate(
     if found[model].classes > 1:  # of one class, all answers are the same
         compared = {name: compare_evaluations(found[model], found[name], tree) for name in against}
     costs = {name: network_cost(net) for name, net in nets.items()} if len(nets) > 1 else {}
-    if as_json:
+
+    def figures() -> dict[str, object]:
         told = {name: run.model_dump(mode="json") for name, run in found.items()}
         for name, cost in costs.items():
             told[name]["cost"] = cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
         first = told.pop(model)
         tests = {name: run.model_dump(mode="json") for name, run in compared.items()}
-        output.show_json(first | ({"beside": told} if told else {}) | ({"compare": tests} if tests else {}))
-        return
-    named_costs = {short[name]: cost for name, cost in costs.items()}
-    eval_tables.show_evaluations({short[name]: run for name, run in found.items()}, named_costs, per_class)
-    for name, run in compared.items():
-        eval_tables.show_comparison(short[model], short[name], run)
-    if against and not compared:
-        output.hint("with one class every answer is right: there is nothing to test one network against the other on")
-    _hint_at_doubts(nets[model], found[model])
-    if baseline is not None and found[model].cued and not found[baseline].cued:
-        output.hint("the plain network was not cued: with --reliability, cues act on it as a bias (see hlnet attend)")
-    for path, what in ((roc, "curve"), (confusion, "confusion matrix")):
-        if path is not None:
-            output.hint(f"the {what} is in '{path}'")
+        return first | ({"beside": told} if told else {}) | ({"compare": tests} if tests else {})
+
+    def show() -> None:
+        named_costs = {short[name]: cost for name, cost in costs.items()}
+        eval_tables.show_evaluations({short[name]: run for name, run in found.items()}, named_costs, per_class)
+        for name, run in compared.items():
+            eval_tables.show_comparison(short[model], short[name], run)
+        if against and not compared:
+            output.hint(
+                "with one class every answer is right: there is nothing to test one network against the other on"
+            )
+        _hint_at_doubts(nets[model], found[model])
+        if baseline is not None and found[model].cued and not found[baseline].cued:
+            output.hint(
+                "the plain network was not cued: with --reliability, cues act on it as a bias (see hlnet attend)"
+            )
+        for path, what in ((roc, "curve"), (confusion, "confusion matrix")):
+            if path is not None:
+                output.hint(f"the {what} is in '{path}'")
+
+    output.result(as_json, figures, show)
 
 
 def _check_cues(

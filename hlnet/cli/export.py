@@ -95,23 +95,27 @@ def export(
         quantized = _quantize(net, out, small, data, data_root, calibration_images, workers)
         runs["int8"] = open_exported(small, threads=1)
     times = _latency(net, runs) if latency else {}
-    if as_json:
-        found = {"classes": net.tree.classes, **written.model_dump(mode="json")}
-        timed = {name: [run.model_dump(mode="json") for run in row] for name, row in times.items()}
-        output.show_json(found | ({"latency": timed} if latency else {}) | ({"int8": quantized} if int8 else {}))
-        return
-    if times:
-        _show_latency(times, runs["float32"].runtime)
-    if quantized:
-        _show_int8(quantized, written)
-        output.show(f"int8: {quantized['bytes'] / 1e6:.1f} MB, written to {quantized['out']}")
-    kind = "images" if data else "images of noise"
-    output.show(
-        f"{written.runtime} gives torch's logits: on {written.images} {kind}, the largest difference is "
-        f"{written.max_difference:.1g}, the largest logit {written.largest_logit:.3g}"
-    )
-    count = len(net.tree.classes)
-    output.show(f"{count} class{'es' if count > 1 else ''}, {written.bytes / 1e6:.1f} MB, written to {out}")
+    found = {"classes": net.tree.classes, **written.model_dump(mode="json")}
+    if latency:
+        found["latency"] = {name: [run.model_dump(mode="json") for run in row] for name, row in times.items()}
+    if int8:
+        found["int8"] = quantized
+
+    def show() -> None:
+        if times:
+            _show_latency(times, runs["float32"].runtime)
+        if quantized:
+            _show_int8(quantized, written)
+            output.show(f"int8: {quantized['bytes'] / 1e6:.1f} MB, written to {quantized['out']}")
+        kind = "images" if data else "images of noise"
+        output.show(
+            f"{written.runtime} gives torch's logits: on {written.images} {kind}, the largest difference is "
+            f"{written.max_difference:.1g}, the largest logit {written.largest_logit:.3g}"
+        )
+        count = len(net.tree.classes)
+        output.show(f"{count} class{'es' if count > 1 else ''}, {written.bytes / 1e6:.1f} MB, written to {out}")
+
+    output.result(as_json, found, show)
 
 
 def _images(net: TrainableNetwork, data: str, root: Path | None) -> Any:

@@ -66,6 +66,7 @@ def graft(
     from hlnet.expert.graft import graft as grow
     from hlnet.expert.graft import graft_config
     from hlnet.files import check_writable
+    from hlnet.model.base import require_branches
     from hlnet.model.cost import network_cost
     from hlnet.model.hierarchical import HierarchicalNet
     from hlnet.store.checkpoint import read_header, save_checkpoint
@@ -77,8 +78,8 @@ def graft(
     if out.resolve() == source.resolve():
         raise UsageError(f"--out '{out}' is the model itself; choose another name")
     net = options.load_model(source, device)
-    if not isinstance(net, HierarchicalNet):
-        raise UsageError(f"'{model}' is a plain network: it has no branches to add to")
+    require_branches(net, "to add to", name=f"'{model}'")
+    assert isinstance(net, HierarchicalNet)
     train_images, val_images = (load_data(data, split, data_root) for split in ("train", "val"))
     new = _names(classes, train_images.classes)
     config = graft_config(
@@ -108,32 +109,37 @@ def graft(
         )
     save_checkpoint(grown, out)
     before, after = network_cost(net), network_cost(grown)
-    if as_json:
-        costs = {"before": before.model_dump(mode="json"), "after": after.model_dump(mode="json")}
-        output.show_json({"out": str(out), **report.model_dump(mode="json"), "cost": costs})
-        return
-    given = f"{report.old_train_images} old and {report.new_train_images} new training images"
-    output.show_table(
-        f"New classes, from {given}",
-        ["class", "under", "fit", "top-1"],
-        [
-            [name, place.under, output.percent(place.fit, 1), output.percent(report.per_class.get(name), 1)]
-            for name, place in report.places.items()
-        ],
-    )
-    if report.old_before is not None and report.old_after is not None and report.old_before - report.old_after > 0.1:
-        output.hint("warning: the new classes win too often; train longer (--epochs), or give more old images")
-    output.hint("fit: of the old network's probability, what classes under that node have on images of the new one")
-    _show_change(report, before, after)
-    output.show(
-        f"verified: old logits equal the old network's (largest difference {report.max_logit_difference:.1g}, float64)"
-    )
-    output.show(f"{len(grown.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+    costs = {"before": before.model_dump(mode="json"), "after": after.model_dump(mode="json")}
+
+    def show() -> None:
+        given = f"{report.old_train_images} old and {report.new_train_images} new training images"
+        output.show_table(
+            f"New classes, from {given}",
+            ["class", "under", "fit", "top-1"],
+            [
+                [name, place.under, output.percent(place.fit, 1), output.percent(report.per_class.get(name), 1)]
+                for name, place in report.places.items()
+            ],
+        )
+        if (
+            report.old_before is not None
+            and report.old_after is not None
+            and report.old_before - report.old_after > 0.1
+        ):
+            output.hint("warning: the new classes win too often; train longer (--epochs), or give more old images")
+        output.hint("fit: of the old network's probability, what classes under that node have on images of the new one")
+        _show_change(report, before, after)
+        difference = f"largest difference {report.max_logit_difference:.1g}, float64"
+        output.show(f"verified: old logits equal the old network's ({difference})")
+        output.show(f"{len(grown.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+
+    output.result(as_json, {"out": str(out), **report.model_dump(mode="json"), "cost": costs}, show)
 
 
 def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
     from hlnet.cli.shared import output
 
+    cells = [output.cost_cells(cost)[:2] for cost in (before, after)]
     rows = [
         [
             f"top-1, {report.old_images} images of old classes",
@@ -143,8 +149,7 @@ def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
         ["top-1, all", "–", output.percent(report.all)],
         ["classes", str(before.classes), str(after.classes)],
         ["nodes a level", *(", ".join(map(str, cost.nodes)) for cost in (before, after))],
-        ["parameters, M", *(f"{cost.params / 1e6:.3f}" for cost in (before, after))],
-        ["GMACs", *(f"{cost.gmacs:.3g}" for cost in (before, after))],
+        *(list(row) for row in zip(["parameters, M", "GMACs"], *cells, strict=True)),
     ]
     output.show_table("Old and new", ["", "before", "after"], rows)
 

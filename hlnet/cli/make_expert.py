@@ -102,27 +102,28 @@ def make_expert(
     from hlnet.cli.shared import expert_tables, output
     from hlnet.data.sources import load_data
     from hlnet.expert import write
-    from hlnet.expert.candidates import Limit, candidates, choose, require_fit
+    from hlnet.expert.candidates import candidates, choose, require_fit
+    from hlnet.tree.build.budget import Budget
 
     several, writes = each is not None or selections is not None, out is not None and not dry_run
-    limit = Limit.parse(under) if under else None
+    budget = Budget.parse(under) if under else None
     source = write.ExpertSource(model, whole=writes and (verify or several))
     tree, choices = source.tree, choose(source.tree, classes, each, selections)
     # Counting takes a second, and the profile of one expert counts again: only where it is needed.
-    units = source.units if several or limit else []
+    units = source.units if several or budget else []
     wanted = candidates(tree, units, choices) if units else []
-    if limit and several and writes:
-        over = [one.name for one in wanted if not limit.fits(one)]
+    if budget and several and writes:
+        over = [one.name for one in wanted if not budget.fits(one.cost)]
         if over and len(over) < len(wanted):  # else there is nothing to write, and it is said below why
             wanted = [one for one in wanted if one.name not in over]
             choices = {one.name: choices[one.name] for one in wanted}
             names = some(f"'{name}'" for name in over)
-            output.hint(f"over the budget of {limit.text(limit.most)}, and not written: {names}")
+            output.hint(f"over the budget of {budget.text(budget.limit)}, and not written: {names}")
     found: list[dict[str, Any]] = [{} for _ in choices]
     if out is not None and writes:
         files = write.expert_files(source, choices, out, several)
-        if limit:
-            require_fit(wanted, limit, tree, units)
+        if budget:
+            require_fit(wanted, budget, tree, units)
         with output.progress() as bar:
             # Whatever can be found wrong is, before the first file is written; and what is quick goes first.
             on_step = output.phases(bar)
@@ -142,13 +143,15 @@ def make_expert(
             if verify:
                 steps = [write.Verification(source, files_to_verify), *steps]
             found = write.write_experts(source, list(zip(choices.values(), files, strict=True)), steps, on_step)
-    shown = expert_tables.MadeExperts(source, choices, wanted, limit, several, found, out if writes else None)
-    if as_json:
-        output.show_json(shown.json(counted=writes or (dry_run and classes is not None)))
-        return
-    shown.show(counted=writes or (dry_run and classes is not None))
-    if dry_run:
-        output.hint("nothing was written: --dry-run")
+    shown = expert_tables.MadeExperts(source, choices, wanted, budget, several, found, out if writes else None)
+    counted = writes or (dry_run and classes is not None)
+
+    def show() -> None:
+        shown.show(counted)
+        if dry_run:
+            output.hint("nothing was written: --dry-run")
+
+    output.result(as_json, lambda: shown.json(counted), show)
 
 
 def _check_calibration(

@@ -44,10 +44,11 @@ def merge(
     merged = merge_experts(paths)
     save_checkpoint(merged, out)
     costs = profile(merged.config, merged.tree, merged.transform, parent_counts=merged.provenance.parent_counts)
-    if as_json:
-        found = {"out": str(out), "classes": merged.tree.classes, "parent": merged.provenance.parent}
-        output.show_json(found | costs.model_dump(mode="json"))
-        return
-    output.show_tree(merged.tree)
-    output.show_profile(costs)
-    output.show(f"{len(merged.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+    found = {"out": str(out), "classes": merged.tree.classes, "parent": merged.provenance.parent}
+
+    def show() -> None:
+        output.show_tree(merged.tree)
+        output.show_profile(costs)
+        output.show(f"{len(merged.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+
+    output.result(as_json, found | costs.model_dump(mode="json"), show)

@@ -67,6 +67,7 @@ def profile(
     from hlnet.cli.shared import output
     from hlnet.expert.cut import cut_expert
     from hlnet.model import cost
+    from hlnet.model.base import require_branches
     from hlnet.model.hierarchical import HierarchicalNet
     from hlnet.model.latency import random_network, with_latency
     from hlnet.model.presets import PRESETS, configure
@@ -92,11 +93,9 @@ def profile(
                 "--tree, --nodes, --img-size and --split-point are for presets; a checkpoint brings its own"
             )
         loaded = options.load_model(model, device)
-        if not isinstance(loaded, HierarchicalNet):
-            raise UsageError(
-                f"'{model}' is a plain network, the first column of any profile on its backbone: "
-                f"hlnet profile {loaded.config.backbone} --nodes 1,{len(loaded.tree.classes)}"
-            )
+        mend = f"see the first column of hlnet profile {loaded.config.backbone} --nodes 1,{len(loaded.tree.classes)}"
+        require_branches(loaded, "to cost", mend, name=f"'{model}'")
+        assert isinstance(loaded, HierarchicalNet)
         net = loaded
         config, class_tree, transform = net.config, net.tree, net.transform
         parent_counts = net.provenance.parent_counts
@@ -123,14 +122,15 @@ def profile(
             expert = None if classes is None else cut_expert(net, classes)
             found = with_latency(found, net, expert, batches, counts, dtype=dtype)
     explained = _explained(net, batches, dtype) if explain and net is not None else []
-    if as_json:
-        output.show_json(found.model_dump(mode="json") | ({"inference": explained} if explain else {}))
-    else:
+
+    def show() -> None:
         output.show_profile(found)
         for line in explained:
             output.show(line)
         if latency and found.expert and not found.full.latency:
             output.hint("full: counted from its number of nodes, not timed; its weights are not in this file")
+
+    output.result(as_json, found.model_dump(mode="json") | ({"inference": explained} if explain else {}), show)
 
 
 def _sweep(
@@ -153,24 +153,26 @@ def _sweep(
         from hlnet.model.split_points import plot_splits
 
         plot_splits(splits, plot)
-    if as_json:
-        output.show_json([split.model_dump(mode="json") for split in splits])
-        return
-    columns = ["stage", "channels", "1/side", "strides", "full M", "GMACs"]
-    columns += ["expert M", "GMACs"] if classes else []
-    rows = []
-    for split in splits:
-        stage = f"{'*' if split.chosen else ' '}{split.split_point} {split.stage}"
-        row = [stage, str(split.channels), str(split.reduction), ",".join(map(str, split.strides))]
-        for cost in (split.costs.full, split.costs.expert):
-            row += [f"{cost.params / 1e6:.3f}", f"{cost.gmacs:.3f}"] if cost else []
-        rows.append(row)
-    plain = splits[0].costs.plain
-    output.show_table("Costs by the stage after which the trunk ends (--split-point)", columns, rows)
-    output.show("* as it is now. M: million parameters. 1/side: the image's side over the map's.")
-    output.show(f"The plain network: {plain.params / 1e6:.3f} M parameters, {plain.gmacs:.3f} GMACs.")
-    if plot:
-        output.hint(f"drawn in {plot}")
+
+    def show() -> None:
+        columns = ["stage", "channels", "1/side", "strides", "full M", "GMACs"]
+        columns += ["expert M", "GMACs"] if classes else []
+        rows = []
+        for split in splits:
+            stage = f"{'*' if split.chosen else ' '}{split.split_point} {split.stage}"
+            row = [stage, str(split.channels), str(split.reduction), ",".join(map(str, split.strides))]
+            for cost in (split.costs.full, split.costs.expert):
+                row += output.cost_cells(cost)[:2] if cost else []
+            rows.append(row)
+        plain = splits[0].costs.plain
+        output.show_table("Costs by the stage after which the trunk ends (--split-point)", columns, rows)
+        output.show("* as it is now. M: million parameters. 1/side: the image's side over the map's.")
+        params, gmacs, _ = output.cost_cells(plain)
+        output.show(f"The plain network: {params} M parameters, {gmacs} GMACs.")
+        if plot:
+            output.hint(f"drawn in {plot}")
+
+    output.result(as_json, [split.model_dump(mode="json") for split in splits], show)
 
 
 def _explained(net: HierarchicalNet, batches: tuple[int, ...], dtype: str) -> list[str]:

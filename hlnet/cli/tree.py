@@ -60,12 +60,13 @@ def show(
             draw_tree(found, path, kept)
         if html:
             tree_page(found, html, kept)
-    if as_json:
-        output.show_json(tree_to_json(found) | {"kept": [found.leaves[i].path for i in kept]})
-        return
-    output.show_tree(found, limit, kept, depth)
-    for path in filter(None, (svg, png, html)):
-        output.hint(f"written to {path}")
+
+    def show() -> None:
+        output.show_tree(found, limit, kept, depth)
+        for path in filter(None, (svg, png, html)):
+            output.hint(f"written to {path}")
+
+    output.result(as_json, tree_to_json(found) | {"kept": [found.leaves[i].path for i in kept]}, show)
 
 
 @app.command()
@@ -98,21 +99,22 @@ def check(
     found = read(tree)
     oddities = check_tree(found)
     cost = profile(*configure(network or ("n3hl_resnet50" if found.num_levels == 3 else "resnet50"), found))
-    if as_json:
-        listed = [{"kind": oddity.kind, "message": oddity.message} for oddity in oddities]
-        output.show_json({"nodes": found.counts, "oddities": listed, "cost": cost.model_dump(mode="json")})
-        return
-    rows = []
-    for level, counts in enumerate(found.sibling_counts, start=1):
-        children = "–" if level == 1 else f"{min(counts)} – {max(counts)}"
-        continued = sum(node.continued for node in found.levels[level - 1])
-        rows.append([f"level {level}", str(found.counts[level - 1]), children, str(continued)])
-    output.show_table("The tree", ["", "nodes", "children a parent", "only continue a class"], rows)
-    for oddity in oddities:
-        output.show(f"{oddity.kind}: {oddity.message}")
-    if not oddities:
-        output.show("Nothing odd.")
-    output.show_profile(cost)
+    listed = [{"kind": oddity.kind, "message": oddity.message} for oddity in oddities]
+
+    def show() -> None:
+        rows = []
+        for level, counts in enumerate(found.sibling_counts, start=1):
+            children = "–" if level == 1 else f"{min(counts)} – {max(counts)}"
+            continued = sum(node.continued for node in found.levels[level - 1])
+            rows.append([f"level {level}", str(found.counts[level - 1]), children, str(continued)])
+        output.show_table("The tree", ["", "nodes", "children a parent", "only continue a class"], rows)
+        for oddity in oddities:
+            output.show(f"{oddity.kind}: {oddity.message}")
+        if not oddities:
+            output.show("Nothing odd.")
+        output.show_profile(cost)
+
+    output.result(as_json, {"nodes": found.counts, "oddities": listed, "cost": cost.model_dump(mode="json")}, show)
 
 
 @app.command()
@@ -136,24 +138,25 @@ def compare(
     from hlnet.tree.measures import compare_trees
 
     found = compare_trees(read(first), read(second))
-    if as_json:
-        output.show_json(found)
-        return
-    correlation = found.cophenetic_correlation
-    rows = [
-        ["classes in both", str(found.classes)],
-        [
-            "groups of at least two classes: first, second, both",
-            f"{found.groups[0]}, {found.groups[1]}, {found.shared_groups}",
-        ],
-        ["Robinson-Foulds distance", str(found.robinson_foulds)],
-        ["normalised: 0 the same groups, 1 none in common", f"{found.normalized_robinson_foulds:.3f}"],
-        ["cophenetic correlation", "–" if correlation is None else f"{correlation:.3f}"],
-    ]
-    output.show_table("Two trees", ["", ""], rows)
-    for name, only in (("first", found.only_first), ("second", found.only_second)):
-        if only:
-            output.hint(f"only in the {name}: {', '.join(only[:10])}{' …' if len(only) > 10 else ''}")
+
+    def show() -> None:
+        correlation = found.cophenetic_correlation
+        rows = [
+            ["classes in both", str(found.classes)],
+            [
+                "groups of at least two classes: first, second, both",
+                f"{found.groups[0]}, {found.groups[1]}, {found.shared_groups}",
+            ],
+            ["Robinson-Foulds distance", str(found.robinson_foulds)],
+            ["normalised: 0 the same groups, 1 none in common", f"{found.normalized_robinson_foulds:.3f}"],
+            ["cophenetic correlation", "–" if correlation is None else f"{correlation:.3f}"],
+        ]
+        output.show_table("Two trees", ["", ""], rows)
+        for name, only in (("first", found.only_first), ("second", found.only_second)):
+            if only:
+                output.hint(f"only in the {name}: {', '.join(only[:10])}{' …' if len(only) > 10 else ''}")
+
+    output.result(as_json, found, show)
 
 
 @app.command()

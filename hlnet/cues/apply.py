@@ -130,11 +130,10 @@ class CuedRun:
         """
         if tree == own:
             return self
-        places = {name: place for place, name in enumerate(own.classes)}
         known: dict[str, str | None] = {}
         for node in {cue.node for cues in self.cues for cue in cues}:
             names = [tree.classes[place] for place in select_classes(tree, node)]
-            there = [places[name] for name in names if name in places]
+            there = [own.positions[name] for name in names if name in own.positions]
             known[node] = _written(own, there) if there else None
         moved = [
             tuple(cue.model_copy(update={"node": word}) for cue in cues if (word := known[cue.node]) is not None)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hlnet.cues.cue import Cue
 from hlnet.errors import UsageError
+from hlnet.model.base import require_branches
 from hlnet.model.fast.optimize import InferenceNet
 from hlnet.model.fast.walk import FastTree
 from hlnet.model.hierarchical import NetworkConfig
@@ -53,8 +54,8 @@ def certain_gmacs(
     """
     from hlnet.model.cost import total_cost, unit_costs
 
-    if not isinstance(net.config, NetworkConfig):
-        raise UsageError("certain cues skip branches, and a plain network has none")
+    require_branches(net, "to skip", "cue it by a bias or a scale")
+    assert isinstance(net.config, NetworkConfig)
     units, _ = unit_costs(net.config, net.transform)  # takes seconds; the rest is addition
     costs = {}
     for own in set(map(tuple, cues)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +12,10 @@ from torch import Tensor
 from hlnet.cues.cue import Attention, Cue, Mode, Site, cue_evidence, curve_strength
 from hlnet.cues.prior import prior_shift
 from hlnet.errors import SelectionError, UsageError, some
+from hlnet.model.base import Network, require_branches
 from hlnet.model.provenance import Provenance
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
-
-if TYPE_CHECKING:
-    from hlnet.model.base import Network
 
 
 @dataclass(frozen=True)
@@ -132,10 +129,8 @@ def cue_effect(
         for cue in own:
             if cue not in known:
                 mode = cue.mode or attention.mode
-                if mode == "gain" and not net.has_branches:
-                    raise UsageError(
-                        "a plain network has no branches whose features could be scaled; cue it by a bias or a scale"
-                    )
+                if mode == "gain":
+                    require_branches(net, "whose features could be scaled", "cue it by a bias or a scale")
                 named = select_classes(tree, cue.node)
                 own_frequency = frequency[list(named)].sum()
                 strength = _strength(cue, mode, attention, provenance, own_frequency, frequency.sum())
@@ -164,8 +159,7 @@ def cued_node(tree: ClassTree, selection: str) -> tuple[int, int]:
     try:
         return tree.find_node(selection)
     except SelectionError:
-        named = select_classes(tree, selection)
-        path = next((path for path, below in tree.node_names.below.items() if below == named), None)
+        path = tree.node_over(select_classes(tree, selection))
         if path is None:
             raise UsageError(f"the cue on '{selection}' names no single node, whose block could be scaled") from None
         return tree.find_node(path)

@@ -109,7 +109,7 @@ def cues_from_embedding(
     for i in order:
         if similarity[i] < max(threshold, similarity[best] - margin):
             break
-        below = set(tree.node_names.below[paths[i]])
+        below = set(tree.leaves_under(paths[i]))
         if all(below.isdisjoint(other) for other in near.values()):
             near[paths[i]] = below
     classes = set().union(*near.values())

@@ -76,7 +76,7 @@ def read_prior(source: str | Path | Mapping[str, float], tree: ClassTree) -> Ten
         share, at = shares.get(classes, 1.0), list(classes)
         left = [i for i in classes if not prior[i]]
         rest = share - float(prior[at].sum())
-        what = f"{name}: the probabilities" + ("" if classes == everything else f" under '{_path(tree, classes)}'")
+        what = f"{name}: the probabilities" + ("" if classes == everything else f" under '{tree.node_over(classes)}'")
         if rest < -TOLERANCE * share:
             raise UsageError(f"{what} add up to {share - rest:.6g}, which is more than {share:g}")
         if not left and rest > TOLERANCE * share:
@@ -125,7 +125,3 @@ def _probability(share: object, where: str) -> float:
             f"{where}: probability {value:g} must be above 0 and at most 1; counts are divided by their sum"
         )
     return value
-
-
-def _path(tree: ClassTree, classes: tuple[int, ...]) -> str:
-    return next(path for path, below in tree.node_names.below.items() if below == classes)

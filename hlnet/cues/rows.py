@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hlnet.errors import UsageError, did_you_mean, one_line
+from hlnet.files import read_text
 
 
 def read_rows(
@@ -32,11 +33,7 @@ def read_rows(
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     if path.suffix.lower() not in readers:
         raise UsageError(f"'{path}' must be a .csv or a .jsonl file, not '{path.suffix}'")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(f"'{path}' cannot be read: {reason}") from error
+    text = read_text(path)
     columns = (*needed, *optional)
     line = 0
     for line, values in readers[path.suffix.lower()](text, str(path)):

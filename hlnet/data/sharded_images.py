@@ -22,6 +22,7 @@ from pydantic import BaseModel, StrictInt, StrictStr, ValidationError
 from hlnet.data.images import LabelledImages, open_image
 from hlnet.data.shards import Shard, index_shard
 from hlnet.errors import DataError, TreeError, UsageError, one_line, some
+from hlnet.files import read_text
 
 log = logging.getLogger("hlnet")
 
@@ -161,13 +162,13 @@ def _info(place: Path) -> ShardsInfo:
 
     from hlnet.tree.strict_yaml import read_yaml
 
+    text = read_text(path, error=DataError)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         return ShardsInfo.model_validate(json.loads(text) if path.suffix == ".json" else read_yaml(text))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (OSError, ValueError, RecursionError, YAMLError, TreeError) as error:
+    except (ValueError, RecursionError, YAMLError, TreeError) as error:
         reason = one_line(error)
     raise DataError(f"'{path}' cannot be read ({reason}); expected splits with filenames and shard_lengths, as timm's")
 
@@ -204,10 +205,7 @@ def _class_names(place: Path, info: ShardsInfo) -> tuple[str, ...] | None:
             names.sort(key=info.classes.__getitem__)
     elif listed.is_file():
         where = f"'{listed}'"
-        try:
-            names = listed.read_text(encoding="utf-8-sig").rstrip().split("\n")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{where} cannot be read ({one_line(error)}); expected one class name a line") from error
+        names = read_text(listed, error=DataError).rstrip().split("\n")
     else:
         return None
     names = [name.strip() for name in names]
@@ -263,6 +261,7 @@ def _load(every: tuple[tuple[Shard, int], ...], position: int) -> Image.Image:
 
 
 # ---------------------------------------------------------------------- braces in file names, as in bash
+# braceexpand builds any range in memory, however long, and lets {} and {a} stand; bracex, braces that are not closed.
 
 
 def expanded(pattern: str) -> list[str]:

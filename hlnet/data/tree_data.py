@@ -49,9 +49,7 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         subset: bool = False,
         outside: bool = False,
     ) -> None:
-        position = {leaf.id: i for i, leaf in enumerate(tree.leaves) if leaf.id is not None}
-        position |= {name: i for i, name in enumerate(tree.classes)}  # a name goes before an id
-        known = [position.get(name) for name in images.classes]
+        known = [tree.node_names.classes.get(name) for name in images.classes]
         if doubled := [tree.classes[i] for i, count in Counter(known).items() if i is not None and count > 1]:
             raise DataError(f"two classes of {images.name} are one in the tree, by name and by id: {some(doubled)}")
         unknown = [name for name, found in zip(images.classes, known, strict=True) if found is None]

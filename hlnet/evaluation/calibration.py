@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
+from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import DataError, RunError, UsageError, some
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
 from hlnet.evaluation.metrics.rejection import (
@@ -20,11 +19,8 @@ from hlnet.evaluation.metrics.rejection import (
     false_positive_bound,
     rejection_scores,
 )
-from hlnet.model.provenance import Provenance, Rejection, Score
-
-if TYPE_CHECKING:
-    from hlnet.data.tree_data import TreeData
-    from hlnet.model.base import Network
+from hlnet.model.base import Network
+from hlnet.model.provenance import PathConformal, Rejection, Score
 
 log = logging.getLogger("hlnet")
 
@@ -32,12 +28,13 @@ log = logging.getLogger("hlnet")
 def calibrate(
     net: Network,
     data: TreeData,
-    batches: Iterable[tuple[Tensor, Tensor]],
     max_false_positive: float = 0.01,
     score: Score | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
     on_batch: Callable[[], None] | None = None,
-) -> Provenance:
-    """Fit when a network says "none of these", and its temperature.
+) -> Rejection:
+    """Fit when a network says "none of these", and its temperature; ``net.provenance`` holds both from then on.
 
     The threshold comes from images of classes that the network lacks (:func:`conformal_threshold`), the
     temperature from images of its own (:func:`fit_temperature`; with one class there is none), or, where each class was
@@ -47,17 +44,17 @@ def calibrate(
     Args:
         net: an expert, or any network.
         data: labelled images that it was not trained with, of its own classes and of others: ``outside=True``.
-        batches: of ``data``, in any order.
         max_false_positive: the share of new outside images, drawn as these are, that may be accepted.
         score: ``energy``, ``max-logit`` or ``probability``, see :func:`rejection_scores`; default:
             ``probability`` for a network trained with ``bce``, else ``energy``.
+        batch_size, workers: as :func:`hlnet.loader` takes them.
         on_batch: called after each batch.
 
     Returns:
-        the network's provenance with ``temperature`` and ``rejection`` filled in; the latter's ``metrics`` tell what
-        was measured on these images: ``own_images``, ``outside_images``, ``own_accepted``, ``outside_accepted``,
-        ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such fits, 95 stay under it) and, where there is
-        a temperature, ``ece_before`` and ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one).
+        what was fitted. Its ``metrics`` tell what was measured on these images: ``own_images``, ``outside_images``,
+        ``own_accepted``, ``outside_accepted``, ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such
+        fits, 95 stay under it) and, where there is a temperature, ``ece_before`` and ``ece``
+        (:func:`calibration_error` at temperature 1 and at the fitted one).
 
     Raises:
         UsageError: if there is no such score, or the rate is not between 0 and 1.
@@ -65,14 +62,13 @@ def calibrate(
 
     Example:
         >>> import hlnet
-        >>> net = hlnet.create_model("resnet18", tree=["0", "1", "2"])
+        >>> net = hlnet.create_model("test_resnet", tree=["0", "1", "2"])
         >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
         >>> prepare = hlnet.eval_transform(net.transform)
-        >>> data = hlnet.TreeData(hlnet.load_data("digits"), net.tree, prepare, outside=True)
-        >>> few = torch.utils.data.Subset(data, range(60))
-        >>> net.provenance = calibrate(net, data, hlnet.loader(few, 30), max_false_positive=0.1)
-        >>> net.provenance.rejection.score, net.provenance.rejection.metrics["outside_images"]
-        ('energy', 44.0)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, prepare, outside=True)
+        >>> report = calibrate(net, data, max_false_positive=0.1)
+        >>> report.score, net.provenance.rejection == report, net.provenance.temperature is not None
+        ('energy', True, True)
     """
     from hlnet.evaluation.logits import logits_of  # which measures calibration, too
 
@@ -86,7 +82,7 @@ def calibrate(
             data.images.name,
             some(data.absent),
         )
-    (logits,), labels = logits_of(net, batches, on_batch=on_batch)
+    (logits,), labels = logits_of(net, loader(data, batch_size, workers), on_batch=on_batch)
     own = labels >= 0
     if not own.any():
         raise DataError(f"the calibration images of {data.images.name} hold none of the network's own classes")
@@ -116,17 +112,20 @@ def calibrate(
         data=data.images.name.strip("'"),
         metrics={name: value for name, value in metrics.items() if value is not None},
     )
-    fitted = {"temperature": temperature, "rejection": rejection, "conformal": None}  # the latter is of another T
-    return net.provenance.model_copy(update=fitted)
+    net.provenance.temperature, net.provenance.rejection = temperature, rejection
+    net.provenance.conformal = None  # it was of another temperature
+    return rejection
 
 
 def calibrate_paths(
     net: Network,
     data: TreeData,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batch_size: int = 64,
+    workers: int = 0,
     on_batch: Callable[[], None] | None = None,
-) -> Provenance:
+) -> PathConformal:
     """Fit a network's temperature, and where its path answers end for a coverage (``hlnet.predict(…, coverage=0.9)``).
+    ``net.provenance`` holds both from then on.
 
     One half of the images, drawn by chance, gives the temperature (:func:`fit_temperature`), the other the thresholds
     (:func:`fit_path_conformal`): were they the same images, what the thresholds promise would not quite
@@ -137,14 +136,13 @@ def calibrate_paths(
         net: a full network, an expert or a plain network, of two classes at least.
         data: labelled images that it was not trained with, ``TreeData(…, subset=True)``. If classes were trained one
             against all (``bce``), images of others teach the temperature, too: ``outside=True`` keeps them.
-        batches: of ``data``, in any order.
+        batch_size, workers: as :func:`hlnet.loader` takes them.
         on_batch: called after each batch.
 
     Returns:
-        the network's provenance with ``temperature`` and ``conformal`` filled in; the latter's ``metrics`` tell how
-        many images gave the temperature (``temperature_images``), and what was measured on the others: ``ece_before``
-        and ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one), and what
-        :func:`hlnet.evaluation.metrics.conformal.outcomes` counts.
+        what was fitted. Its ``metrics`` tell how many images gave the temperature (``temperature_images``), and what
+        was measured on the others: ``ece_before`` and ``ece`` (:func:`calibration_error` at temperature 1 and at the
+        fitted one), and what :func:`hlnet.evaluation.metrics.conformal.outcomes` counts.
 
     Raises:
         UsageError: if the network has one class only.
@@ -153,14 +151,13 @@ def calibrate_paths(
 
     Example:
         >>> import hlnet
-        >>> net = hlnet.create_model("resnet18", tree={"low": ["0", "1", "2"], "high": ["8", "9"]})
+        >>> net = hlnet.create_model("test_resnet", tree={"low": ["0", "1", "2"], "high": ["8", "9"]})
         >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
         >>> prepare = hlnet.eval_transform(net.transform)
-        >>> data = hlnet.TreeData(hlnet.load_data("digits"), net.tree, prepare, subset=True)
-        >>> few = torch.utils.data.Subset(data, range(60))
-        >>> net.provenance = calibrate_paths(net, data, hlnet.loader(few, 30))
-        >>> net.provenance.conformal.images, len(net.provenance.conformal.thresholds)  # from 0.5 to 0.967
-        (30, 468)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, prepare, subset=True)
+        >>> report = calibrate_paths(net, data)
+        >>> report.images == len(data) // 2, net.provenance.conformal == report
+        (True, True)
     """
     from hlnet.evaluation.logits import logits_of
     from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, outcomes, path_scores
@@ -174,7 +171,7 @@ def calibrate_paths(
     seen = set(data.labels)
     if absent := [name for place, name in enumerate(net.tree.classes) if place not in seen]:
         log.warning("%s has no images of %s: nothing is promised of these", data.images.name, some(absent))
-    (logits,), labels = logits_of(net, batches, on_batch=on_batch)
+    (logits,), labels = logits_of(net, loader(data, batch_size, workers), on_batch=on_batch)
     if not logits.isfinite().all():
         raise RunError("the network gives logits that are not numbers, so nothing can be fitted; check its weights")
     one_vs_all = net.provenance.one_vs_all
@@ -193,7 +190,8 @@ def calibrate_paths(
         shares = class_probabilities(logits[second], one_vs_all, value)
         fitted.metrics[name] = calibration_error(shares, labels[second])
     fitted.metrics |= outcomes(paths, down, fitted)
-    return net.provenance.model_copy(update={"temperature": temperature, "conformal": fitted})
+    net.provenance.temperature, net.provenance.conformal = temperature, fitted
+    return fitted
 
 
 def check_outside(data: TreeData, max_false_positive: float) -> None:

@@ -173,7 +173,7 @@ def attend(
         raise UsageError("a network of one class always answers with it: there is nothing that a cue could change")
     if any(not 0 <= gain < float("inf") for gain in gains):
         raise UsageError(f"gains must be numbers of at least 0, got {', '.join(f'{gain:g}' for gain in gains)}")
-    places = {} if plain is None else {name: place for place, name in enumerate(plain[0].tree.classes)}
+    places = {} if plain is None else plain[0].tree.positions
     if plain is not None and (lacking := [name for name in net.tree.classes if name not in places]):
         raise UsageError(f"the plain network lacks classes of the network: {some(lacking)}")
     gains = [1.0, *gains, *stored_gains(net, reliability).values()] if net.has_branches else []

@@ -270,18 +270,16 @@ def _detector(net: Network, kept: Sequence[int], score: Score | None) -> tuple[S
 
 def _columns(name: str, net: Network, classes: Sequence[str]) -> list[int]:
     """Positions of the classes in a network, by name."""
-    position = {found: i for i, found in enumerate(net.tree.classes)}
-    if lacking := [found for found in classes if found not in position]:
+    if lacking := [found for found in classes if found not in net.tree.positions]:
         raise UsageError(
             f"'{name}' lacks the class{'es' if len(lacking) > 1 else ''} {some(lacking)}, so it cannot stand beside"
         )
-    return [position[found] for found in classes]
+    return [net.tree.positions[found] for found in classes]
 
 
 def _places(lead: Network, net: Network) -> Tensor:
     """From a position in the first network's classes to that in another's; -1, and what it lacks, to -1."""
-    position = {found: i for i, found in enumerate(net.tree.classes)}
-    return torch.tensor([*(position.get(found, -1) for found in lead.tree.classes), -1])
+    return torch.tensor([*(net.tree.positions.get(found, -1) for found in lead.tree.classes), -1])
 
 
 def _evaluation(

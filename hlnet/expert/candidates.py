@@ -6,20 +6,15 @@ tree is priced in a moment. The trunk's share is the floor: no choice of classes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from hlnet.errors import RunError, UsageError, one_line, some
 from hlnet.model.cost import Cost, Part, total_cost
 from hlnet.tree.build.budget import Budget
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import read_selections, select_classes
-
-_WEIGHTS = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMG])B", re.IGNORECASE)
-_SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,61 +32,13 @@ class Candidate:
     cost: Cost
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """The most that an expert may have of parameters, multiply-accumulates for one image, or bytes of weights.
-
-    Example:
-        >>> Limit.parse("15M"), Limit.parse("850 mmacs"), Limit.parse("40MB").text(2.5e6)
-        (Limit(measure='params', most=15000000.0), Limit(measure='macs', most=850000000.0), '2.5 MB of weights')
-    """
-
-    measure: Literal["params", "macs", "bytes"]
-    most: float
-
-    @classmethod
-    def parse(cls, text: str) -> Limit:
-        """Read ``"15M"`` as parameters, ``"4.2GMAC"`` as multiply-accumulates, ``"40MB"`` as bytes; K, M or G each.
-
-        Raises:
-            UsageError: if it is none of them, or zero.
-        """
-        found = _WEIGHTS.fullmatch(text.strip())
-        try:
-            if found and float(found[1]):
-                return cls("bytes", float(found[1]) * _SCALE[found[2].lower()])
-            budget = Budget.parse(text)
-        except UsageError:
-            raise UsageError(
-                f"budget '{text}': expected parameters, such as 15M, computation, such as 4.2GMAC, or weights, such "
-                "as 40MB"
-            ) from None
-        return cls(budget.measure, budget.limit)
-
-    def of(self, cost: Cost) -> int:
-        """What a network costs, in this measure."""
-        return sum(getattr(part, self.measure) for part in cost.parts)
-
-    def fits(self, candidate: Candidate) -> bool:
-        """Whether an expert keeps to it; to cost just as much is to keep to it."""
-        return self.of(candidate.cost) <= self.most
-
-    def figure(self, amount: float) -> str:
-        """An amount of this measure, such as ``"2.5 MB"``."""
-        scale, unit = {"params": (1e6, "M"), "macs": (1e9, " GMACs"), "bytes": (1e6, " MB")}[self.measure]
-        return f"{amount / scale:.4g}{unit}"
-
-    def text(self, amount: float) -> str:
-        """An amount, and of what, such as ``"2.5 MB of weights"``."""
-        return self.figure(amount) + {"params": " parameters", "macs": "", "bytes": " of weights"}[self.measure]
-
-    def compared(self, candidate: Candidate) -> str:
-        """How an expert's cost stands to it, for a message."""
-        cost, name = self.of(candidate.cost), one_line(candidate.name, 60)
-        spare, budget = self.most - cost, f"the budget of {self.figure(self.most)}"
-        if spare >= 0:
-            return f"'{name}' takes {self.text(cost)}, within {budget}: {self.figure(spare)} to spare"
-        return f"'{name}' takes {self.text(cost)}, {self.figure(-spare)} over {budget}"
+def compared(candidate: Candidate, budget: Budget) -> str:
+    """How an expert's cost stands to a budget, for a message."""
+    cost, name = budget.of(candidate.cost), one_line(candidate.name, 60)
+    spare, limit = budget.limit - cost, f"the budget of {budget.figure(budget.limit)}"
+    if spare >= 0:
+        return f"'{name}' takes {budget.text(cost)}, within {limit}: {budget.figure(spare)} to spare"
+    return f"'{name}' takes {budget.text(cost)}, {budget.figure(-spare)} over {limit}"
 
 
 def candidates(tree: ClassTree, units: Sequence[Part], choices: Mapping[str, Collection[int]]) -> list[Candidate]:
@@ -189,17 +136,17 @@ def choose(
     return {classes or "the whole network": tuple(within or range(len(tree.leaves)))}
 
 
-def fitting(found: Iterable[Candidate], limit: Limit) -> list[Candidate]:
-    """Those that keep to a limit: the most classes first, then the dearest."""
-    kept = [candidate for candidate in found if limit.fits(candidate)]
-    return sorted(kept, key=lambda one: (-len(one.classes), -limit.of(one.cost), one.name))
+def fitting(found: Iterable[Candidate], budget: Budget) -> list[Candidate]:
+    """Those that keep to a budget: the most classes first, then the dearest."""
+    kept = [candidate for candidate in found if budget.fits(candidate.cost)]
+    return sorted(kept, key=lambda one: (-len(one.classes), -budget.of(one.cost), one.name))
 
 
-def require_fit(wanted: Sequence[Candidate], limit: Limit, tree: ClassTree, units: Sequence[Part]) -> None:
-    """Refuse experts that are over a limit.
+def require_fit(wanted: Sequence[Candidate], budget: Budget, tree: ClassTree, units: Sequence[Part]) -> None:
+    """Refuse experts that are over a budget.
 
     Raises:
-        RunError: naming cost and limit and, of a single expert, the largest inner node of its classes that fits; or
+        RunError: naming cost and budget and, of a single expert, the largest inner node of its classes that fits; or
             what the least is, where none does.
 
     Example:
@@ -207,38 +154,42 @@ def require_fit(wanted: Sequence[Candidate], limit: Limit, tree: ClassTree, unit
         >>> from hlnet.model.cost import unit_costs
         >>> units, _ = unit_costs(network_config("n3hl_resnet50", levels=3))
         >>> tree = ClassTree.balanced((1, 2, 6))
-        >>> require_fit(candidates(tree, units, {"all": range(6)}), Limit.parse("9.9M"), tree, units)
+        >>> require_fit(candidates(tree, units, {"all": range(6)}), Budget.parse("9.9M"), tree, units)
         Traceback (most recent call last):
         hlnet.errors.RunError: 'all' takes 10.18M parameters, 0.2812M over the budget of 9.9M; \
 the largest node of it that fits is 'group 1.0/group 2.0' (3 classes, 9.798M)
     """
-    over = [candidate for candidate in wanted if not limit.fits(candidate)]
+    over = [candidate for candidate in wanted if not budget.fits(candidate.cost)]
     if not over:
         return
-    if advice := floor(limit, units):
-        raise RunError(f"{limit.compared(over[0])}; {advice}")
+    if advice := floor(budget, units):
+        raise RunError(f"{compared(over[0], budget)}; {advice}")
     if len(wanted) > 1:
-        names = some(f"'{one.name}' ({limit.figure(limit.of(one.cost))})" for one in over)
-        raise RunError(f"{len(over)} of {len(wanted)} experts are over the budget of {limit.text(limit.most)}: {names}")
-    nearest = fitting(candidates(tree, units, classes_by_node(tree, over[0].classes)), limit)
+        names = some(f"'{one.name}' ({budget.figure(budget.of(one.cost))})" for one in over)
+        raise RunError(
+            f"{len(over)} of {len(wanted)} experts are over the budget of {budget.text(budget.limit)}: {names}"
+        )
+    nearest = fitting(candidates(tree, units, classes_by_node(tree, over[0].classes)), budget)
     if nearest:
-        classes = f"{len(nearest[0].classes)} classes, {limit.figure(limit.of(nearest[0].cost))}"
+        classes = f"{len(nearest[0].classes)} classes, {budget.figure(budget.of(nearest[0].cost))}"
         advice = f"the largest node of it that fits is '{nearest[0].name}' ({classes})"
     else:
-        advice = f"no inner node of it fits, one class alone takes {limit.text(one_class(limit, units))}"
-    raise RunError(f"{limit.compared(over[0])}; {advice}")
+        advice = f"no inner node of it fits, one class alone takes {budget.text(one_class(budget, units))}"
+    raise RunError(f"{compared(over[0], budget)}; {advice}")
 
 
-def one_class(limit: Limit, units: Sequence[Part]) -> int:
-    """What an expert for one class costs, in the limit's measure: every class has one node at each level."""
-    return limit.of(total_cost(list(units), [1] * (len(units) - 1)))
+def one_class(budget: Budget, units: Sequence[Part]) -> int:
+    """What an expert for one class costs, in the budget's measure: every class has one node at each level."""
+    return budget.of(total_cost(list(units), [1] * (len(units) - 1)))
 
 
-def floor(limit: Limit, units: Sequence[Part]) -> str | None:
-    """Why no expert at all keeps to a limit, or ``None`` where one does."""
-    least, trunk = one_class(limit, units), getattr(units[0], limit.measure)
-    if least <= limit.most:
+def floor(budget: Budget, units: Sequence[Part]) -> str | None:
+    """Why no expert at all keeps to a budget, or ``None`` where one does."""
+    least, trunk = one_class(budget, units), budget.of(units[0])
+    if least <= budget.limit:
         return None
-    if trunk > limit.most:
-        return f"the trunk alone takes {limit.text(trunk)}, which is the floor of every expert's cost"
-    return f"no expert keeps to it: one class alone takes {limit.text(least)}, of which the trunk {limit.figure(trunk)}"
+    if trunk > budget.limit:
+        return f"the trunk alone takes {budget.text(trunk)}, which is the floor of every expert's cost"
+    return (
+        f"no expert keeps to it: one class alone takes {budget.text(least)}, of which the trunk {budget.figure(trunk)}"
+    )

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from hlnet.errors import CheckpointError, UsageError
-from hlnet.model.base import TrainableNetwork
+from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance, Rows
 from hlnet.store.checkpoint import Header, check_weights, empty_network, fill, header_of, opened, write_checkpoint
 from hlnet.store.remote_file import RemoteFile, in_parts
@@ -50,8 +49,8 @@ def cut_expert(source: TrainableNetwork | str | Path, classes: str | int | Itera
         >>> expert.tree.counts, torch.allclose(expert(images), net(images)[:, :2], atol=1e-5)
         ((1, 2), True)
     """
-    if isinstance(source, PlainNet):
-        raise UsageError("a plain network has no branches to choose from")
+    if isinstance(source, TrainableNetwork):
+        require_branches(source, "to choose from")
     if not isinstance(source, HierarchicalNet | str | Path):
         raise UsageError(f"a {type(source).__name__} cannot be cut; give a network, before hlnet.optimize, or a file")
     if isinstance(source, HierarchicalNet):
@@ -104,8 +103,7 @@ def _read_cut(source: Path | RemoteFile, classes: str | int | Iterable[str | int
     """The expert's header and weights, read from a file."""
     with opened(source) as file:
         header = header_of(file, source)
-        if header.kind == "plain":
-            raise UsageError(f"'{source}' is a plain network: it has no branches to choose from")
+        require_branches(header, "to choose from", name=f"'{source}'")
         pruned, rows = _pruned(header, classes)
         wanted: dict[str, list[tuple[int, int]] | None] = {}  # None: the whole tensor
         for name in file.keys():  # noqa: SIM118 - not a mapping

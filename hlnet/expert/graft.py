@@ -26,8 +26,8 @@ from hlnet.expert.cut import level_of
 from hlnet.expert.graft_training import GraftEpoch, NewBranches, OnBatch, Seen, images_a_step, look, train_branches
 from hlnet.expert.grow import TRUNK, find_parent, grow, inner_nodes
 from hlnet.expert.verify import verify_expert
+from hlnet.model.base import require_branches
 from hlnet.model.hierarchical import HierarchicalNet
-from hlnet.model.plain import PlainNet
 from hlnet.training.stopping import shortages
 from hlnet.training.train_config import TrainConfig
 from hlnet.tree.class_tree import ClassTree
@@ -127,8 +127,7 @@ def graft(
         >>> grown.tree.classes[-1], grown.tree.leaves[-1].id, report.places["eight"].under
         ('eight', '8', '/')
     """
-    if isinstance(net, PlainNet):
-        raise UsageError("a plain network has no branches to add to")
+    require_branches(net, "to add to")
     if not isinstance(net, HierarchicalNet):
         raise UsageError(f"a {type(net).__name__} cannot be grown; give a network, before hlnet.optimize")
     config = graft_config(net) if config is None else config
@@ -339,8 +338,8 @@ def _verified(net: HierarchicalNet, grown: HierarchicalNet) -> float:
     Raises:
         RunError: if they are not the same.
     """
-    old, place = net.state_dict(), {name: i for i, name in enumerate(grown.tree.classes)}
-    rows = grown.tree.rows(place[name] for name in net.tree.classes)
+    old = net.state_dict()
+    rows = grown.tree.rows(grown.tree.positions[name] for name in net.tree.classes)
     try:
         for name, tensor in grown.state_dict().items():
             level = level_of(name)
@@ -363,7 +362,7 @@ def _measured(
     """Accuracies on validation images, for :class:`GraftReport`; the first ``old`` columns are the old classes."""
     steps = count(1)
     (logits,), labels = logits_of(grown, batches, on_batch=lambda: tell("validation", next(steps), len(batches)))
-    logits = logits[:, [grown.tree.classes.index(name) for name in columns.classes]]
+    logits = logits[:, [grown.tree.positions[name] for name in columns.classes]]
     right = (logits.argmax(1) == labels).double()
     before = (logits[:, :old].argmax(1) == labels).double()  # its old logits are the old network's
     is_old = labels < old

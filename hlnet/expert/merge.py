@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hlnet.errors import UsageError
 from hlnet.expert.cut import level_of
-from hlnet.model.base import TrainableNetwork
+from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance
@@ -113,8 +113,7 @@ class _Part:
             kind = "plain" if isinstance(source, PlainNet) else "hierarchical"
             self.header = Header(kind, source.config, source.tree, source.transform, source.provenance, "")  # type: ignore[arg-type]
             self.weights = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items()}
-        if self.header.kind == "plain":
-            raise UsageError(f"{self.name} is a plain network: it has no branches to merge")
+        require_branches(self.header, "to merge", name=self.name)
         self.tree = self.header.tree
         before = self.header.provenance
         self.parent, self.parent_counts = before.parent, before.parent_counts

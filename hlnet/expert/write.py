@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from hlnet.data.images import LabelledImages, open_image
-from hlnet.data.tree_data import TreeData, eval_transform, loader
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import HlnetError, UsageError, some
 from hlnet.evaluation.calibration import calibrate, check_outside
 from hlnet.expert.cut import cut_checkpoint
 from hlnet.expert.verify import Reference
 from hlnet.files import replacing
+from hlnet.model.base import require_branches
 from hlnet.model.cost import Part, Profile, profile, unit_costs
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
@@ -56,8 +58,8 @@ class ExpertSource:
         self.file = in_parts(model, whole)
         with opened(self.file) as file:
             header = header_of(file, self.file)
-        if not isinstance(header.config, NetworkConfig):
-            raise UsageError(f"'{model}' is a plain network: it has no branches to choose from")
+        require_branches(header, "to choose from", name=f"'{model}'")
+        assert isinstance(header.config, NetworkConfig)
         self.config, self.tree, self.transform = header.config, header.tree, header.transform
         self.parent_counts = header.provenance.parent_counts
 
@@ -251,13 +253,13 @@ class Calibration:
     def __call__(self, draft: Path) -> dict[str, Any]:
         net = load_checkpoint(draft, self.device)
         data = self._data(net.tree, net.transform)
-        batches = loader(data, self.batch_size, self.workers)
-        done = count(1)
+        done, batches = count(1), math.ceil(len(data) / self.batch_size)
 
         def on_batch() -> None:
             if self.on_step:
-                self.on_step("calibrating", next(done), len(batches))
+                self.on_step("calibrating", next(done), batches)
 
-        net.provenance = calibrate(optimize(net), data, batches, self.max_false_positive, self.score, on_batch)
+        settings = (self.max_false_positive, self.score, self.batch_size, self.workers, on_batch)
+        calibrate(optimize(net), data, *settings)  # what is fitted is the network's own, too
         save_checkpoint(net, draft)
         return {"calibration": net.provenance.model_dump(mode="json", include={"temperature", "rejection"})}

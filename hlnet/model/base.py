@@ -27,6 +27,37 @@ class BackboneChoice(Protocol):
     def model_dump(self, *, mode: str = "python") -> dict[str, Any]: ...
 
 
+class MayHaveBranches(Protocol):
+    """A network, or what a file says of one."""
+
+    @property
+    def has_branches(self) -> bool: ...
+
+
+def require_branches(net: MayHaveBranches, purpose: str, mend: str = "", name: str | None = None) -> None:
+    """Refuse a plain network where branches are needed.
+
+    Args:
+        net: any network, or the header of a checkpoint.
+        purpose: what the branches are for, such as ``"to cue"``.
+        mend: what to do instead.
+        name: what the message calls the network, such as ``"'pets.safetensors'"``.
+
+    Raises:
+        UsageError: if it has no branches.
+
+    Example:
+        >>> from hlnet.model.plain import PlainConfig, PlainNet
+        >>> net = PlainNet(PlainConfig(backbone="resnet18"), ClassTree.parallel(["cat", "dog"]))
+        >>> require_branches(net, "to cue", "leave the gains out")
+        Traceback (most recent call last):
+        hlnet.errors.UsageError: a plain network has no branches to cue; leave the gains out
+    """
+    if not net.has_branches:
+        subject = "a plain network" if name is None else f"{name} is a plain network, which"
+        raise UsageError(f"{subject} has no branches {purpose}" + (f"; {mend}" if mend else ""))
+
+
 class Network(nn.Module):
     """A classifier with a trunk: a :class:`hlnet.HierarchicalNet`, a :class:`hlnet.PlainNet` or an inference form.
 

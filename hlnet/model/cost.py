@@ -30,6 +30,11 @@ _COUNTED: dict[tuple[Any, ...], tuple[NetworkConfig, list[Part], tuple[int, int,
 _PLAIN: dict[tuple[Any, ...], tuple[BackboneChoice, Cost]] = {}
 
 
+def figure(value: float) -> str:
+    """Three decimals, or for small values three digits."""
+    return f"{value:.3f}" if value >= 1 else f"{value:.3g}"
+
+
 class Part(BaseModel):
     """The cost of one part of a network: the trunk, or one level with all its nodes.
 
@@ -78,6 +83,11 @@ class Cost(BaseModel):
     bytes: int
     parts: list[Part] = []
     latency: list[Latency] = []
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return round(self.gmacs * 1e9)
 
 
 class Profile(BaseModel):

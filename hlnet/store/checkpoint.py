@@ -50,6 +50,11 @@ class Header:
     provenance: Provenance
     fingerprint: str
 
+    @property
+    def has_branches(self) -> bool:
+        """Whether a tree of branches follows the trunk."""
+        return self.kind == "hierarchical"
+
 
 def save_checkpoint(model: TrainableNetwork, path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write the network to one ``.safetensors`` file, in one step.

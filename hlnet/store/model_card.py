@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -17,14 +16,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from hlnet.cues.cue import stored_effect
 from hlnet.cues.cue_aware import is_trained
 from hlnet.errors import HlnetError, some
-from hlnet.model.cost import Cost, network_cost, profile
+from hlnet.model.cost import Cost, figure, network_cost, profile
 from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.templates import render
 from hlnet.tree.selection import select_classes
 from hlnet.version import __version__
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from hlnet.model.base import TrainableNetwork
     from hlnet.tree.class_tree import ClassTree
 
@@ -82,7 +80,11 @@ def make_model_card(
     has_branches = isinstance(model, HierarchicalNet)
     costs = _costs(model)
     listing = list(_lines(tree.to_nested())) if has_branches else list(tree.classes)
-    text = _template().render(
+    text = render(
+        "store/card.md.j2",
+        code=_code,
+        fenced=_fenced,
+        figure=figure,
         title=title or f"{count} class{'es' if count > 1 else ''} on {model.config.backbone}",
         about=about,
         data=data,
@@ -113,21 +115,10 @@ def make_model_card(
         tags=TAGS,
         datasets=[data.removeprefix("hfds/")] if data and data.startswith("hfds/") else None,
     )
-    return ModelCard(f"---\n{front.to_yaml()}\n---\n\n{text}")
+    return ModelCard(f"---\n{front.to_yaml()}\n---\n\n{text}\n")
 
 
 # ---------------------------------------------------------------------- helpers
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"code": _code, "fenced": _fenced, "figure": _figure}
-    return environment.from_string(TEMPLATE)
 
 
 def _costs(model: TrainableNetwork) -> dict[str, Cost]:
@@ -196,11 +187,6 @@ def _toml(settings: Mapping[str, Any]) -> str:
     return tomli_w.dumps(kept(to_jsonable_python(settings, fallback=str))).strip()
 
 
-def _figure(value: float) -> str:
-    """Three decimals, or for small values three digits."""
-    return f"{value:.3f}" if value >= 1 else f"{value:.3g}"
-
-
 def _ticks(text: str, least: int) -> str:
     """A row of backticks that the text does not hold."""
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
@@ -217,184 +203,3 @@ def _fenced(text: str, language: str) -> str:
     """A block of code, whatever the text holds."""
     ticks = _ticks(text, 3)
     return f"{ticks}{language}\n{text}\n{ticks}"
-
-
-TEMPLATE = """\
-# {{ title }}
-
-{% if kind == "full" %}
-An image classifier of hlnet's: the early stages of `{{ backbone }}` feed a tree of small branches, and each leaf gives
-one class's logit. A network for some of the classes, an *expert*, is cut out of it in a moment, without images or
-training; a cue from outside can enhance or inhibit the features of single branches.
-{% elif kind == "expert" %}
-An image classifier of hlnet's, and an *expert*: cut from a full network of {{ provenance.parent_counts[-1] }} classes
-(the early stages of `{{ backbone }}`, and a tree of small branches), of which it keeps the paths to its own. Its logits
-are those that the full network gives for these classes.
-{% if provenance.parent %}
-The full network's fingerprint is `{{ provenance.parent }}`.
-{% endif %}
-{% else %}
-A plain image classifier, `{{ backbone }}` of timm's, as hlnet trains it for comparison with its hierarchical networks.
-{% endif %}
-Written by hlnet {{ version }}.
-
-{% if about %}
-{{ about }}
-
-{% endif %}
-## Classes
-
-{{ count }} class{{ "es" if count > 1 }}: {{ classes }}.
-{%- if kind != "plain" %} The class tree has {{ tree.counts | join(", ") }} nodes at its levels, level 1 nearest to the
-trunk.
-{%- endif %}
-
-
-{% if folded %}
-<details><summary>All of them</summary>
-
-{% endif %}
-{{ listing | fenced("text") }}
-{% if folded %}
-
-</details>
-{% endif %}
-
-## Data
-
-Trained on: {{ data | code if data else "not stated" }}. Images are expected with {{ transform.input_size[0] }} channels
-and {{ transform.input_size[1] }} × {{ transform.input_size[2] }} pixels ({{ transform.interpolation }}, {{
-transform.crop_mode }} crop of {{ "%g" | format(100 * transform.crop_pct) }} %), normalised with mean {{
-transform.mean | join(", ") }} and deviation {{ transform.std | join(", ") }}; the commands below see to that.
-{% if license %}
-Licence: {{ license }}.
-{% else %}
-No licence is stated.
-{% endif %}
-
-## Cost
-
-One image, counted by `hlnet profile`; one fused multiply-add is one MAC.
-
-|{% for name in costs %} | {{ name }}{% endfor %} |
-|---|{{ "---|" * costs | length }}
-| classes{% for cost in costs.values() %} | {{ cost.classes }}{% endfor %} |
-| parameters{% for cost in costs.values() %} | {{ "{:,}".format(cost.params) }}{% endfor %} |
-| GMACs{% for cost in costs.values() %} | {{ cost.gmacs | figure }}{% endfor %} |
-| weights, MB{% for cost in costs.values() %} | {{ (cost.bytes / 1e6) | figure }}{% endfor %} |
-
-{% if parts %}
-By part:
-
-| | nodes | parameters | GMACs |
-|---|---|---|---|
-{% for part in parts %}
-| {{ part.name }} | {{ part.nodes }} | {{ "{:,}".format(part.params) }} | {{ (part.macs / 1e9) | figure }} |
-{% endfor %}
-
-{% endif %}
-## Accuracy
-
-{% if metrics %}
-| | |
-|---|---|
-{% for name, value in metrics.items() %}
-| {{ name }} | {{ value }} |
-{% endfor %}
-
-Measured during training{% if data %} on {{ data | code }}{% endif %}. Where validation images also chose the epoch,
-their figure flatters a little; images that chose nothing tell more.
-{% elif kind == "expert" %}
-Not measured for this cut. On images of its classes it does what the full network does when only these compete.
-{% else %}
-Not measured.
-{% endif %}
-{% if cue is not none %}
-
-A cue on a class that is right in {{ "%g" | format(100 * provenance.attention.reliability) }} % of cases
-{{ "was trained to act as" if trained else "served best as" }} {{ cue }}
-{%- if provenance.attention.data %}, on {{ provenance.attention.data | code }}{% endif %}.
-{% endif %}
-
-## Training
-
-{% if recipe %}
-{{ ("The full network's recipe:" if kind == "expert" else "The recipe:") }}
-(Network, input and tree are in `config.json`.)
-
-{{ recipe | fenced("toml") }}
-{% else %}
-No recipe came with the weights.
-{% endif %}
-
-## How to use
-
-The name may also be `local-dir:FOLDER`, a copy of this folder.
-
-```bash
-hlnet predict {{ name }} photo.jpg
-hlnet eval {{ name }} --data photos
-{% if kind != "plain" %}
-hlnet profile {{ name }}
-{% if count > 1 %}
-hlnet make-expert {{ name }} --classes {{ selection }} --out expert.safetensors --verify
-{% endif %}
-{% endif %}
-```
-
-```python
-import hlnet
-
-net = hlnet.load_checkpoint("{{ name }}")
-for found in hlnet.predict(hlnet.optimize(net), ["photo.jpg"]):
-    print(found.error or found.labels)
-```
-
-## Limits
-
-{% if provenance.one_vs_all %}
-- Each class's probability is its own (it was trained one against all): they need not add up to 100 %.
-{% elif count == 1 %}
-- With one class there is no probability, only a score.
-{% else %}
-- Probabilities are shares among this network's own {{ count }} classes: they add up to 100 % whatever the image shows,
-  also if it shows none of them.
-{% endif %}
-{% if provenance.rejection %}
-- It says "none of these" where its {{ provenance.rejection.score }} is below
-  {{ "%.4g" | format(provenance.rejection.threshold) }}: fitted so that at most
-  {{ "%g" | format(100 * provenance.rejection.max_false_positive) }} % of images of other classes are taken for its own,
-  if they are like those it was fitted on.
-{% else %}
-- It cannot say "none of these": no threshold was fitted.
-{% endif %}
-{% if provenance.conformal %}
-- Answers with `hlnet predict --coverage` hold as often as asked for images like the
-  {{ provenance.conformal.images }} of {{ provenance.conformal.data | code }} that their thresholds were fitted on,
-  on average over classes.
-{% endif %}
-{% if kind != "plain" %}
-- An expert knows nothing of the classes that were left out.
-- A cue helps only when it is right; a wrong one costs accuracy.
-- The tree says which classes share features, and nothing about the world.
-{% endif %}
-- On images of another kind than it was trained with, its accuracy is unknown until somebody measures it: `hlnet eval`.
-
-## Citation
-
-The network is that of this paper; hlnet is an implementation of its own.
-
-```bibtex
-@inproceedings{kelm2024dynamic,
-  title     = {Dynamic Inference and Top-down Attention in a Hierarchical Classification Network},
-  author    = {Kelm, Andr{\\'e} Peter and Hannemann, Niels and Heberle, Bruno and Schmidt, Lucas and Rolff, Tim and
-               Wilms, Christian and Yaghoubi, Ehsan and Frintrop, Simone},
-  booktitle = {Pattern Recognition (ICPR 2024)},
-  series    = {Lecture Notes in Computer Science},
-  publisher = {Springer Nature Switzerland},
-  pages     = {221--237},
-  year      = {2024},
-  doi       = {10.1007/978-3-031-78186-5_15}
-}
-```
-"""

@@ -29,7 +29,7 @@ from hlnet.data.features import CachedFeatures
 from hlnet.data.sampling import EpochSampler, Seeded, mixed
 from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import RunError, UsageError
-from hlnet.model.base import TrainableNetwork
+from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance
 from hlnet.training.losses import make_loss, prior_logit
@@ -110,8 +110,8 @@ def train(
         raise UsageError("training on cached features (cache_views) needs frozen_trunk")
     if isinstance(train_data, CachedFeatures) != isinstance(val_data, CachedFeatures) and not config.cache_views:
         raise UsageError("training and validation data must both be images or both be cached features")
-    if config.cue_aware and not net.has_branches:
-        raise UsageError("training with cues (cue_aware) scales features of branches, and a plain network has none")
+    if config.cue_aware:
+        require_branches(net, "whose features could be scaled", "train it without cues (cue_aware)")
     if resume and out is None:
         raise UsageError("resume goes on in a run folder; name it (out)")
     set_seed(mixed(config.seed) % 2**32)

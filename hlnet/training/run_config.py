@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hlnet.data.sources import is_source
 from hlnet.errors import UsageError, did_you_mean
+from hlnet.files import read_text
 from hlnet.model.presets import PRESETS, create_model
 from hlnet.model.trunk import check_size, load_trunk_weights, size_arguments
 from hlnet.training.train_config import TrainConfig
@@ -172,10 +173,7 @@ def _read(source: str) -> tuple[str, str]:
         raise UsageError(
             f"there is no recipe or file '{source}'.{did_you_mean(source, shipped)} Recipes: {', '.join(shipped)}"
         )
-    try:
-        return path.read_text(encoding="utf-8-sig"), f"'{path}'"
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+    return read_text(path), f"'{path}'"
 
 
 def _beside(settings: dict[str, Any], folder: Path) -> None:

@@ -202,6 +202,11 @@ class ClassTree:
         return tuple(node.name for node in self.leaves)
 
     @cached_property
+    def positions(self) -> dict[str, int]:
+        """Position of each class by its name: the column of its logit."""
+        return {name: position for position, name in enumerate(self.classes)}
+
+    @cached_property
     def indices(self) -> tuple[int | None, ...]:
         """Original index of each class, in the order of the logits."""
         return tuple(node.index for node in self.leaves)
@@ -270,6 +275,16 @@ class ClassTree:
         if path not in self.node_names.below:
             raise SelectionError(f"the tree has no node '{path}'")
         return self.node_names.below[path]
+
+    def node_over(self, classes: Iterable[int]) -> str | None:
+        """The path of the node that holds just these classes, by position; of a chain, of its first from the trunk.
+
+        Example:
+            >>> tree = ClassTree.from_nested({"animal": {"cat": ["tabby", "siamese"], "dog": ["beagle"]}, "saw": {}})
+            >>> tree.node_over([1, 0]), tree.node_over([2]), tree.node_over([0, 3])
+            ('animal/cat', 'animal/dog', None)
+        """
+        return self.node_names.over.get(tuple(sorted(classes)))
 
     @cached_property
     def class_paths(self) -> NDArray[np.int64]:

@@ -60,7 +60,7 @@ def compare_trees(first: ClassTree, second: ClassTree) -> TreeComparison:
         >>> compare_trees(one, other).robinson_foulds
         4
     """
-    ours = {leaf.name: i for i, leaf in enumerate(first.leaves)}
+    ours = first.positions
     theirs = _matched(first, second)
     shared = sorted(ours.keys() & theirs.keys())
     if len(shared) < 2:

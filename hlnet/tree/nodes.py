@@ -43,6 +43,7 @@ class NodeNames:
     Attributes:
         places: level, from 0, and position of each node, by path; of a class, those of its leaf.
         below: positions of the classes at or under each node, by path.
+        over: path of the first node from the trunk that holds just these classes, by their positions.
         classes: position of the class that a name or id means.
         named: paths of the nodes that have a name or id, the nearest to the trunk first.
         words: paths that a word may mean: a path itself, or else the nodes of that name or id.
@@ -71,6 +72,7 @@ class NodeNames:
             for end in range(1, len(parts) + 1):
                 below.setdefault("/".join(parts[:end]), []).append(position)
         self.below = {path: tuple(classes) for path, classes in below.items()}
+        self.over = {classes: path for path, classes in reversed(self.below.items())}
         self.classes = {leaf.id: position for position, leaf in enumerate(leaves) if leaf.id is not None}
         self.classes |= {leaf.name: position for position, leaf in enumerate(leaves)}
         self.leaves = [leaf.path for leaf in leaves]

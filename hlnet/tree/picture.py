@@ -17,7 +17,6 @@ from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -26,6 +25,7 @@ from matplotlib.path import Path as Line
 from hlnet.errors import UsageError
 from hlnet.figures import BLUE, GREY, RED, UNDATED, own_style, save, text_width
 from hlnet.files import replacing
+from hlnet.templates import render
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.hierarchy import Outline
 from hlnet.tree.nodes import Node
@@ -131,13 +131,8 @@ def tree_page(tree: ClassTree, path: str | Path, kept: Iterable[int] = (), title
         if not below:
             counts = {"classes": 1, "kept": int(node.index in marked)}
         items[id(node)] = {"node": node, "items": below, **counts}
-    template = Environment(
-        loader=PackageLoader("hlnet.tree", ""),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("picture.html.j2")
-    page = template.render(
+    page = render(
+        "tree/picture.html.j2",
         title=title or "Class tree",
         tree=tree,
         items=items[id(nodes[0])]["items"],

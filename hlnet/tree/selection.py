@@ -16,6 +16,7 @@ from fnmatch import translate
 from pathlib import Path
 
 from hlnet.errors import SelectionError, UsageError, one_line, some
+from hlnet.files import read_text
 from hlnet.tree.class_tree import ClassTree
 
 log = logging.getLogger("hlnet")
@@ -141,9 +142,10 @@ def read_selections(path: str | Path, tree: ClassTree) -> dict[str, tuple[int, .
 
     from hlnet.tree.strict_yaml import read_yaml
 
+    text = read_text(path, f"the file of selections '{path}'")
     try:
-        found = read_yaml(Path(path).read_text(encoding="utf-8-sig"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        found = read_yaml(text)  # JSON is YAML
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"cannot read the selections in '{path}': {one_line(error)}") from error
     if not isinstance(found, dict) or not found:
         raise UsageError(f"'{path}' must hold a mapping from names to selections, such as 'cats: tabby,281-285'")
@@ -304,11 +306,7 @@ class _Selector:
 
     def lines(self, name: str) -> list[str]:
         """The selections that a file holds."""
-        try:
-            lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise SelectionError(f"cannot read the selection file '{name}': {reason}") from error
+        lines = read_text(name, f"the selection file '{name}'", SelectionError).splitlines()
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise SelectionError(f"the selection file '{name}' names no class")

@@ -10,11 +10,11 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import BaseModel, ValidationError
 
 from hlnet.errors import HlnetError, UsageError, one_line
 from hlnet.optional import needed
+from hlnet.templates import render
 from hlnet.tree.class_tree import ClassTree
 from hlnet.view.live import COLOURS, ForgottenImageError, LiveNet, Question
 
@@ -132,14 +132,9 @@ def app_page(live: LiveNet, title: str) -> str:
     from matplotlib.colors import to_hex
 
     stops = ", ".join(to_hex(colormaps[COLOURS](step / 8)) for step in range(9))
-    template = Environment(
-        loader=PackageLoader("hlnet.view", ""),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("app.html.j2")
     size = "×".join(map(str, live.net.transform.input_size[1:]))
-    return template.render(
+    return render(
+        "view/app.html.j2",
         title=title,
         items=tree_items(live.tree),
         classes=len(live.tree.classes),

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hlnet.errors import SelectionError, UsageError
+from hlnet.model.base import Network, require_branches
 from hlnet.model.branches import BranchLevel
 from hlnet.model.hierarchical import BranchTree, HierarchicalNet
-from hlnet.model.plain import PlainNet
 from hlnet.tree.class_tree import ClassTree
-
-if TYPE_CHECKING:
-    from hlnet.model.base import Network
 
 #: A node: its level, as a position in ``tree.levels``, and its position there, as ``ClassTree.find_node`` gives it.
 Place: TypeAlias = tuple[int, int]
@@ -226,8 +223,7 @@ def check_branches(net: Network) -> None:
     Raises:
         UsageError: for a plain network or an inference form.
     """
-    if isinstance(net, PlainNet):
-        raise UsageError("a plain network has no branches to look at; its class activation maps can be shown")
+    require_branches(net, "to look at", "its class activation maps can be shown")
     if not isinstance(net, HierarchicalNet):
         raise UsageError(f"{type(net).__name__} does not show its blocks; give the network that it was made of")
 

@@ -28,7 +28,7 @@ from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.errors import UsageError
 from hlnet.evaluation.metrics.probability import class_probabilities
-from hlnet.model.base import TrainableNetwork
+from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.cost import total_cost, unit_costs
 from hlnet.model.fast.optimize import InferenceNet, optimize
 from hlnet.model.hierarchical import HierarchicalNet
@@ -155,8 +155,8 @@ class LiveNet:
     """
 
     def __init__(self, net: TrainableNetwork) -> None:
-        if not isinstance(net, HierarchicalNet):
-            raise UsageError("a plain network has no branches to cue, cut or look at; give a tree of branches")
+        require_branches(net, "to cue, cut or look at", "give a tree of branches")
+        assert isinstance(net, HierarchicalNet)
         self.net = net.eval()
         self._fast = optimize(net)
         self._units, _ = unit_costs(net.config, net.transform)

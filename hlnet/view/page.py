@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from hlnet.errors import UsageError
 from hlnet.figures import own_style
 from hlnet.files import make_folder, replacing
+from hlnet.templates import render
 from hlnet.view.look import CueRow, MapRow, View
 from hlnet.view.pictures import activation_figure, cue_figure, map_figure
 
@@ -76,11 +76,15 @@ def write_view(view: View, out: str | Path, title: str, about: str = "") -> list
         for number, name in enumerate(view.names):
             alt = f"{name} without a cue and under {len(view.cues)}"
             cues.append(_picture(f"cues-{number + 1}.png", alt, cue_figure(view, number)))
-    pages = Environment(
-        loader=PackageLoader("hlnet.view", ""), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
-    page = pages.get_template("show.html.j2").render(
-        title=title, about=about, view=view, maps=maps, activations=activations, cues=cues, ranks=best_classes(view)
+    page = render(
+        "view/show.html.j2",
+        title=title,
+        about=about,
+        view=view,
+        maps=maps,
+        activations=activations,
+        cues=cues,
+        ranks=best_classes(view),
     )
     single = out.suffix.lower() in {".html", ".htm"}
     files = {(out if single else out / PAGE): page.encode()}

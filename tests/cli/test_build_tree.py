@@ -68,7 +68,12 @@ def test_a_cut_keeps_the_classes_and_follows_the_hierarchy(build):
 
 @pytest.mark.parametrize(
     "budget, measure, limit, counts",
-    [("25M", "params", 25e6, (6, 26, 100)), ("'4.2 GMACs'", "macs", 4.2e9, None), ("'18000 k'", "params", 18e6, None)],
+    [
+        ("25M", "params", 25e6, (6, 26, 100)),
+        ("'4.2 GMACs'", "macs", 4.2e9, None),
+        ("'18000 k'", "params", 18e6, None),
+        ("100MB", "bytes", 1e8, None),
+    ],
 )
 def test_budget_is_spent_and_kept(build, price, budget, measure, limit, counts):
     tree, _ = build(f"preset:imagenet100 --budget {budget}")

@@ -38,7 +38,8 @@ def test_file_holds_what_the_library_fits(at, tmp_path, score):
     net = hlnet.cut_expert(at["full"], "low")
     data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform), outside=True)
     chosen = score.removeprefix("--score ") or None
-    expected = hlnet.calibrate(hlnet.optimize(net), data, hlnet.loader(data, 64), 0.1, chosen)
+    hlnet.calibrate(hlnet.optimize(net), data, 0.1, chosen)
+    expected = net.provenance
     found = read_header(out).provenance
     assert found == expected and found.rejection.score == (chosen or "energy")
     assert told["calibration"]["rejection"]["threshold"] == found.rejection.threshold

@@ -390,7 +390,7 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("eval @full.safetensors --prior @even.csv --cue-mode bias", "how strongly cues act is not said"),
         ("eval @full.safetensors --cue-site path --reliability 0.9", "cues act by bias; cue by a gain"),
         ("eval @full.safetensors --certain --cue-mode gain", "takes cues as facts"),
-        ("eval @plain.safetensors --certain", "is a plain network, which has none"),
+        ("eval @plain.safetensors --certain", "is a plain network, which has no branches to skip"),
         ("eval @full.safetensors --attention-signal 1e9", "must lie between 0 and 1e+06"),
         ("attend @full.safetensors --reliability 0", "must lie between 0 and 1"),
         ("attend @full.safetensors --gains 1,x", "--gains '1,x'"),

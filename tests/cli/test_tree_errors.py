@@ -72,7 +72,7 @@ ERRORS = """
 2 | build-tree {n} --method llm --answer {answer} --nodes 7 --out {new} | 7 & 6 classes
 2 | build-tree {n} --method llm --answer {answer} --levels 1 --out {new} | levels
 1 | build-tree {n} --levels 65 --out {new} | 65 & 64
-2 | build-tree {n} --network test_resnet --budget 25 --out {new} | budget '25' & 25M & 4.2GMAC
+2 | build-tree {n} --network test_resnet --budget 25 --out {new} | budget '25' & 15M & 4.2GMAC & 40MB
 2 | build-tree {n} --network test_resnet --budget lots --out {new} | budget 'lots'
 2 | build-tree {n} --budget 9M --out {new} | budget of 9M & too small & 6 classes & 9.963M
 2 | build-tree {n} --budget 20M --network resnt18 --out {new} | 'resnt18' & Did you mean 'resnet18'

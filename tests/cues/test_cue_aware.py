@@ -83,7 +83,7 @@ def test_a_gain_becomes_calibrated_evidence(tmp_path):
 
 def test_what_cannot_be_cued_in_training_is_refused():
     data = noise()
-    with pytest.raises(UsageError, match="plain network has none"):
+    with pytest.raises(UsageError, match="plain network has no branches"):
         train(build("plain"), data, data, TrainConfig(cue_aware=True), device="cpu")
     with pytest.raises(ValueError, match="images of two"):
         TrainConfig(cue_aware=True, mixup=0.2)

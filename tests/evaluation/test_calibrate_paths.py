@@ -13,7 +13,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hlnet.cli.main import app
-from hlnet.data.tree_data import loader
 from hlnet.errors import DataError, RunError, UsageError
 from hlnet.evaluation.calibration import calibrate, calibrate_paths
 from hlnet.evaluation.metrics.conformal import threshold_for
@@ -57,8 +56,10 @@ def test_fit_is_of_two_halves(kind, recipe):
     data, ticks = noise(net.tree, subset=not recipe, outside=bool(recipe)), []
     if kind == "optimised":
         net = optimize(net)
-    found = calibrate_paths(net, data, loader(data, 7), lambda: ticks.append(1))
-    assert len(ticks) == -(-len(data) // 7) and net.provenance == Provenance(recipe=recipe)
+    report = calibrate_paths(net, data, batch_size=7, on_batch=lambda: ticks.append(1))
+    found = net.provenance
+    kept = found.model_copy(update={"temperature": None, "conformal": None})
+    assert len(ticks) == -(-len(data) // 7) and kept == Provenance(recipe=recipe) and report is found.conformal
     logits, labels = by_hand(net, data)
     first, second = halves(len(data))
     if not recipe:
@@ -84,7 +85,7 @@ def test_fit_is_of_two_halves(kind, recipe):
 def test_what_is_promised_of_a_network(tmp_path):
     """On the images of the thresholds themselves, the nodes that predict answers with hold the class often enough."""
     net, data = build(), noise(subset=True)
-    net.provenance = calibrate_paths(net, data, loader(data, 8))
+    calibrate_paths(net, data, batch_size=8)
     _, second = halves(len(data))
     paths = []
     for i in second.tolist():
@@ -100,7 +101,7 @@ def test_what_is_promised_of_a_network(tmp_path):
 
 def test_fit_stays_with_its_weights(tmp_path):
     net, data = build(), noise(subset=True)
-    net.provenance = calibrate_paths(net, data, loader(data, 8))
+    calibrate_paths(net, data, batch_size=8)
     save_checkpoint(net, tmp_path / "net.safetensors")
     assert load_checkpoint(tmp_path / "net.safetensors").provenance == net.provenance
     assert net.provenance.model_dump(include=FITTED).keys() == FITTED and net.provenance.conformal
@@ -121,28 +122,31 @@ def test_rejection_stays_and_refitting_it_drops_the_thresholds():
     expert, data = expert_of("cat,dog")
     rejection = expert.provenance.rejection
     own = noise(expert.tree, subset=True)
-    expert.provenance = calibrate_paths(expert, own, loader(own, 8))
+    calibrate_paths(expert, own, batch_size=8)
     assert expert.provenance.rejection == rejection and expert.provenance.conformal
-    again = calibrate(expert, data, loader(data, 8), 0.2)
-    assert again.conformal is None and again.rejection  # they were of another temperature
+    again = calibrate(expert, data, 0.2)  # at another temperature
+    assert (
+        expert.provenance.conformal is None and expert.provenance.rejection == again
+    )  # they were of another temperature
 
 
 def test_what_cannot_be_fitted():
     net, data = build(), noise(subset=True)
     with pytest.raises(UsageError, match=r"one class \(saw\).*make-expert --calibrate"):
-        calibrate_paths(cut_expert(net, "saw"), data, [])
-    few = [(images[:1], labels[:1]) for images, labels in loader(data, 8)][:1]
+        calibrate_paths(cut_expert(net, "saw"), data)
+    few = noise(subset=True)
+    few.samples = few.samples[:1]
     with pytest.raises(DataError, match="noise holds too few images"):
-        calibrate_paths(net, data, few)
+        calibrate_paths(net, few)
     with torch.no_grad():
         net.head.leaves.bias.fill_(torch.nan)
     with pytest.raises(RunError, match="not numbers"):
-        calibrate_paths(net, data, loader(data, 8))
+        calibrate_paths(net, data)
 
 
 def test_classes_without_images_are_named(caplog):
     net, data = build(), noise(subset=True)
-    calibrate_paths(net, data, loader(data, 8))
+    calibrate_paths(net, data)
     assert "noise has no images of axe: nothing is promised" in caplog.text
 
 

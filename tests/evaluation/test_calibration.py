@@ -3,6 +3,7 @@ file of the network that it is of."""
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -202,7 +203,9 @@ def test_fit_is_of_the_networks_own_scores(kind, recipe, default, score):
     if kind in ("expert", "single"):
         net = cut_expert(net, "cat" if kind == "expert" else "beagle")
     before, data, ticks = net.provenance.model_copy(deep=True), noise(net), []
-    found = calibrate(net, data, loader(data, 7), 0.1, score, lambda: ticks.append(1))
+    report = calibrate(net, data, 0.1, score, batch_size=7, on_batch=lambda: ticks.append(1))
+    found = net.provenance
+    assert report is found.rejection and found.conformal is None
     logits, labels = by_hand(net, data)
     own, fit = labels >= 0, found.rejection
     assert (fit.score, fit.max_false_positive, fit.data, len(ticks)) == (score or default, 0.1, "noise", 9)
@@ -227,21 +230,21 @@ def test_fit_is_of_the_networks_own_scores(kind, recipe, default, score):
             assert metrics[name] == pytest.approx(naive_error(shares.tolist(), labels[used].tolist(), 15), abs=1e-4)
     kept = {"recipe", "metrics", "parent", "parent_counts", "parent_rows", "attention"}
     assert found.model_dump(include=kept) == before.model_dump(include=kept)
-    assert net.provenance == before  # the network is as it was
 
 
 def test_inference_form_gives_the_same_fit():
     net = network()
     data = noise(net)
-    own, fast = (calibrate(form, data, loader(data, 8), 0.1) for form in (net, optimize(net)))
-    assert fast.rejection.threshold == pytest.approx(own.rejection.threshold, abs=1e-4)
-    assert fast.rejection.metrics == pytest.approx(own.rejection.metrics, abs=1e-3)
+    own, fast = (calibrate(form, data, 0.1, batch_size=8) for form in (net, optimize(net)))
+    assert net.provenance.rejection is fast  # the form's provenance is the network's
+    assert fast.threshold == pytest.approx(own.threshold, abs=1e-4)
+    assert fast.metrics == pytest.approx(own.metrics, abs=1e-3)
 
 
 def test_fit_stays_in_the_file_and_not_in_a_cut(tmp_path):
     net = network()
     data = noise(net)
-    net.provenance = calibrate(net, data, loader(data, 8), 0.1, "max-logit")
+    calibrate(net, data, 0.1, "max-logit", batch_size=8)
     save_checkpoint(net, tmp_path / "net.safetensors")
     found = load_checkpoint(tmp_path / "net.safetensors").provenance
     assert found == net.provenance and found.rejection.threshold == net.provenance.rejection.threshold
@@ -252,34 +255,38 @@ def test_fit_stays_in_the_file_and_not_in_a_cut(tmp_path):
 
 def test_data_that_teach_nothing_are_refused(caplog):
     net = network()
+    before = net.provenance.model_copy(deep=True)
     own = noise(net, classes=("tabby", "siamese", "beagle"))
     with pytest.raises(DataError, match=r"noise' holds no images of classes outside .* add a folder"):
-        calibrate(net, own, loader(own, 8))
+        calibrate(net, own)
     few = noise(net)  # 24 of 60
     with pytest.raises(DataError, match=r"at least 99 images .* hold 24"):
-        calibrate(net, few, _unread())
+        calibrate(net, _unread(few))
     left_out = noise(net, outside=False)
     with pytest.raises(UsageError, match="outside=True"):
-        calibrate(net, left_out, _unread())
+        calibrate(net, _unread(left_out))
     with pytest.raises(UsageError, match="no score 'margin'"):
-        calibrate(net, few, _unread(), 0.1, "margin")
-    assert not caplog.records
+        calibrate(net, _unread(few), 0.1, "margin")
+    assert not caplog.records and net.provenance == before
     absent = noise(net, classes=("tabby", "saw", "Beagle"))
-    calibrate(net, absent, loader(absent, 8), 0.1)
+    calibrate(net, absent, 0.1)
     assert "no images of siamese, beagle" in caplog.text
 
 
 def test_batches_without_own_images_are_refused():
     net = network()
     data = noise(net)
-    batches = [(images[labels < 0], labels[labels < 0]) for images, labels in loader(data, 60)]
+    data.samples = [(source, label) for source, label in data.samples if label < 0]
     with pytest.raises(DataError, match="none of the network's own classes"):
-        calibrate(net, data, batches, 0.1)
+        calibrate(net, data, 0.1)
 
 
-def _unread():
-    raise AssertionError("images were read")
-    yield
+def _unread(data):
+    def load(source):
+        raise AssertionError("images were read")
+
+    data.images = replace(data.images, load=load)
+    return data
 
 
 def test_guo_example_of_two_classes():
@@ -315,11 +322,11 @@ def test_step_fits_the_file_and_leaves_its_weights(tmp_path, photos, selection, 
     assert after.provenance.rejection.data == str(photos / "val")
     net = load_checkpoint(tmp_path / "expert.safetensors")
     data = TreeData(load_data(photos, "val"), net.tree, eval_transform(net.transform), outside=True)
-    expected = calibrate(optimize(net), data, loader(data, 64), 0.2, "max-logit")
-    assert after.provenance == expected
+    expected = calibrate(optimize(net), data, 0.2, "max-logit")
+    assert after.provenance == net.provenance and after.provenance.rejection == expected
     show_calibration(["one"], [told])
     alone = capsys.readouterr().out
     assert ("temperature" in alone) == (selection == "cat") and "AUROC" in alone and "95 % bound" in alone
     show_calibration(["one", "two"], [told, told])
     both = capsys.readouterr().out
-    assert "one" in both and "two" in both and f"max-logit {expected.rejection.threshold:.4g}" in both
+    assert "one" in both and "two" in both and f"max-logit {expected.threshold:.4g}" in both

@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import RunError, SelectionError, UsageError
-from hlnet.expert.candidates import Limit, candidates, classes_by_node, fitting, nodes_of_level, require_fit
+from hlnet.expert.candidates import candidates, classes_by_node, fitting, nodes_of_level, require_fit
 from hlnet.expert.cut import cut_expert
 from hlnet.model.cost import Part, profile, unit_costs
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 from hlnet.model.transform import InputTransform
+from hlnet.tree.build.budget import Budget
 from hlnet.tree.class_tree import ClassTree
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
@@ -67,8 +68,8 @@ def test_prices_nodes_and_what_fits(drawn, data):
         cut = {node: tuple(i for i in classes if i in some) for node, classes in found.items()}
         assert nodes_of_level(tree, level, some) == {node: classes for node, classes in cut.items() if classes}
     nodes = candidates(tree, units, under)
-    limit = Limit("macs", data.draw(st.sampled_from([one.cost.gmacs * 1e9 for one in nodes] or [0])) + 1e-3)
-    within = {node for node in under if price(tree, units, under[node], lambda unit: unit.macs) <= limit.most}
+    limit = Budget("macs", data.draw(st.sampled_from([one.cost.gmacs * 1e9 for one in nodes] or [0])) + 1e-3)
+    within = {node for node in under if price(tree, units, under[node], lambda unit: unit.macs) <= limit.limit}
     found = fitting(nodes, limit)
     assert {one.name for one in found} == within and len(found) == len(within)
     sizes = [(len(one.classes), limit.of(one.cost)) for one in found]
@@ -114,14 +115,14 @@ def test_no_class_and_no_level_are_refused():
     ],
 )
 def test_limits(text, measure, most, shown):
-    limit = Limit.parse(text)
-    assert (limit.measure, limit.most, limit.text(limit.most)) == (measure, pytest.approx(most), shown)
+    limit = Budget.parse(text)
+    assert (limit.measure, limit.limit, limit.text(limit.limit)) == (measure, pytest.approx(most), shown)
 
 
 @pytest.mark.parametrize("text", ["", "15", "M", "MB", "0MB", "0M", "-3M", "1e3M", "nanMB", "15MiB", "4.2G", "15M 3MB"])
 def test_no_limits(text):
     with pytest.raises(UsageError, match=r"such as 15M.*4\.2GMAC.*40MB") as caught:
-        Limit.parse(text)
+        Budget.parse(text)
     assert f"'{text}'" in str(caught.value)
 
 
@@ -129,8 +130,8 @@ def test_to_cost_just_as_much_is_to_fit():
     units = [Part(name="any", nodes=1, params=p, macs=p, bytes=8 * p) for p in (100, 30, 10, 1)]
     (cat,) = candidates(TREE, units, {"cat": (0, 1, 2)})  # one node of 30, one of 10, three of 1
     for measure, cost in (("params", 143), ("macs", 143), ("bytes", 8 * 143)):
-        assert Limit(measure, cost).fits(cat) and not Limit(measure, cost - 0.5).fits(cat)
-    require_fit([cat], Limit("params", 143), TREE, units)
+        assert Budget(measure, cost).fits(cat.cost) and not Budget(measure, cost - 0.5).fits(cat.cost)
+    require_fit([cat], Budget("params", 143), TREE, units)
     everything = candidates(TREE, units, {"all": range(7), "cat": (0, 1, 2), "tools": (5, 6)})
     messages = {
         142: "'cat' takes 0.000143M parameters, 1e-06M over the budget of 0.000142M; no inner node of it fits, "
@@ -140,9 +141,9 @@ def test_to_cost_just_as_much_is_to_fit():
     }
     for most, words in messages.items():
         with pytest.raises(RunError) as caught:
-            require_fit([cat], Limit("params", most), TREE, units)
+            require_fit([cat], Budget("params", most), TREE, units)
         assert words in str(caught.value) and caught.value.exit_code == 1
     with pytest.raises(RunError, match=r"the largest node of it that fits is 'animal/cat' \(3 classes, 0.000143M\)"):
-        require_fit(everything[:1], Limit("params", 150), TREE, units)
+        require_fit(everything[:1], Budget("params", 150), TREE, units)
     with pytest.raises(RunError, match=r"^2 of 3 experts are over the budget of 0.00015M parameters: 'all' .*'tools'"):
-        require_fit(everything, Limit("params", 150), TREE, units)
+        require_fit(everything, Budget("params", 150), TREE, units)

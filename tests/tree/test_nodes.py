@@ -144,3 +144,17 @@ def test_selection_of_a_node_whose_path_is_a_class():
     for wrong in ((), (9,), (-1,)):
         with pytest.raises(SelectionError):
             as_selection(TREE, wrong)
+
+
+@settings(deadline=None)
+@given(trees_of_few_names(), st.data())
+def test_columns_of_classes_and_the_node_over_them(tree, data):
+    assert [tree.positions[name] for name in tree.classes] == list(range(len(tree.classes)))
+    chosen = data.draw(st.sets(st.sampled_from(range(len(tree.classes))), min_size=1))
+    paths = {"/".join(leaf.path.split("/")[:end]) for leaf in tree.leaves for end in range(1, 9)}
+    over = [
+        path
+        for path in sorted(paths, key=len)
+        if {i for i, leaf in enumerate(tree.leaves) if f"{leaf.path}/".startswith(f"{path}/")} == chosen
+    ]
+    assert tree.node_over(chosen) == (over[0] if over else None)

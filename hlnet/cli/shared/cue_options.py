@@ -167,9 +167,9 @@ def check_certain(net: Network, model: str, *strengths: object, cues: Iterable[C
         UsageError: for a plain network, or if one of these options or cues says how strongly it acts.
     """
     from hlnet.cues.cue import is_silent
+    from hlnet.model.base import require_branches
 
-    if not net.has_branches:
-        raise UsageError(f"--certain skips branches, and '{model}' is a plain network, which has none")
+    require_branches(net, "to skip", "leave --certain out", name=f"'{model}'")
     if wanted(*strengths) or not all(map(is_silent, cues)):
         raise UsageError(
             "--certain takes cues as facts, which have no strength; leave out what says how strongly they act"

@@ -34,8 +34,8 @@ def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_c
         ]
         rows.append(["calibration error", *map(output.percent, errors)])
     if costs:
-        rows.append(["parameters, M", *(f"{costs[name].params / 1e6:.3f}" for name in owners)])
-        rows.append(["GMACs", *(f"{costs[name].gmacs:.3f}" for name in owners)])
+        cells = [output.cost_cells(costs[name])[:2] for name in owners]
+        rows += map(list, zip(["parameters, M", "GMACs"], *cells, strict=True))
     if rows:
         counted = f"{lead.classes} class{'es' if lead.classes > 1 else ''}"
         title = f"{lead.images} images of {counted}"

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from hlnet.cli.shared import output
 from hlnet.cli.shared.calibration import show_calibration
-from hlnet.expert.candidates import Candidate, Limit, candidates, classes_by_node, fitting, floor, one_class
+from hlnet.expert.candidates import Candidate, candidates, classes_by_node, compared, fitting, floor, one_class
 
 if TYPE_CHECKING:
     from hlnet.expert.write import ExpertSource
     from hlnet.model.cost import Part
+    from hlnet.tree.build.budget import Budget
     from hlnet.tree.class_tree import ClassTree
 
 COLUMNS = ["classes", "parameters, M", "GMACs", "MB"]
@@ -28,7 +29,7 @@ class MadeExperts:
         source: the network.
         choices: positions of each expert's classes, by its name.
         wanted: the experts with their costs, where these were counted.
-        limit: that they were to keep to.
+        budget: that they were to keep to.
         several: whether they may be more than one.
         found: what was found when each was written.
         out: the file or folder written, if any.
@@ -37,7 +38,7 @@ class MadeExperts:
     source: ExpertSource
     choices: Mapping[str, Collection[int]]
     wanted: Sequence[Candidate]
-    limit: Limit | None
+    budget: Budget | None
     several: bool
     found: Sequence[dict[str, Any]]
     out: Path | None
@@ -49,31 +50,31 @@ class MadeExperts:
 
     def json(self, counted: bool) -> dict[str, Any]:
         """All of it; with ``counted``, a single expert's costs beside the full and the plain network's."""
-        tree, limit = self.source.tree, self.limit
+        tree, budget = self.source.tree, self.budget
         if self.several:
             pairs = zip(self.wanted, self.found, strict=True)
-            shown: dict[str, Any] = {"experts": [described(one, tree, limit) | more for one, more in pairs]}
+            shown: dict[str, Any] = {"experts": [described(one, tree, budget) | more for one, more in pairs]}
         else:
             shown = self.found[0] | {"classes": [tree.classes[i] for i in self.kept]}
             if counted:
                 shown |= self.source.profile(self.kept).model_dump(mode="json")
         if self.out:
             shown["fetched_bytes"] = self.source.fetched
-        if limit:
-            shown["budget"] = budget_described(self.wanted, limit, tree, self.source.units, nodes=not self.several)
+        if budget:
+            shown["budget"] = budget_described(self.wanted, budget, tree, self.source.units, nodes=not self.several)
         return shown
 
     def show(self, counted: bool) -> None:
         """The same as tables."""
-        tree, limit = self.source.tree, self.limit
+        tree, budget = self.source.tree, self.budget
         if self.several:
-            show_experts(self.wanted, self.found, limit, self.source.units)
+            show_experts(self.wanted, self.found, budget, self.source.units)
         elif counted:
             costs = self.source.profile(self.kept)
             output.show_tree(tree.prune(self.kept) if self.out else tree, kept=() if self.out else self.kept)
             output.show_profile(costs)
-        if limit and not self.several:
-            show_budget(self.wanted[0], limit, tree, self.source.units, nodes=not self.out)
+        if budget and not self.several:
+            show_budget(self.wanted[0], budget, tree, self.source.units, nodes=not self.out)
         if self.out:
             if "calibration" in self.found[0]:
                 show_calibration(list(self.choices), self.found)
@@ -83,37 +84,37 @@ class MadeExperts:
 
 
 def show_experts(
-    experts: Sequence[Candidate], told: Sequence[dict[str, Any]], limit: Limit | None, units: Sequence[Part]
+    experts: Sequence[Candidate], told: Sequence[dict[str, Any]], budget: Budget | None, units: Sequence[Part]
 ) -> None:
-    """Several experts: what they cost, whether they keep to a limit, and which files they were written to."""
+    """Several experts: what they cost, whether they keep to a budget, and which files they were written to."""
     columns, rows = ["expert", *COLUMNS], [[expert.name, *_cells(expert)] for expert in experts]
-    if limit:
-        columns.append(f"within {limit.figure(limit.most)}")
-        rows = [[*row, "yes" if limit.fits(expert) else "no"] for row, expert in zip(rows, experts, strict=True)]
+    if budget:
+        columns.append(f"within {budget.figure(budget.limit)}")
+        rows = [[*row, "yes" if budget.fits(expert.cost) else "no"] for row, expert in zip(rows, experts, strict=True)]
     if "out" in told[0]:
         columns.append("file (.safetensors)")
         rows = [[*row, Path(one["out"]).stem] for row, one in zip(rows, told, strict=True)]
     output.show_table("Experts", columns, rows)
-    if limit and (advice := floor(limit, units)):
+    if budget and (advice := floor(budget, units)):
         output.show(advice)
 
 
-def show_budget(asked: Candidate, limit: Limit, tree: ClassTree, units: Sequence[Part], nodes: bool) -> None:
-    """Whether an expert keeps to a limit; with ``nodes``, which inner nodes of its classes do."""
-    output.show(limit.compared(asked))
-    if advice := floor(limit, units):
+def show_budget(asked: Candidate, budget: Budget, tree: ClassTree, units: Sequence[Part], nodes: bool) -> None:
+    """Whether an expert keeps to a budget; with ``nodes``, which inner nodes of its classes do."""
+    output.show(compared(asked, budget))
+    if advice := floor(budget, units):
         output.show(advice)
     if not nodes or advice:
         return
     inside = classes_by_node(tree, asked.classes)
-    found = fitting(candidates(tree, units, inside), limit)
+    found = fitting(candidates(tree, units, inside), budget)
     rows = [[node.name, *_cells(node)] for node in found[:ROWS]]
     if rows:
-        output.show_table(f"Inner nodes within {limit.text(limit.most)}", ["node", *COLUMNS], rows)
+        output.show_table(f"Inner nodes within {budget.text(budget.limit)}", ["node", *COLUMNS], rows)
     if len(found) > ROWS:
         output.hint(f"… and {len(found) - ROWS} more nodes: --json has them all")
     none = "" if rows else "there is no inner node of these classes; " if not inside else "no inner node fits; "
-    output.show(f"{none}one class alone takes {limit.text(one_class(limit, units))}")
+    output.show(f"{none}one class alone takes {budget.text(one_class(budget, units))}")
 
 
 def show_written(told: Sequence[dict[str, Any]], what: str, out: Path | None) -> None:
@@ -129,35 +130,33 @@ def show_written(told: Sequence[dict[str, Any]], what: str, out: Path | None) ->
     output.show(f"{what}, {size / 1e6:.1f} MB, written to {out}")
 
 
-def described(expert: Candidate, tree: ClassTree, limit: Limit | None) -> dict[str, Any]:
+def described(expert: Candidate, tree: ClassTree, budget: Budget | None) -> dict[str, Any]:
     """One of several experts, for JSON."""
     found = {"name": expert.name, "classes": [tree.classes[i] for i in expert.classes], **_figures(expert)}
-    return found | {"fits": limit.fits(expert)} if limit else found
+    return found | {"fits": budget.fits(expert.cost)} if budget else found
 
 
 def budget_described(
-    asked: Sequence[Candidate], limit: Limit, tree: ClassTree, units: Sequence[Part], nodes: bool
+    asked: Sequence[Candidate], budget: Budget, tree: ClassTree, units: Sequence[Part], nodes: bool
 ) -> dict[str, Any]:
-    """A limit, its floor, what the dearest expert leaves of it, and with ``nodes`` the inner nodes, for JSON."""
-    spare = limit.most - max(limit.of(one.cost) for one in asked)
+    """A budget, its floor, what the dearest expert leaves of it, and with ``nodes`` the inner nodes, for JSON."""
+    spare = budget.limit - max(budget.of(one.cost) for one in asked)
     found: dict[str, Any] = {
-        "measure": limit.measure,
-        "limit": limit.most,
-        "trunk": getattr(units[0], limit.measure),
-        "one_class": one_class(limit, units),
+        "measure": budget.measure,
+        "limit": budget.limit,
+        "trunk": budget.of(units[0]),
+        "one_class": one_class(budget, units),
         "fits": spare >= 0,
         "spare": spare,
     }
     if nodes:
-        fit = fitting(candidates(tree, units, classes_by_node(tree, asked[0].classes)), limit)
+        fit = fitting(candidates(tree, units, classes_by_node(tree, asked[0].classes)), budget)
         found["nodes"] = [{"node": node.name, "classes": len(node.classes), **_figures(node)} for node in fit]
     return found
 
 
 def _cells(expert: Candidate) -> list[str]:
-    cost = expert.cost
-    gmacs = f"{cost.gmacs:.3f}" if cost.gmacs >= 1 else f"{cost.gmacs:.3g}"
-    return [str(len(expert.classes)), f"{cost.params / 1e6:.3f}", gmacs, f"{cost.bytes / 1e6:.1f}"]
+    return [str(len(expert.classes)), *output.cost_cells(expert.cost)]
 
 
 def _figures(expert: Candidate) -> dict[str, Any]:

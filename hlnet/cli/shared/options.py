@@ -162,19 +162,6 @@ def settings(pairs: list[str], option: str) -> dict[str, Any]:
     return found
 
 
-def read_text(path: Path, option: str) -> str:
-    """A text file that an option names.
-
-    Raises:
-        UsageError: if it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(f"{option} '{path}' cannot be read: {reason}") from error
-
-
 def image_files(words: Sequence[str | Path], option: str) -> Iterator[str]:
     """Image files that names, folders, patterns and, with ``-``, lines of standard input mean; found one by one.
 

@@ -22,7 +22,7 @@ from rich.tree import Tree
 from hlnet.store.names import BEST_FILE, MODEL_FILE, MODEL_FOLDER
 
 if TYPE_CHECKING:
-    from hlnet.model.cost import Cost, Latency, Profile
+    from hlnet.model.cost import Cost, Latency, Part, Profile
     from hlnet.tree.class_tree import ClassTree
 
 #: In a pipe or a file nothing is squeezed into 80 columns, unless somebody asks for a width.
@@ -61,8 +61,22 @@ def show(message: str) -> None:
     stdout.print(escape(message), highlight=False, soft_wrap=True)
 
 
+def result(as_json: bool, data: Any, show: Callable[[], None]) -> None:
+    """What a command has found: for machines one JSON object and nothing else, for a person text and tables.
+
+    Args:
+        as_json: whether ``--json`` was given.
+        data: the object, or a function that gives it.
+        show: prints the same for a person.
+    """
+    if as_json:
+        show_json(data() if callable(data) else data)
+    else:
+        show()
+
+
 def show_json(data: Any) -> None:
-    """Results for machines: one JSON object, nothing else."""
+    """One JSON object, nothing else."""
     plain = data.model_dump(mode="json") if hasattr(data, "model_dump") else data
     sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -90,9 +104,7 @@ def show_profile(found: Profile) -> None:
     rows = [
         ["classes", *(str(cost.classes) for cost in costs)],
         ["nodes a level", *(", ".join(map(str, cost.nodes)) or "–" for cost in costs)],
-        ["parameters, M", *(f"{cost.params / 1e6:.3f}" for cost in costs)],
-        ["GMACs", *(_figure(cost.gmacs) for cost in costs)],
-        ["weights, MB", *(f"{cost.bytes / 1e6:.1f}" for cost in costs)],
+        *map(list, zip(["parameters, M", "GMACs", "weights, MB"], *map(cost_cells, costs), strict=True)),
     ]
     measured: list[Latency] = next((cost.latency for cost in costs if cost.latency), [])
     for position, run in enumerate(measured):
@@ -101,10 +113,7 @@ def show_profile(found: Profile) -> None:
     side = "x".join(map(str, found.input_size[1:]))
     show_table(f"Cost of one {side} image", ["", *(name for name, _ in columns)], rows)
     if found.full.parts:
-        parts = [
-            [part.name, str(part.nodes), f"{part.params / 1e6:.3f}", _figure(part.macs / 1e9)]
-            for part in found.full.parts
-        ]
+        parts = [[part.name, str(part.nodes), *cost_cells(part)[:2]] for part in found.full.parts]
         show_table("Full network by level", ["", "nodes", "parameters, M", "GMACs"], parts)
     changes = list(found.reductions.items())
     labels = [
@@ -118,9 +127,11 @@ def show_profile(found: Profile) -> None:
     show_table("Change", ["", *(words[label] for label in labels)], table)
 
 
-def _figure(value: float) -> str:
-    """Three decimals, or for small values three digits."""
-    return f"{value:.3f}" if value >= 1 else f"{value:.3g}"
+def cost_cells(cost: Cost | Part) -> list[str]:
+    """Parameters in millions, GMACs and weights in MB."""
+    from hlnet.model.cost import figure
+
+    return [f"{cost.params / 1e6:.3f}", figure(cost.macs / 1e9), f"{cost.bytes / 1e6:.1f}"]
 
 
 def _latency(cost: Cost, position: int) -> str:

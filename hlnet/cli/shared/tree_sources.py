@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hlnet.cli.shared import options, output
 from hlnet.errors import UsageError
+from hlnet.files import read_text
 from hlnet.store.names import is_model_name
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def by_language_model(
     from hlnet.tree.llm.nest import llm_tree
     from hlnet.tree.llm.server import ask_server
 
-    reply = options.read_text(answer, "--answer") if answer else None
+    reply = read_text(answer, f"--answer '{answer}'") if answer else None
 
     def ask(messages: list[dict[str, str]]) -> str:
         if reply is not None:

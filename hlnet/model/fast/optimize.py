@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hlnet.errors import UsageError
-from hlnet.model.base import Network, TrainableNetwork
+from hlnet.model.base import Network, TrainableNetwork, require_branches
 from hlnet.model.fast.fuse import fuse_or_why_not
 from hlnet.model.fast.kernels import Conv, Linear
 from hlnet.model.fast.select import SelectedTree
@@ -98,7 +98,7 @@ class InferenceNet(Network):
             logits: Tensor = self.head(features, gains)
             return logits
         if gains is not None:
-            raise UsageError("a plain network has no branches to cue; leave the gains out")
+            require_branches(self, "to cue", "leave the gains out")
         return features.float()
 
     @torch.no_grad()

@@ -15,8 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from hlnet.errors import RunError, UsageError
-from hlnet.model.base import TrainableNetwork
-from hlnet.model.plain import PlainNet
+from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.store.checkpoint import load_checkpoint, read_header
 from hlnet.store.export.portable import PortableNet
 from hlnet.store.export.runtimes import KEY, ExportedNet, open_exported
@@ -102,8 +101,8 @@ def export_model(
         raise UsageError(
             f"a {type(model).__name__} cannot be exported; give a network, before hlnet.optimize, or a file"
         )
-    if with_gains and isinstance(model, PlainNet):
-        raise UsageError("a plain network has no branches to cue; leave the gains out")
+    if with_gains:
+        require_branches(model, "to cue", "leave the gains out")
     model = model.cpu().float().eval()
     images = torch.rand(5, *model.transform.input_size, generator=_fixed()) if images is None else images
     gains = 0.5 + torch.rand(len(images), model.tree.num_nodes, generator=_fixed()) if with_gains else None

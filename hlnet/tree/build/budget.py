@@ -19,54 +19,70 @@ from hlnet.tree.build.levels import condense
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.hierarchy import Outline
 
-_BUDGET = re.compile(r"([0-9]*\.?[0-9]+)\s*([kKMG])\s*(MACs?)?", re.IGNORECASE)
+_BUDGET = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMG])(\s*MACs?|B)?", re.IGNORECASE)
 _SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
 class UnitCost(Protocol):
-    """The cost of the trunk, or of one node of a level: ``unit_costs`` gives them."""
+    """The cost of the trunk, of one node of a level (``unit_costs`` gives them), or of a network."""
 
     @property
     def params(self) -> int: ...
     @property
     def macs(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit on a network's parameters, or on its multiply-accumulates for one image.
+    """A limit on a network's parameters, its multiply-accumulates for one image, or the bytes of its weights.
 
     Example:
-        >>> Budget.parse("25M"), Budget.parse("4.2GMACs")
-        (Budget(measure='params', limit=25000000.0), Budget(measure='macs', limit=4200000000.0))
+        >>> Budget.parse("25M"), Budget.parse("4.2GMACs"), Budget.parse("40MB").text(2.5e6)
+        (Budget(measure='params', limit=25000000.0), Budget(measure='macs', limit=4200000000.0), '2.5 MB of weights')
     """
 
-    measure: Literal["params", "macs"]
+    measure: Literal["params", "macs", "bytes"]
     limit: float
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read ``"25M"`` as parameters, ``"4.2GMAC"`` or ``"850 MMACs"`` as multiply-accumulates.
+        """Read ``"25M"`` as parameters, ``"4.2GMAC"`` as multiply-accumulates, ``"40MB"`` as bytes; K, M or G each.
 
         Raises:
-            UsageError: if it is neither.
+            UsageError: if it is none of them, or zero.
         """
         found = _BUDGET.fullmatch(text.strip())
         if not found or not float(found[1]) or (found[2].lower() == "g" and not found[3]):
-            raise UsageError(f"budget '{text}': expected parameters, such as 25M, or computation, such as 4.2GMAC")
-        return cls("macs" if found[3] else "params", float(found[1]) * _SCALE[found[2].lower()])
+            raise UsageError(
+                f"budget '{text}': expected parameters, such as 15M, computation, such as 4.2GMAC, or weights, such "
+                "as 40MB"
+            )
+        unit = (found[3] or "").strip().lower()
+        measure: Literal["params", "macs", "bytes"] = "bytes" if unit == "b" else "macs" if unit else "params"
+        return cls(measure, float(found[1]) * _SCALE[found[2].lower()])
 
     def of(self, unit: UnitCost) -> int:
-        """What a part costs, in this budget's measure."""
-        return unit.macs if self.measure == "macs" else unit.params
+        """What a part or a network costs, in this budget's measure."""
+        return {"params": unit.params, "macs": unit.macs, "bytes": unit.bytes}[self.measure]
+
+    def fits(self, unit: UnitCost) -> bool:
+        """Whether a part or a network keeps to it; to cost just as much is to keep to it."""
+        return self.of(unit) <= self.limit
 
     def spent(self, units: Sequence[UnitCost], counts: Sequence[int]) -> int:
         """What a network with these nodes at each level costs."""
         return self.of(units[0]) + sum(n * self.of(unit) for unit, n in zip(units[1:], counts, strict=True))
 
+    def figure(self, amount: float) -> str:
+        """An amount of this measure, such as ``"2.5 MB"``."""
+        scale, unit = {"params": (1e6, "M"), "macs": (1e9, " GMACs"), "bytes": (1e6, " MB")}[self.measure]
+        return f"{amount / scale:.4g}{unit}"
+
     def text(self, amount: float) -> str:
-        """An amount of this measure, for a message."""
-        return f"{amount / 1e9:.4g} GMACs" if self.measure == "macs" else f"{amount / 1e6:.4g}M parameters"
+        """An amount, and of what, such as ``"2.5 MB of weights"``."""
+        return self.figure(amount) + {"params": " parameters", "macs": "", "bytes": " of weights"}[self.measure]
 
 
 def fit_counts(units: Sequence[UnitCost], classes: int, budget: Budget) -> tuple[int, ...]:
@@ -154,11 +170,10 @@ def expert_costs(
     """
     from scipy.sparse import csr_array
 
-    position = {name: i for i, name in enumerate(tree.classes)}
-    _check_groups(groups, position)
-    members = [(row, position[name]) for row, names in enumerate(groups.values()) for name in set(names)]
+    _check_groups(groups, tree.classes)
+    members = [(row, tree.positions[name]) for row, names in enumerate(groups.values()) for name in set(names)]
     rows, columns = zip(*members, strict=True)
-    asked = csr_array((np.ones(len(members), bool), (rows, columns)), shape=(len(groups), len(position)))
+    asked = csr_array((np.ones(len(members), bool), (rows, columns)), shape=(len(groups), len(tree.classes)))
     touched = (asked @ tree.ancestors()).astype(bool)
     price = np.repeat([budget.of(unit) for unit in units[1:]], tree.counts)
     return np.asarray(touched @ price + budget.of(units[0]))

@@ -22,16 +22,16 @@ from hlnet.tree.hierarchy import Outline
 
 
 def parts(trunk, *prices):
-    """Units with these parameters, and ten times the multiply-accumulates, the levels' in reverse."""
+    """Units with these parameters, and ten times the multiply-accumulates, the levels' in reverse; and bytes."""
     macs = [10 * price for price in (trunk, *reversed(prices))]
     return [
-        Part(name="any", nodes=1, params=price, macs=count, bytes=0)
+        Part(name="any", nodes=1, params=price, macs=count, bytes=4 * price + 1)
         for price, count in zip((trunk, *prices), macs, strict=True)
     ]
 
 
 @st.composite
-def requests(draw, measures=("params", "macs")):
+def requests(draw, measures=("params", "macs", "bytes")):
     """Units of one to four levels, up to 14 classes, and a budget that allows one node a level, or somewhat more."""
     units = parts(draw(st.integers(0, 50)), *draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
     classes, budget = draw(st.integers(1, 14)), Budget(draw(st.sampled_from(measures)), 0)
@@ -104,6 +104,8 @@ def test_counts_by_hand():
         ("850 MMACs", "macs", 850e6),
         ("850mmacs", "macs", 850e6),
         ("20K macs", "macs", 2e4),
+        ("40MB", "bytes", 40e6),
+        (" 1.5 gb", "bytes", 1.5e9),
     ],
 )
 def test_budgets_that_are_read(text, measure, limit):
@@ -131,13 +133,14 @@ def test_budgets_that_are_read(text, measure, limit):
     ],
 )
 def test_budgets_that_are_none(text):
-    with pytest.raises(UsageError, match="expected parameters, such as 25M") as caught:
+    with pytest.raises(UsageError, match="expected parameters, such as 15M") as caught:
         Budget.parse(text)
     assert f"'{text}'" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_amounts_are_told():
     assert Budget("params", 1).text(25_613_800) == "25.61M parameters"
+    assert Budget("bytes", 1).text(40e6) == "40 MB of weights"
     assert Budget("macs", 1).text(4.2e9) == "4.2 GMACs"
 
 
@@ -194,7 +197,7 @@ def test_tree_for_budget(seed):
     draw = random.Random(seed)
     classes, levels = draw.randint(1, 30), draw.randint(1, 4)
     units = parts(draw.randint(1, 99), *(draw.randint(1, 60) for _ in range(levels)))
-    budget = Budget(draw.choice(["params", "macs"]), 0)
+    budget = Budget(draw.choice(["params", "macs", "bytes"]), 0)
     least, most = (budget.spent(units, (count,) * (levels - 1) + (classes,)) for count in (1, classes))
     budget = Budget(budget.measure, draw.randint(least, most))
     root, groups = outline_of(draw, classes), random_groups(draw, classes)
