@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import hlnet
@@ -169,7 +170,8 @@ def test_train_options_have_the_defaults_of_the_library():
 
     from hlnet.training.run_config import NetworkSettings, RunConfig
 
-    options = {parameter.name: parameter for parameter in get_command(cli.app).commands["train"].params}
+    command = get_command(cli.app).commands["train"]
+    options = {parameter.name: parameter for parameter in command.get_params(typer.Context(command))}
     tables = {"network": NetworkSettings, "train": hlnet.TrainConfig}
     fields = {name: field for name, field in RunConfig.model_fields.items() if name not in {*tables, "transform"}}
     fields |= {name: field for table in tables.values() for name, field in table.model_fields.items()}

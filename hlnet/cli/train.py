@@ -6,15 +6,16 @@ import os
 import shlex
 import time
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from hlnet.cli.shared import options
-from hlnet.cli.shared.setting_options import Given, with_settings
 from hlnet.errors import UsageError
-from hlnet.training.settings import RUN, TRUNK
 
 if TYPE_CHECKING:
     from hlnet.data.tree_data import TreeData
@@ -27,29 +28,28 @@ def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **{"show_default": False} | more)
 
 
-@with_settings
-def train(
-    *,
-    config: Annotated[
-        str | None,
-        _option(RUN, "Recipe to start from: a shipped one's name, a TOML file, or an earlier run's config.toml."),
-    ] = None,
-    list_recipes: Annotated[bool, _option(RUN, "List the shipped recipes and stop.", "--list-recipes")] = False,
-    resume: Annotated[bool, _option(RUN, "Go on where the run in OUT stopped.", "--resume")] = False,
-    overwrite: Annotated[bool, _option(RUN, "Replace the run that OUT holds.", "--overwrite")] = False,
-    save_minutes: Annotated[
-        float, _option(RUN, "Save the state at least this often, and after each epoch.", min=0.0, show_default="10")
-    ] = 10.0,
-    log_with: Annotated[str | None, _option(RUN, "Experiment tracker: tensorboard, wandb, mlflow, … or all.")] = None,
-    given: Given,
-    cache_dir: Annotated[
-        Path | None, _option(TRUNK, "Keep cached features in files here, for later runs too; default: in memory.")
-    ] = None,
-    cache_size: Annotated[str | None, _option(TRUNK, "Most that these files may take: 500MB, 20GB …")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default=False)] = None,
-    device: options.Device = "auto",
-    as_json: options.Json = False,
-) -> None:
+class TrainCommand(TyperCommand):
+    """``hlnet train``, whose options are made when they are first needed.
+
+    Their declarations import pydantic, and other commands, ``hlnet --help`` among them, need not wait for it.
+    """
+
+    @cached_property
+    def _with_options(self) -> Any:
+        from hlnet.cli.shared.setting_options import with_settings
+
+        app = typer.Typer(add_completion=False)
+        app.command()(with_settings(_run))
+        return get_command(app)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return list(self._with_options.get_params(ctx))
+
+    def invoke(self, ctx: Any) -> Any:
+        return self._with_options.invoke(ctx)
+
+
+def train() -> None:
     """Train a network.
 
     Settings come from a recipe (--config), and options replace them; without a recipe, the defaults below hold. Writes
@@ -67,6 +67,30 @@ def train(
 
         hlnet train --config runs/photos/config.toml --out runs/again
     """
+
+
+def _run(
+    *,
+    config: Annotated[
+        str | None,
+        _option("Run", "Recipe to start from: a shipped one's name, a TOML file, or an earlier run's config.toml."),
+    ] = None,
+    list_recipes: Annotated[bool, _option("Run", "List the shipped recipes and stop.", "--list-recipes")] = False,
+    resume: Annotated[bool, _option("Run", "Go on where the run in OUT stopped.", "--resume")] = False,
+    overwrite: Annotated[bool, _option("Run", "Replace the run that OUT holds.", "--overwrite")] = False,
+    save_minutes: Annotated[
+        float, _option("Run", "Save the state at least this often, and after each epoch.", min=0.0, show_default="10")
+    ] = 10.0,
+    log_with: Annotated[str | None, _option("Run", "Experiment tracker: tensorboard, wandb, mlflow, … or all.")] = None,
+    given: dict[str, Any],
+    cache_dir: Annotated[
+        Path | None, _option("Trunk", "Keep cached features in files here, for later runs too; default: in memory.")
+    ] = None,
+    cache_size: Annotated[str | None, _option("Trunk", "Most that these files may take: 500MB, 20GB …")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default=False)] = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
     from hlnet.cli.shared import output
     from hlnet.store.hub import write_model_folder
     from hlnet.store.names import MODEL_FOLDER
@@ -96,15 +120,13 @@ def train(
     figures = summary(history, len(data[0]), len(data[1]), time.perf_counter() - started)
     if as_json:
         output.show_json({"out": str(out), **figures})
-        return
-    output.show(
-        f"best epoch {figures['best_epoch']}: top-1 {output.percent(figures['val_top1'])} on {figures['images']} "
-        f"validation images, after {figures['seconds']:.0f} s ({figures['images_per_second']:.0f} images/s); "
-        f"{out / MODEL_FOLDER} has it with a model card"
-    )
+    else:
+        output.show(_result(figures, out / MODEL_FOLDER))
 
 
-def _read_run(config: str | None, given: Given, out: Path, resume: bool, overwrite: bool) -> tuple[RunConfig, str]:
+def _read_run(
+    config: str | None, given: dict[str, Any], out: Path, resume: bool, overwrite: bool
+) -> tuple[RunConfig, str]:
     """The settings of the run, and its tree.
 
     Raises:
@@ -165,3 +187,11 @@ def _train(
         except Stopped as stopped:
             output.hint(f"{stopped}; go on with: hlnet train --resume --out {shlex.quote(str(out))}")
             raise typer.Exit(130) from None
+
+
+def _result(figures: dict[str, float], folder: Path) -> str:
+    return (
+        f"best epoch {figures['best_epoch']}: top-1 {100 * figures['val_top1']:.2f} % on {figures['images']} "
+        f"validation images, after {figures['seconds']:.0f} s ({figures['images_per_second']:.0f} images/s); "
+        f"{folder} has it with a model card"
+    )

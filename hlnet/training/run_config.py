@@ -24,7 +24,7 @@ class NetworkSettings(Settings):
     """Settings of the network to build; ``None`` stands for the backbone's or the preset's own."""
 
     backbone: str = setting("n3hl_resnet50", "A preset (n3hl_resnet50 …) or any timm model.", NETWORK)
-    plain: bool = setting(False, "Train the timm model itself, without branches: the control.", NETWORK)
+    plain: bool = setting(False, "Train the timm model itself, without branches, as a baseline.", NETWORK)
     split_point: int | None = setting(None, "The trunk's last stage, negative from the end.", NETWORK)
     block: str | None = setting(None, "Type of the blocks: bottleneck or convnext.", NETWORK)
     widths: tuple[int, ...] | None = setting(None, "Widths of the blocks, by level: 128,64,32.", NETWORK)

@@ -56,7 +56,7 @@ class TrainConfig(Settings):
     opt: str = setting("adamw", "timm optimizer: adamw, sgd, …", TRAINING)
     lr: PositiveFloat = setting(1e-3, "Learning rate at the top of the schedule.", TRAINING, allow_inf_nan=False)
     momentum: float = setting(0.9, "Momentum of optimizers that have one.", TRAINING, ge=0, lt=1)
-    weight_decay: NonNegativeFloat = setting(0.05, "Weight decay of convolutions and linear rows only.", TRAINING)
+    weight_decay: NonNegativeFloat = setting(0.05, "Weight decay; biases and normalisation have none.", TRAINING)
     sched: str = setting("cosine", "timm schedule: cosine, step, …", TRAINING)
     min_lr: NonNegativeFloat = setting(1e-6, "Learning rate at the end of the schedule.", TRAINING)
     warmup_epochs: NonNegativeInt = setting(

@@ -14,9 +14,6 @@ from hlnet.errors import UsageError
 from hlnet.training.run_config import run_settings
 from hlnet.training.settings import Setting
 
-#: Settings that were given as options, nested as in a recipe.
-Given = dict[str, Any]
-
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameter ``given`` is replaced by one option for each setting of a run.
@@ -27,7 +24,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapper(**values: Any) -> None:
-        given: Given = {}
+        given: dict[str, Any] = {}
         for name, setting in settings.items():
             value = values.pop(name)
             if value not in (None, []):
