@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from hlnet.errors import UsageError, did_you_mean
-from hlnet.training.settings import IMAGES, MAIN, NETWORK, RUN, TRUNK, Setting, Settings, by_panel, declared, setting
+from hlnet.training.settings import IMAGES, MAIN, NETWORK, PANELS, RUN, TRUNK, Setting, Settings, declared, setting
 from hlnet.training.train_config import TrainConfig
 
 
@@ -83,7 +83,8 @@ def run_settings() -> list[Setting]:
     """
     tables: dict[str, type[Settings]] = {"network": NetworkSettings, "transform": TransformSettings}
     tables |= {"train": TrainConfig, "": RunConfig}
-    return by_panel(one for table, model in tables.items() for one in declared(model, table))
+    found = [one for table, model in tables.items() for one in declared(model, table)]
+    return sorted(found, key=lambda one: PANELS.index(one.panel))
 
 
 def shipped_recipes() -> dict[str, str]:

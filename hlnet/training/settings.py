@@ -7,7 +7,6 @@ the models are all made from these declarations. Only pydantic is imported, so t
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -94,11 +93,6 @@ def declared(model: type[Settings], table: str = "") -> Iterator[Setting]:
                 type=kind,
                 bounds=bounds,
             )
-
-
-def by_panel(settings: Iterable[Setting]) -> list[Setting]:
-    """Settings in the order of their panels."""
-    return sorted(settings, key=lambda one: operator.indexOf(PANELS, one.panel))
 
 
 def _type_and_bounds(annotation: Any, bounds: dict[str, float]) -> tuple[Any, dict[str, float]]:
