@@ -104,6 +104,19 @@ sys.exit(f"imported: {{sorted(heavy)}}" if heavy else 0)
     run("-c", script)
 
 
+def test_list_of_commands_does_not_wait_for_settings():
+    """Models of pydantic take longer to import than all of the command line."""
+    script = """
+import sys
+from typer.testing import CliRunner
+from hlnet.cli.main import app
+result = CliRunner().invoke(app, ["--help"])
+assert result.exit_code == 0 and "Train a network." in result.output
+sys.exit("imported" if "pydantic" in sys.modules else 0)
+"""
+    run("-c", script)
+
+
 @pytest.fixture
 def failing(capsys, monkeypatch):
     """Run ``main()`` on arguments that must fail; its exit code, stdout and stderr."""

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -39,7 +39,7 @@ class NetworkSettings(Settings):
 class TransformSettings(Settings):
     """Settings of the input that have options; ``None`` stands for the backbone's own."""
 
-    input_size: Annotated[int, Field(ge=8)] | None = setting(None, "Side in pixels.", IMAGES, option="img_size")
+    input_size: int | None = setting(None, "Side in pixels.", IMAGES, option="img_size", ge=8)
     mean: tuple[float, ...] | None = setting(None, "Pixel means, one or three numbers.", IMAGES)
     std: tuple[float, ...] | None = setting(None, "Pixel standard deviations, one or three numbers.", IMAGES)
 

@@ -42,7 +42,7 @@ class Setting:
         option: name of the option on the command line, with underscores.
         panel: one of ``PANELS``.
         description: one sentence.
-        default: the value without a recipe and options; ``None`` if it depends on the network.
+        default: the value without a recipe and options; ``None`` for no use, or the network's own.
         type: type of the value, without ``None``.
         bounds: limits of a number, by pydantic's names: ``gt``, ``ge``, ``lt``, ``le``.
     """

@@ -31,7 +31,7 @@ WRITTEN = [
 ]
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training.loop", "hlnet.training.run_config", "hlnet.figures"])
+_server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training.loop", "hlnet.training.run_parts", "hlnet.figures"])
 
 
 def write_images(root, train=5, val=2):

@@ -1,5 +1,6 @@
 """Settings are declared once: the page of settings, the docstrings and the options agree with the models."""
 
+import doctest
 import importlib.util
 import inspect
 import sys
@@ -36,6 +37,13 @@ def test_the_page_is_as_it_would_be_made(script, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["make_settings_tables.py"])
     assert script.main() == 0
     assert changed.read_bytes() == (ROOT / "docs" / "training.md").read_bytes()
+
+
+def test_values_are_told_in_words(script):
+    found = doctest.testmod(script)
+    assert found.attempted == 1 and found.failed == 0
+    (batch_size,) = (setting for setting in run_settings() if setting.name == "batch_size")
+    assert script.values(batch_size.type, batch_size.bounds) == "whole number, or `auto`"
 
 
 def test_the_page_has_every_setting_and_its_default():
