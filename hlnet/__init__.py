@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from hlnet.store.model_card import make_model_card
     from hlnet.training.loop import train
     from hlnet.training.losses import make_loss
-    from hlnet.training.run_config import RunConfig, build_network, read_run_config, shipped_recipes
+    from hlnet.training.run_config import RunConfig, read_run_config, shipped_recipes
+    from hlnet.training.run_parts import build_network
     from hlnet.training.train_config import TrainConfig
     from hlnet.tree.build.budget import Budget, expert_costs, fit_counts, tree_for_budget
     from hlnet.tree.build.cluster import (
@@ -218,10 +219,10 @@ _MODULES = {
     "training.losses": ("make_loss",),
     "training.run_config": (
         "RunConfig",
-        "build_network",
         "read_run_config",
         "shipped_recipes",
     ),
+    "training.run_parts": ("build_network",),
     "training.train_config": ("TrainConfig",),
     "tree.build.budget": (
         "Budget",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,12 +21,8 @@ PAPER_GAIN = 100.0
 LEAST_COST = 0.002
 
 
-class WrongCue(StrEnum):
-    """What a wrong cue names."""
-
-    random = "random"
-    sibling = "sibling"
-    confusable = "confusable"
+#: What a wrong cue names.
+WrongCue = Literal["random", "sibling", "confusable"]
 
 
 def attend(
@@ -35,7 +30,7 @@ def attend(
     data: Annotated[
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
-    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = options.Split.val,
+    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = "val",
     plain: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A plain network of the same classes, cued by bias and scale.")
     ] = None,
@@ -44,7 +39,7 @@ def attend(
     ] = 0.9,
     wrong_cue: Annotated[
         WrongCue, typer.Option(help="What wrong cues name where strengths are chosen; frontiers show all three.")
-    ] = WrongCue.random,
+    ] = "random",
     cue_level: Annotated[
         int | None, typer.Option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
     ] = None,
@@ -106,7 +101,7 @@ def attend(
     beside = options.load_model(plain, device) if plain else None
     if beside is not None and not isinstance(beside, PlainNet):
         raise UsageError(f"--plain '{plain}' is no plain network; hlnet train --plain makes one")
-    images = load_data(data, split.value, data_root)
+    images = load_data(data, split, data_root)
 
     def batches(transform: InputTransform) -> Any:
         return loader(TreeData(images, net.tree, eval_transform(transform), subset=True), batch_size, workers)
@@ -120,10 +115,10 @@ def attend(
             own,
             others,
             reliability,
-            wrong_cue.value,
+            wrong_cue,
             cue_level,
             options.numbers(gains, "--gains") or GAINS,
-            f"{data} ({split.value})",
+            f"{data} ({split})",
             seed,
             lambda: bar.advance(task),
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -20,37 +19,22 @@ if TYPE_CHECKING:
 SHAPE, CLUSTER, WORDNET, LLM = "Shape", "Method cluster", "Method wordnet", "Method llm"
 
 
-class Method(StrEnum):
-    """Where the hierarchy comes from."""
-
-    read = "read"
-    wordnet = "wordnet"
-    llm = "llm"
-    cluster = "cluster"
-    parallel = "parallel"
-    balanced = "balanced"
-    random = "random"
-
-
-class By(StrEnum):
-    """What classes are clustered by."""
-
-    features = "features"
-    weights = "weights"
-    confusions = "confusions"
-
+#: Where the hierarchy comes from.
+Method = Literal["read", "wordnet", "llm", "cluster", "parallel", "balanced", "random"]
+#: What classes are clustered by.
+By = Literal["features", "weights", "confusions"]
 
 FEATURES = ("split_point", "backbone_arg", "img_size", "mean", "std", "grid")
 WEIGHTS = ("backbone", "pretrained", "trunk_weights")
 
 #: Options that only some methods look at, with these methods; the others refuse them.
 GOES_WITH: list[tuple[tuple[str, ...], set[Method]]] = [
-    (("nodes", "budget", "network"), {*Method} - {Method.parallel}),
-    (("max_children", "groups"), {Method.read, Method.wordnet, Method.cluster}),
-    (("by", "linkage", "model"), {Method.cluster}),
-    ((*FEATURES, *WEIGHTS), {Method.cluster, Method.llm}),
-    (("wordnet", "download"), {Method.wordnet}),
-    (("prompt", "answer", "llm_model", "base_url"), {Method.llm}),
+    (("nodes", "budget", "network"), {*get_args(Method)} - {"parallel"}),
+    (("max_children", "groups"), {"read", "wordnet", "cluster"}),
+    (("by", "linkage", "model"), {"cluster"}),
+    ((*FEATURES, *WEIGHTS), {"cluster", "llm"}),
+    (("wordnet", "download"), {"wordnet"}),
+    (("prompt", "answer", "llm_model", "base_url"), {"llm"}),
 ]
 
 
@@ -71,7 +55,7 @@ def build_tree(
             "features, weights or confusions; and the controls: parallel (PHL, a private chain for each class), "
             "balanced, random."
         ),
-    ] = Method.read,
+    ] = "read",
     list_presets: Annotated[
         bool, typer.Option("--list", help="List the trees that come with hlnet, and stop.")
     ] = False,
@@ -196,7 +180,7 @@ def build_tree(
     if out:
         check_target(out)  # now, as what follows may take long or cost money
     if linkage:
-        sources.check_linkage(linkage, by is By.confusions)
+        sources.check_linkage(linkage, by == "confusions")
     shape = sources.shape_of(nodes, levels, budget, network, max_children, groups)
 
     def features() -> tuple[ClassTree, Tensor]:
@@ -208,26 +192,24 @@ def build_tree(
     tree: ClassTree
     notes: list[str] = []
     match method:
-        case Method.read:
+        case "read":
             tree = sources.read(source, shape)
-        case Method.parallel:
+        case "parallel":
             tree = sources.classes_of(source, data_root).parallelized(levels or 3)
-        case Method.balanced | Method.random:
-            tree = sources.control(
-                sources.classes_of(source, data_root), shape, seed if method is Method.random else None
-            )
-        case Method.wordnet:
+        case "balanced" | "random":
+            tree = sources.control(sources.classes_of(source, data_root), shape, seed if method == "random" else None)
+        case "wordnet":
             outline, notes = sources.by_wordnet(sources.classes_of(source, data_root), wordnet, download)
             tree = shape.cut(outline)
-        case Method.cluster if by is By.weights:
+        case "cluster" if by == "weights":
             tree = shape.cut(sources.by_weights(source, backbone, pretrained, trunk_weights, linkage))
-        case Method.cluster if by is By.confusions:
+        case "cluster" if by == "confusions":
             if model is None:
                 raise UsageError("--by confusions needs --model, the trained network whose mistakes are counted")
             tree = shape.cut(sources.by_confusions(model, source, data_root, linkage, batch_size, workers, device))
-        case Method.cluster:
+        case "cluster":
             tree = shape.cut(sources.by_features(*features(), linkage))
-        case Method.llm:
+        case "llm":
             classes, means = (
                 features() if pretrained or trunk_weights else (sources.classes_of(source, data_root), None)
             )
@@ -272,19 +254,19 @@ def _check_given(context: typer.Context, method: Method, source: str) -> None:
 
     for names, methods in GOES_WITH:
         if method not in methods:
-            refuse(names, f"goes with --method {', '.join(sorted(methods))}, not with {method.value}")
+            refuse(names, f"goes with --method {', '.join(sorted(methods))}, not with {method}")
     if not given("budget"):
         refuse(("network",), "goes with --budget")
     by = context.params.get("by")
-    if method is Method.cluster and by is not By.confusions:
+    if method == "cluster" and by != "confusions":
         refuse(("model",), "goes with --by confusions")
-    if method is Method.cluster and by in {By.weights, By.confusions}:
+    if method == "cluster" and by in {"weights", "confusions"}:
         refuse(FEATURES, "goes with --by features")
-    if method is Method.cluster and by is By.confusions:
+    if method == "cluster" and by == "confusions":
         refuse(WEIGHTS, "goes with --by features or weights; --by confusions takes --model's")
-    if method is Method.cluster and by is By.weights and is_model_name(source):
+    if method == "cluster" and by == "weights" and is_model_name(source):
         refuse(WEIGHTS, f"goes with a timm model; '{source}' has weights of its own")
-    if method is Method.llm and not given("pretrained") and not given("trunk_weights"):
+    if method == "llm" and not given("pretrained") and not given("trunk_weights"):
         refuse(("backbone", *FEATURES), "goes with --pretrained or --trunk-weights, which say how alike classes look")
     if given("answer"):
         refuse(("llm_model",), "asks a model where --answer gives the reply; leave one of them out")

@@ -21,7 +21,7 @@ def calibrate(
     ],
     split: Annotated[
         options.Split, typer.Option(help="Which part of the data; not one that it was trained on.")
-    ] = options.Split.val,
+    ] = "val",
     out: Annotated[
         Path | None, typer.Option(help="The .safetensors file to write; default: MODEL's own file, in one step.")
     ] = None,
@@ -55,7 +55,7 @@ def calibrate(
     target = options.where_to_save(model, out)
     net = options.load_model(model, device)
     outside = net.provenance.one_vs_all  # such probabilities speak of any image
-    images = load_data(data, split.value, data_root)
+    images = load_data(data, split, data_root)
     labelled = TreeData(images, net.tree, eval_transform(net.transform), subset=not outside, outside=outside)
     check_writable(target)
     with output.progress() as bar:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,11 +19,8 @@ if TYPE_CHECKING:
     from hlnet.tree.class_tree import ClassTree
 
 
-class WrongCue(StrEnum):
-    """What a wrong cue names."""
-
-    random = "random"
-    sibling = "sibling"
+#: What a wrong cue names.
+WrongCue = Literal["random", "sibling"]
 
 
 def evaluate(
@@ -32,7 +28,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
-    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = options.Split.val,
+    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = "val",
     classes: options.Classes = None,
     attention_signal: cue_options.AttentionSignal = None,
     cue_mode: cue_options.Mode = None,
@@ -150,7 +146,7 @@ def evaluate(
     nets = {name: options.load_optimized(name, device, dtype) for name in names}
     if baseline is not None and nets[baseline].has_branches:
         raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
-    images = load_data(data, split.value, data_root)
+    images = load_data(data, split, data_root)
     trial = None
     how = (attention_signal, cue_mode, cue_site, reliability, wrong_cues, wrong_cue, cue_level, certain)
     if cue_options.wanted(cues, prior, *how):
@@ -167,7 +163,7 @@ def evaluate(
             cues=given,
             source=f"'{cues or prior}'" if cues or only_prior else "",
             prior=cue_options.read_prior(prior, nets[model].tree),
-            wrong=wrong_cue.value if wrong_cue else "random",
+            wrong=wrong_cue or "random",
             wrong_share=wrong_cues,
             level=cue_level,
             certain=certain,
@@ -179,7 +175,7 @@ def evaluate(
             images,
             classes,
             trial,
-            score.value if score else None,
+            score,
             batch_size,
             workers,
             lambda done, total: bar.update(task, completed=done, total=total),

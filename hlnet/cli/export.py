@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,18 +22,13 @@ COMPARED = 16
 BATCHES, SECONDS = (1, 8), 2.0
 
 
-class ExportFormat(StrEnum):
-    """What a network is exported to."""
-
-    onnx = "onnx"
-    torch_export = "torch-export"
-    openvino = "openvino"
-    executorch = "executorch"
+#: What a network is exported to.
+ExportFormat = Literal["onnx", "torch-export", "openvino", "executorch"]
 
 
 def export(
     model: options.Model,
-    format: Annotated[ExportFormat, typer.Option(help="Of the file.")] = ExportFormat.onnx,
+    format: Annotated[ExportFormat, typer.Option(help="Of the file.")] = "onnx",
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write; its name ends in .onnx, .pt2, .xml or .pte. [default: as MODEL's, here]"),
@@ -75,18 +69,18 @@ def export(
     from hlnet.store.export.writers import SUFFIXES, check_packages
     from hlnet.store.locate import locate_model
 
-    if int8 and format is not ExportFormat.onnx:
-        raise UsageError(f"--int8 is for --format onnx, not {format.value}")
+    if int8 and format != "onnx":
+        raise UsageError(f"--int8 is for --format onnx, not {format}")
     if int8 and data is None:
         raise UsageError("--int8 needs --data: labelled images to calibrate and evaluate with")
-    check_packages(format.value)
+    check_packages(format)
     source = locate_model(model)
-    out = out or Path(source.stem + SUFFIXES[format.value])
+    out = out or Path(source.stem + SUFFIXES[format])
     net = options.load_model(source, "cpu")
     images = None if data is None else _images(net, data, data_root)
     with output.progress() as bar:
-        bar.add_task(f"exporting to {format.value}", total=None)
-        written = export_model(source, out, format.value, with_gains, images)
+        bar.add_task(f"exporting to {format}", total=None)
+        written = export_model(source, out, format, with_gains, images)
     runs = {"float32": open_exported(out, threads=1)}
     quantized: dict[str, Any] = {}
     if int8:

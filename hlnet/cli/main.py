@@ -25,7 +25,7 @@ from hlnet.cli.merge import merge
 from hlnet.cli.predict import predict
 from hlnet.cli.profile import profile
 from hlnet.cli.show import show
-from hlnet.cli.train import train
+from hlnet.cli.train import TrainCommand, train
 from hlnet.errors import HlnetError
 from hlnet.version import __version__
 
@@ -40,7 +40,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("build-tree")(build_tree)
 app.add_typer(tree.app, name="tree")
-app.command("train")(train)
+app.command("train", cls=TrainCommand)(train)
 app.command("calibrate")(calibrate)
 app.command("eval")(evaluate)
 app.command("attend")(attend)

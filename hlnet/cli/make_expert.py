@@ -56,9 +56,7 @@ def make_expert(
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
-    split: Annotated[
-        options.Split, typer.Option(help="Which part of DATA.", rich_help_panel=CALIBRATION)
-    ] = options.Split.val,
+    split: Annotated[options.Split, typer.Option(help="Which part of DATA.", rich_help_panel=CALIBRATION)] = "val",
     max_false_positive: Annotated[
         float,
         typer.Option(help="Share of images of other classes that may be accepted.", rich_help_panel=CALIBRATION),
@@ -130,9 +128,9 @@ def make_expert(
             steps: list[write.Step] = []
             if calibrate is not None:
                 calibration = write.Calibration(
-                    load_data(calibrate, split.value, data_root),
+                    load_data(calibrate, split, data_root),
                     max_false_positive=max_false_positive,
-                    score=score.value if score else None,
+                    score=score,
                     device=options.pick_device(device),
                     batch_size=batch_size,
                     workers=workers,

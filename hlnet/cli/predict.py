@@ -100,9 +100,9 @@ def predict(
 
         find . -name '*.jpg' | hlnet predict hf-hub:owner/pets - --min-confidence 0.8 --json
     """
-    if as_json and form not in (None, Format.jsonl):
+    if as_json and form not in (None, "jsonl"):
         raise UsageError(f"--json is --format jsonl, not --format {form}; give one")
-    form = choose_format(out, Format.jsonl if as_json else form)
+    form = choose_format(out, "jsonl" if as_json else form)
     if min_confidence is not None and coverage is not None:
         raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet.cli.shared import output
@@ -148,7 +148,7 @@ def predict(
         workers = 0
     found = prediction.predict(net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, known)
     line = writer(form, net.provenance.rejection, top is not None or not ends)
-    counts = _write(found, line, csv_row(COLUMNS) if form is Format.csv else "", out, share, images)
+    counts = _write(found, line, csv_row(COLUMNS) if form == "csv" else "", out, share, images)
     if counts is None:
         return
     if finish is not None and share.count == 1:  # of several processes, none has seen all images

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,12 +14,6 @@ if TYPE_CHECKING:
     from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
     from hlnet.model.transform import InputTransform
     from hlnet.tree.class_tree import ClassTree
-
-
-class Sweep(StrEnum):
-    """What a sweep goes through."""
-
-    split_point = "split-point"
 
 
 def profile(
@@ -42,7 +35,8 @@ def profile(
         int | None, typer.Option(help="For a preset or a timm model: the trunk's last stage, negative from the end.")
     ] = None,
     sweep: Annotated[
-        Sweep | None, typer.Option(help="Instead: count the costs for each stage that the trunk may end at.")
+        Literal["split-point"] | None,
+        typer.Option(help="Instead: count the costs for each stage that the trunk may end at."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --sweep: draw it, as .png, .svg or .pdf.")] = None,
     explain: Annotated[

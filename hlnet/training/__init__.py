@@ -1,7 +1,9 @@
 """Making a network: settings, losses, the loop, the run folder.
 
-train_config       settings of a training run
-run_config         a whole run as TOML; ``recipes/`` are those that come with hlnet
+settings           how settings are declared, once, for the command line, recipes and documents
+train_config       settings of a training
+run_config         settings of a whole run as TOML; ``recipes/`` are those that come with hlnet
+run_parts          the network and the data of a run
 losses             what is minimised
 optimizers         optimizer, schedule and batch size, by timm's names
 loop               the training loop, on accelerate

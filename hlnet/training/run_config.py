@@ -1,7 +1,8 @@
 """A whole run as one TOML file: data, tree, network, input and training; shipped recipes, and replays of runs.
 
-Notable here: a recipe, the ``config.toml`` of a run folder and the flags of ``hlnet train`` have the same names. What
-is given later replaces what was given before: defaults, file, flags.
+Notable here: a recipe, the ``config.toml`` of a run folder and the options of ``hlnet train`` have the same names. A
+setting takes the last value it is given: default, file, option. Heavy modules are imported inside functions, because
+the help pages need the declarations.
 """
 
 from __future__ import annotations
@@ -10,71 +11,81 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from hlnet.data.sources import is_source
 from hlnet.errors import UsageError, did_you_mean
 from hlnet.files import read_text
-from hlnet.model.presets import PRESETS, create_model
-from hlnet.model.trunk import check_size, load_trunk_weights, size_arguments
+from hlnet.training.settings import IMAGES, MAIN, NETWORK, PANELS, RUN, TRUNK, Setting, Settings, declared, setting
 from hlnet.training.train_config import TrainConfig
 
-if TYPE_CHECKING:
-    from hlnet.model.base import TrainableNetwork
-    from hlnet.tree.class_tree import ClassTree
+
+class NetworkSettings(Settings):
+    """Settings of the network to build; ``None`` stands for the backbone's or the preset's own."""
+
+    backbone: str = setting("n3hl_resnet50", "A preset (n3hl_resnet50 …) or any timm model.", NETWORK)
+    plain: bool = setting(False, "Train the timm model itself, without branches, as a baseline.", NETWORK)
+    split_point: int | None = setting(None, "The trunk's last stage, negative from the end.", NETWORK)
+    block: str | None = setting(None, "Type of the blocks: bottleneck or convnext.", NETWORK)
+    widths: tuple[int, ...] | None = setting(None, "Widths of the blocks, by level: 128,64,32.", NETWORK)
+    strides: tuple[int, ...] | None = setting(None, "Strides of the blocks, by level: 1,1,2.", NETWORK)
+    backbone_args: dict[str, Any] = setting(
+        {}, "timm argument, name=value; repeatable.", NETWORK, option="backbone_arg"
+    )
+    pretrained: bool = setting(False, "Fetch timm's pretrained trunk weights.", TRUNK)
+    trunk_weights: str | None = setting(None, "File of timm weights: safetensors or pth.", TRUNK)
 
 
-class NetworkSettings(BaseModel):
-    """Which network to build.
+class TransformSettings(Settings):
+    """Settings of the input that have options; ``None`` stands for the backbone's own."""
 
-    Attributes:
-        backbone: a preset or any timm model.
-        plain: the timm model itself, without branches.
-        split_point, block, widths, strides: see :class:`hlnet.NetworkConfig`; default: the preset's.
-        backbone_args: further arguments of ``timm.create_model``.
-        pretrained: fetch timm's pretrained weights of the trunk.
-        trunk_weights: take them from this file.
+    input_size: int | None = setting(None, "Side in pixels.", IMAGES, option="img_size", ge=8)
+    mean: tuple[float, ...] | None = setting(None, "Pixel means, one or three numbers.", IMAGES)
+    std: tuple[float, ...] | None = setting(None, "Pixel standard deviations, one or three numbers.", IMAGES)
+
+
+class RunConfig(Settings):
+    """Settings of a whole run."""
+
+    data: str | None = setting(
+        None, "Folder with train/ and val/, 'digits', or one of timm's sources; default: the recipe's.", MAIN
+    )
+    data_root: str | None = setting(
+        None, "Where timm's data sources (torch/…, hfds/…, wds/…) keep their files.", IMAGES
+    )
+    allow_missing: bool = setting(
+        False, "Leave out images of classes that the tree lacks; classes may have no images.", RUN
+    )
+    tree: str | None = setting(
+        None, "Class tree file or preset:NAME; classes are matched to the data by name or id.", MAIN
+    )
+    network: NetworkSettings = Field(default_factory=NetworkSettings, description="The network.")
+    transform: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of hlnet.InputTransform that replace the backbone's own; a single number for input_size, "
+        "mean or std stands for all channels and sides.",
+    )
+    train: TrainConfig = Field(default_factory=TrainConfig, description="The training.")
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What ``config.toml`` tells besides the network, its input and the training."""
+        top = self.model_dump(include={"data", "data_root", "allow_missing"}, exclude_none=True)
+        return top | {"network": self.network.model_dump(include={"pretrained", "trunk_weights"}, exclude_none=True)}
+
+
+def run_settings() -> list[Setting]:
+    """All settings of a run that have options, panel by panel.
+
+    Example:
+        >>> [setting.option for setting in run_settings()][:3]
+        ['data', 'tree', 'allow_missing']
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    backbone: str = "n3hl_resnet50"
-    plain: bool = False
-    split_point: int | None = None
-    block: str | None = None
-    widths: tuple[int, ...] | None = None
-    strides: tuple[int, ...] | None = None
-    backbone_args: dict[str, Any] = Field(default_factory=dict)
-    pretrained: bool = False
-    trunk_weights: str | None = None
-
-
-class RunConfig(BaseModel):
-    """A whole run.
-
-    Attributes:
-        data: a folder, or a source's name; see :func:`hlnet.load_data`.
-        data_root: where timm's sources keep their files.
-        allow_missing: leave out images of classes that the tree lacks, and let classes of the tree have no images.
-        tree: a tree file or ``preset:NAME``.
-        network: the network.
-        transform: fields of :class:`hlnet.InputTransform` that replace the backbone's own; a single number for
-            ``input_size``, ``mean`` or ``std`` stands for all channels and sides.
-        train: the training.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: str | None = None
-    data_root: str | None = None
-    allow_missing: bool = False
-    tree: str | None = None
-    network: NetworkSettings = Field(default_factory=NetworkSettings)
-    transform: dict[str, Any] = Field(default_factory=dict)
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    tables: dict[str, type[Settings]] = {"network": NetworkSettings, "transform": TransformSettings}
+    tables |= {"train": TrainConfig, "": RunConfig}
+    found = [one for table, model in tables.items() for one in declared(model, table)]
+    return sorted(found, key=lambda one: PANELS.index(one.panel))
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -115,45 +126,6 @@ def read_run_config(source: str | Path | None = None, given: Mapping[str, Any] |
         raise _wrong(error, name) from None
 
 
-def build_network(run: RunConfig, tree: ClassTree) -> TrainableNetwork:
-    """The network that a run trains, with its trunk's weights and its input transform.
-
-    Raises:
-        UsageError: for settings that do not go together, or images of a size that the backbone cannot take.
-        BackboneError, RunError: as :func:`hlnet.create_model`.
-
-    Example:
-        >>> from hlnet.tree.class_tree import ClassTree
-        >>> run = read_run_config(given={"network": {"backbone": "resnet18"}, "transform": {"input_size": [3, 64, 64]}})
-        >>> build_network(run, ClassTree.from_nested(["cat", "dog"])).transform.input_size
-        (3, 64, 64)
-    """
-    from hlnet.model.plain import PlainConfig, PlainNet
-
-    network = run.network
-    if network.pretrained and network.trunk_weights:
-        raise UsageError("pretrained and trunk_weights are two sources of the trunk's weights; give one")
-    torch.manual_seed(run.train.seed)
-    backbone = PRESETS.get(network.backbone, {}).get("backbone", network.backbone)
-    size = run.transform.get("input_size")
-    side = size[-1] if isinstance(size, list | tuple) and size else size
-    arguments = size_arguments(backbone, side if isinstance(side, int) else None) | network.backbone_args
-    net: TrainableNetwork
-    if network.plain:
-        if unused := [name for name in ("block", "widths", "strides") if getattr(network, name) is not None]:
-            raise UsageError(f"{unused[0]} shapes branches, and a plain network has none; leave it or plain out")
-        config = PlainConfig(backbone=backbone, split_point=network.split_point, backbone_args=arguments)
-        net = PlainNet(config, tree, network.pretrained)
-    else:
-        shape = {name: getattr(network, name) for name in ("split_point", "block", "widths", "strides")}
-        net = create_model(network.backbone, tree, network.pretrained, backbone_args=arguments, **shape)
-    if network.trunk_weights:
-        load_trunk_weights(net.trunk_module, Path(network.trunk_weights), net.trunk_names)
-    net.transform = net.transform.adjusted(**run.transform)
-    check_size(net.eval().features, net.transform)
-    return net
-
-
 # ---------------------------------------------------------------------- helpers
 
 
@@ -178,6 +150,8 @@ def _read(source: str) -> tuple[str, str]:
 
 def _beside(settings: dict[str, Any], folder: Path) -> None:
     """Make paths that lie beside the file whole."""
+    from hlnet.data.sources import is_source
+
     paths = [(settings, "tree"), (settings, "data"), (settings, "data_root")]
     places: list[tuple[Any, str]] = [*paths, (settings.get("network"), "trunk_weights")]
     for table, name in places:

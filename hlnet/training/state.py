@@ -7,6 +7,7 @@ Notable here: no generator's state is among it. Order, augmentation and dropout 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -109,3 +110,28 @@ class Epoch(BaseModel):
     val_loss: float
     val_top1: float
     seconds: float
+
+
+def summary(history: Sequence[Epoch], images: int, val_images: int, seconds: float) -> dict[str, float]:
+    """The best epoch of a run by validation accuracy, and the run's speed.
+
+    Args:
+        history: its epochs.
+        images, val_images: number of images for training and validation.
+        seconds: duration of the whole run.
+
+    Example:
+        >>> epoch = Epoch(epoch=1, lr=0.1, train_loss=1, train_top1=0.5, val_loss=2, val_top1=0.75, seconds=4)
+        >>> found = summary([epoch, epoch.model_copy(update={"epoch": 2, "val_top1": 0.5})], 20, 8, 9.0)
+        >>> found["best_epoch"], found["val_top1"], found["images_per_second"]
+        (1, 0.75, 5.0)
+    """
+    best = max(history, key=lambda epoch: epoch.val_top1)
+    return {
+        "best_epoch": best.epoch,
+        "val_top1": best.val_top1,
+        "val_loss": best.val_loss,
+        "images": val_images,
+        "seconds": seconds,
+        "images_per_second": images * len(history) / sum(epoch.seconds for epoch in history),
+    }

@@ -1,19 +1,12 @@
-"""Settings of a training run; names follow timm's where it has them."""
+"""Settings of a training; names follow timm's where it has them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from hlnet.training.settings import IMAGES, TRAINING, TRUNK, Settings, setting
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -21,84 +14,63 @@ Reliability = Annotated[float, Field(gt=0, lt=1)]
 LossName = Literal["cross-entropy", "bce", "hierarchical", "soft-labels"]
 
 
-class TrainConfig(BaseModel):
-    """Settings of a run.
+class TrainConfig(Settings):
+    """Settings of a training."""
 
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step and process; ``auto`` takes the largest power of two that fits the device's memory,
-            32 on a CPU.
-        opt: any timm optimizer.
-        lr: learning rate at the top of the schedule.
-        momentum: of optimizers that have one.
-        weight_decay: not applied to biases and normalisation.
-        layer_decay: factor on the learning rate per stage, from the branches back to the first; ``None`` for one rate.
-        sched: any of timm's schedules that are functions of time: ``cosine``, ``step``, ``poly`` and so on.
-        min_lr: learning rate at the end.
-        warmup_epochs: rise from ``min_lr`` towards ``lr``; then the schedule is joined where it stands, as timm does.
-        decay_epochs, decay_rate: of the schedules that fall in steps.
-        loss: ``cross-entropy`` (the paper's), ``bce`` (one against all), ``hierarchical`` or ``soft-labels``; see
-            :mod:`hlnet.training.losses`.
-        smoothing: label smoothing of cross-entropy and bce.
-        hierarchical_alpha: how fast weights fall towards the leaves in the hierarchical loss.
-        soft_labels_beta: how fast shares fall with the distance in the tree; large is nearly one-hot.
-        mixup, cutmix: timm's alpha; 0 for none.
-        cue_aware: train with random cues, so that a gain acts as evidence of its weight; see
-            :mod:`hlnet.cues.cue_aware`.
-        cue_share: of training images that get a cue.
-        cue_reliability: of these cues, between low and high.
-        clip_grad: largest norm of the gradient; ``None`` leaves it.
-        ema_decay: keep an exponential moving average of the weights, evaluate and save that; ``None`` does not.
-        mixed_precision: ``auto`` takes bfloat16 or float16 where the device has it.
-        aa: timm's auto-augment policy (``rand-…`` is RandAugment, as in the paper), or ``none``.
-        scale: share of the image's area that a random crop keeps, low and high.
-        hflip: probability of a horizontal flip.
-        reprob: probability that a rectangle of an image is erased.
-        skip_unreadable: put another image in the place of one that cannot be read, instead of stopping.
-        frozen_trunk: train only what lies behind the split point.
-        unfreeze_epochs: with a frozen trunk, thaw one more of its stages every so many epochs, from its end; 0: never.
-        cache_views: with a frozen trunk, how many augmented views of each image are cached as features; 0 for none.
-            They take ``2 * cache_views * images * C * h * w`` bytes.
-        workers: processes that load images.
-        seed: of weights, order and augmentation.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: PositiveInt = 30
-    batch_size: PositiveInt | Literal["auto"] = 32
-    opt: str = "adamw"
-    lr: PositiveFloat = Field(default=1e-3, allow_inf_nan=False)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: NonNegativeFloat = 0.05
-    layer_decay: Share | None = None
-    sched: str = "cosine"
-    min_lr: NonNegativeFloat = 1e-6
-    warmup_epochs: NonNegativeInt = 2
-    decay_epochs: PositiveInt = 30
-    decay_rate: Share = 0.1
-    loss: LossName = "cross-entropy"
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
-    hierarchical_alpha: NonNegativeFloat = 0.1
-    soft_labels_beta: PositiveFloat = 10.0
-    mixup: NonNegativeFloat = 0.0
-    cutmix: NonNegativeFloat = 0.0
-    cue_aware: bool = False
-    cue_share: Share = 0.5
-    cue_reliability: tuple[Reliability, Reliability] = (0.5, 0.99)
-    clip_grad: PositiveFloat | None = None
-    ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    aa: str = "rand-m9-mstd0.5"
-    scale: tuple[Share, Share] = (0.35, 1.0)
-    hflip: Probability = 0.5
-    reprob: Probability = 0.0
-    skip_unreadable: bool = False
-    frozen_trunk: bool = False
-    unfreeze_epochs: NonNegativeInt = 0
-    cache_views: NonNegativeInt = 0
-    workers: NonNegativeInt = 2
-    seed: NonNegativeInt = 0
+    frozen_trunk: bool = setting(False, "Train only what lies behind the trunk.", TRUNK)
+    unfreeze_epochs: NonNegativeInt = setting(
+        0, "Unfreeze one more of a frozen trunk's stages every so many epochs, from its end; 0 for never.", TRUNK
+    )
+    layer_decay: Share | None = setting(
+        None, "Factor on the learning rate per stage, from the branches back to the first.", TRUNK
+    )
+    cache_views: NonNegativeInt = setting(
+        0, "With a frozen trunk: cache the features of so many augmented views of each image; 0 for none.", TRUNK
+    )
+    aa: str = setting("rand-m9-mstd0.5", "timm's auto-augment policy, or 'none'.", IMAGES)
+    scale: tuple[Share, Share] = setting((0.35, 1.0), "Share of the area that crops keep: low,high.", IMAGES)
+    hflip: Probability = setting(0.5, "Probability of a horizontal flip.", IMAGES)
+    reprob: Probability = setting(0.0, "Probability that a rectangle is erased.", IMAGES)
+    mixup: NonNegativeFloat = setting(0.0, "timm's mixup alpha; 0 for none.", IMAGES)
+    cutmix: NonNegativeFloat = setting(0.0, "timm's cutmix alpha; 0 for none.", IMAGES)
+    skip_unreadable: bool = setting(
+        False, "Put another image in the place of one that cannot be read, instead of stopping.", IMAGES
+    )
+    epochs: PositiveInt = setting(30, "Passes over the training images.", TRAINING)
+    batch_size: PositiveInt | Literal["auto"] = setting(
+        32, "Images per step and process, or auto: the largest power of two that fits a GPU's memory.", TRAINING
+    )
+    loss: LossName = setting("cross-entropy", "cross-entropy, bce, hierarchical or soft-labels.", TRAINING)
+    smoothing: float = setting(0.1, "Label smoothing of cross-entropy and bce.", TRAINING, ge=0, lt=1)
+    hierarchical_alpha: NonNegativeFloat = setting(
+        0.1, "Hierarchical loss: how fast weights fall towards the leaves.", TRAINING
+    )
+    soft_labels_beta: PositiveFloat = setting(
+        10.0, "Soft-labels loss: how fast targets fall with the distance in the tree; large is one-hot.", TRAINING
+    )
+    cue_aware: bool = setting(False, "Train with random cues, so that a gain acts as evidence of its weight.", TRAINING)
+    cue_share: Share = setting(0.5, "Share of training images that get a cue.", TRAINING)
+    cue_reliability: tuple[Reliability, Reliability] = setting(
+        (0.5, 0.99), "How often these cues are right: low,high.", TRAINING
+    )
+    opt: str = setting("adamw", "timm optimizer: adamw, sgd, …", TRAINING)
+    lr: PositiveFloat = setting(1e-3, "Learning rate at the top of the schedule.", TRAINING, allow_inf_nan=False)
+    momentum: float = setting(0.9, "Momentum of optimizers that have one.", TRAINING, ge=0, lt=1)
+    weight_decay: NonNegativeFloat = setting(0.05, "Weight decay; biases and normalisation have none.", TRAINING)
+    sched: str = setting("cosine", "timm schedule: cosine, step, …", TRAINING)
+    min_lr: NonNegativeFloat = setting(1e-6, "Learning rate at the end of the schedule.", TRAINING)
+    warmup_epochs: NonNegativeInt = setting(
+        2, "Epochs of learning rates that rise from min_lr; they are the schedule's first.", TRAINING
+    )
+    decay_epochs: PositiveInt = setting(30, "Epochs between the steps of schedules that have them.", TRAINING)
+    decay_rate: Share = setting(0.1, "Factor on the learning rate at each of these steps.", TRAINING)
+    clip_grad: PositiveFloat | None = setting(None, "Largest norm of the gradient.", TRAINING)
+    ema_decay: float | None = setting(
+        None, "Evaluate and save a moving average of the weights, decaying by this.", TRAINING, gt=0, lt=1
+    )
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "auto, no, fp16 or bf16.", TRAINING)
+    workers: NonNegativeInt = setting(2, "Processes that load images.", TRAINING)
+    seed: NonNegativeInt = setting(0, "Seed of the weights, the order of images and their augmentation.", TRAINING)
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

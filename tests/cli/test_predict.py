@@ -153,7 +153,7 @@ ACCEPTED, REJECTED = ({"score": 1.25, "score_name": "energy", "rejected": reject
     ],
 )
 def test_text(labels, told, rejection, lines):
-    text = prediction_formats.writer(prediction_formats.Format.text, rejection, labels="answer" not in told)
+    text = prediction_formats.writer("text", rejection, labels="answer" not in told)
     assert text(Prediction(image=":cat:[b].png", labels=labels, **told)) == "\n  ".join([":cat:[b].png", *lines]) + "\n"
     assert text(Prediction(image="x.png", error="no image")) == ""
 

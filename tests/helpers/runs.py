@@ -32,7 +32,7 @@ WRITTEN = [
 ]
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training.loop", "hlnet.training.run_config", "hlnet.figures"])
+server.set_forkserver_preload(["hlnet.cli.main", "hlnet.training.loop", "hlnet.training.run_parts", "hlnet.figures"])
 
 
 def write_images(root, train=5, val=2):

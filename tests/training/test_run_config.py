@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli import main as cli
-from hlnet.cli.train import NO_SETTINGS
 from hlnet.model.trunk import create_backbone
 from hlnet.training import loop
-from hlnet.training.run_config import build_network, read_run_config, shipped_recipes
+from hlnet.training.run_config import read_run_config, run_settings, shipped_recipes
 from hlnet.training.run_folder import RunFolder
+from hlnet.training.run_parts import build_network
 
 RECIPES = {
     file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
@@ -172,7 +172,7 @@ def test_every_setting_has_an_option_and_reaches_a_run():
     settings -= {"backbone_args", "block", "widths", "strides"}  # of branches
     settings -= {"cache_views", "cue_aware"}  # see above
     assert {name.replace("_", "-") for name in settings} <= words
-    assert not {word.replace("-", "_") for word in words} & NO_SETTINGS
+    assert words <= {setting.option.replace("_", "-") for setting in run_settings()}
 
 
 def test_what_a_recipe_says_stays_without_an_option(root, captured):

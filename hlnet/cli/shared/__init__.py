@@ -2,6 +2,7 @@
 
 options            arguments and options that several commands take
 cue_options        options of cues
+setting_options    options of ``train``, made from the settings of a run
 output             results to stdout, as tables or JSON; progress and hints to stderr
 eval_tables        tables of ``eval``
 expert_tables      tables of ``make-expert``

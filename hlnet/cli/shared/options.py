@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,22 +16,10 @@ if TYPE_CHECKING:
     from hlnet.model.fast.optimize import InferenceNet
 
 
-class Split(StrEnum):
-    """Parts of a data set."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-
-
-class Score(StrEnum):
-    """Scores that tell images of a network's own classes from others (``hlnet.evaluation.metrics.rejection``)."""
-
-    energy = "energy"
-    max_logit = "max-logit"
-    probability = "probability"
-
-
+#: Parts of a data set.
+Split = Literal["train", "val", "test"]
+#: Scores that tell images of a network's own classes from others (``hlnet.evaluation.metrics.rejection``).
+Score = Literal["energy", "max-logit", "probability"]
 #: What a picture's name may end in.
 PICTURES = (".png", ".svg", ".pdf")
 #: What a MODEL may be; ``hlnet.locate_model`` finds it.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hlnet.errors import UsageError
 
@@ -22,12 +21,9 @@ COLUMNS = (
 )
 
 
-class Format(StrEnum):
-    """What the answers are written as."""
-
-    text = "text"
-    csv = "csv"
-    jsonl = "jsonl"
+#: What the answers are written as.
+Format = Literal["text", "csv", "jsonl"]
+FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
 def choose_format(out: Path | None, form: Format | None) -> Format:
@@ -37,12 +33,12 @@ def choose_format(out: Path | None, form: Format | None) -> Format:
         UsageError: if the two disagree, or the name asks for one that is not known.
     """
     suffix = out.suffix.lower() if out else ""
-    named = {".csv": Format.csv, ".jsonl": Format.jsonl, ".json": Format.jsonl}.get(suffix)
+    named = FORMATS.get(suffix)
     if form is None and named is None and suffix not in ("", ".txt"):
         raise UsageError(f"--out '{out}': answers are written as .csv, .jsonl or .txt; or say how with --format")
     if form is not None and named not in (None, form):
         raise UsageError(f"--out '{out}' asks for {named}, and --format for {form}; let them agree")
-    return form or named or Format.text
+    return form or named or "text"
 
 
 def writer(form: Format, rejection: Rejection | None, labels: bool = True) -> Callable[[Prediction], str]:
@@ -54,9 +50,9 @@ def writer(form: Format, rejection: Rejection | None, labels: bool = True) -> Ca
         labels: whether people want to see classes beside an answer that may end before them.
     """
     match form:
-        case Format.jsonl:
+        case "jsonl":
             return lambda found: found.model_dump_json(exclude_none=True) + "\n"
-        case Format.csv:
+        case "csv":
             return lambda found: csv_row(_values(found))
     return lambda found: "".join(f"{line}\n" for line in _lines(found, rejection, labels))
 
