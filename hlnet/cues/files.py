@@ -132,18 +132,19 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
         {'1.jpg': [Cue(node='cat', reliability=0.9, strength=None, mode=None)]}
     """
     found: dict[str, list[Cue]] = {}
+    classes: dict[str, tuple[str, ...] | None] = {}  # by node, since a file repeats them
     unknown: list[str] = []
     twice = 0
     for where, row in read_rows(path, ("image", "node"), ("reliability", "strength")):
         try:
             cue = make_cue(row["node"], _number(row, "reliability"), _number(row, "strength"))
-            if skip_unknown:
-                part = known_part(tree, cue.node)
-                if not part:
-                    unknown.append(cue.node)
-                    continue
-                cue = cue.model_copy(update={"node": part})
-            cue = cue.on(tree)
+            node = known_part(tree, cue.node) if skip_unknown else cue.node
+            if not node:
+                unknown.append(cue.node)
+                continue
+            if node not in classes:
+                classes[node] = Cue(node=node).on(tree).classes
+            cue = cue.model_copy(update={"node": node, "classes": classes[node]})
         except UsageError as error:
             raise type(error)(f"{where}: {error}") from error
         own = found.setdefault(row["image"], [])

@@ -87,12 +87,14 @@ class CueRuns:
             UsageError: as :func:`hlnet.label_cues`, or if no image has a cue.
         """
         table, policy = table or CueTable.from_labels(), policy or CuePolicy()
-        runs = (
-            _given(table, policy, data, kept) if table.labels is None else _from_labels(table.labels, net, data, kept)
-        )
+        if table.labels is None:
+            runs = [_given(table, policy, data, kept)]
+        else:
+            runs = _from_labels(table.labels, net, data, kept)
         silent = policy.complete(Cue(node="any"), net.provenance)
+        attention = CuePolicy(mode=silent.mode, strength=silent.strength, reliability=silent.reliability)
         known = {cue: policy.complete(cue.on(net.tree), net.provenance) for cue in _all(runs)}
-        return cls(table, policy, _attention(silent), _replaced(runs, known))
+        return cls(table, policy, attention, _replaced(runs, known))
 
     def fitting(self, net: Network) -> CueRuns | None:
         """The same for another network, for classes that it lacks without a cue. A cue that cannot act there as here,
@@ -117,13 +119,9 @@ class CueRuns:
     def wrong_share(self) -> float | None:
         """How many of the cues from labels are to be wrong."""
         labels, reliability = self.table.labels, self.attention.reliability
-        if labels is None or labels.wrong_share is not None or reliability is None:
-            return labels and labels.wrong_share
-        return 1 - reliability
-
-
-def _attention(cue: Cue) -> CuePolicy:
-    return CuePolicy(mode=cue.mode, strength=cue.strength, reliability=cue.reliability)
+        if labels is None:
+            return None
+        return 1 - reliability if labels.wrong_share is None and reliability is not None else labels.wrong_share
 
 
 def _acts_on(net: Network, cue: Cue, certain: bool) -> bool:
@@ -138,14 +136,14 @@ def _acts_on(net: Network, cue: Cue, certain: bool) -> bool:
     return bool(fitted and (fitted.gain if cue.mode == "gain" else fitted.scale))
 
 
-def _given(table: CueTable, policy: CuePolicy, data: TreeData, kept: Sequence[int]) -> list[list[tuple[Cue, ...]]]:
+def _given(table: CueTable, policy: CuePolicy, data: TreeData, kept: Sequence[int]) -> list[tuple[Cue, ...]]:
     rows = table.rows(image_names(data.images))
     given = [tuple(rows[source]) for source, _ in data.samples]
     counted = set(kept)
     cued = any(own for own, label in zip(given, data.labels, strict=True) if label in counted)
     if not cued and (table.cues or policy.prior is None):
         raise UsageError(f"none of the images evaluated has a cue in {table.source or 'those given'}")
-    return [given]
+    return given
 
 
 def _from_labels(labels: LabelCues, net: Network, data: TreeData, kept: Sequence[int]) -> list[list[tuple[Cue, ...]]]:
@@ -173,7 +171,8 @@ def right_share(run: Sequence[Sequence[Cue]], tree: ClassTree, labels: Sequence[
     cued = [(cues, label) for cues, label in zip(run, labels, strict=True) if cues and label >= 0]
     if not cued:
         return None
-    return sum(any(label in cue.positions(tree) for cue in cues) for cues, label in cued) / len(cued)
+    named = {cue: set(cue.positions(tree)) for cue in {cue for cues, _ in cued for cue in cues}}
+    return sum(any(label in named[cue] for cue in cues) for cues, label in cued) / len(cued)
 
 
 def mixed(right: float, wrong: float, share: float) -> float:

@@ -120,7 +120,8 @@ def predict(
         coverage: how often the answered node is to hold the image's class, on average over images like those that the
             thresholds were fitted on (:func:`hlnet.calibrate_paths`); rejected ones count, too.
         workers: processes that load images while the network runs. They read paths ahead, a few batches of them.
-        cues: which cues images have. Whether an image is rejected is settled without them.
+        cues: which cues images have; :meth:`hlnet.CueTable.finish` tells afterwards of names in it that no image has.
+            Whether an image is rejected is settled without them.
         policy: how cues act, and the prior; default: as :class:`hlnet.CuePolicy`.
 
     Raises:

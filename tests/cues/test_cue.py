@@ -293,7 +293,7 @@ def test_a_reliability_is_weighed_against_the_prior(net):
 def test_prior_of_detectors():
     """Classes trained one against all: each one's own odds change from 1 / K to the prior's."""
     net = build()
-    net.provenance.recipe = BCE
+    net.provenance = Provenance(recipe=BCE)
     prior = dict(zip(TREE.classes, (0.5, 0.1, 0.1, 0.1, 0.1, 0.1), strict=True))
     effect = cue_effect(net, [[]], CuePolicy(prior=prior))
     at_chance = torch.tensor(1 / 6).logit()

@@ -194,7 +194,7 @@ def test_what_is_stored_acts_as_chosen(report):
             point = curve_strength(fitted.gain, cue_evidence(choice.reliability, 1, 6))
             assert point >= choice.strength - 1e-5 and point in [pytest.approx(gain) for gain in GAINS]
     net.provenance.attention = fitted
-    effect = cue_effect(net, [[Cue(node="saw")]], CuePolicy())
+    effect = cue_effect(net, [[Cue(node="saw")]], CuePolicy(mode="gain"))
     assert float(effect.gains.max()) == pytest.approx(curve_strength(fitted.gain, cue_evidence(0.9, 1, 6)))
 
 
