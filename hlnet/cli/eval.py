@@ -159,7 +159,7 @@ def evaluate(
             table = CueTable(source=f"'{prior}'")
         policy = cue_options.cue_policy(attention_signal, cue_mode, reliability, nets[model], certain, prior)
         _check_cues(nets[model], model, policy, table, (attention_signal, cue_mode))
-        cue_options.tell_stored(nets[model], policy, None if table.labels else table.cues)
+        cue_options.tell_stored(nets[model], policy, None if table.labels else table.all_cues)
     with output.progress() as bar:
         task = bar.add_task("evaluating", total=None)
         found = evaluate_beside(

@@ -130,7 +130,11 @@ def predict(
             cue_options.check_certain(net, model, *how, cues=everywhere)
         policy = cue_options.cue_policy(*how, net, certain, prior)
         table = cue_options.cue_table(cues, net, everywhere)
-        if cues is not None and "-" not in images and not any(map(table.named, options.image_files(images, "IMAGES"))):
+        if (
+            cues is not None
+            and "-" not in images
+            and not any(map(table.cues_naming, options.image_files(images, "IMAGES")))
+        ):
             table.finish()  # which refuses a file for none of what may be many
     ends = min_confidence is not None or coverage is not None
     if share.first:
@@ -140,8 +144,8 @@ def predict(
     found = prediction.predict(
         net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, table, policy
     )
-    if table is not None and policy is not None and table.cues:
-        cue_options.tell_stored(net, policy, table.cues)
+    if table is not None and policy is not None and table.all_cues:
+        cue_options.tell_stored(net, policy, table.all_cues)
         if certain and table.everywhere:
             cue_options.tell_certain(net, table.everywhere)
     line = writer(form, net.provenance.rejection, top is not None or not ends)

@@ -42,7 +42,7 @@ class CueTable:
 
     Example:
         >>> table = CueTable({"cat/1.jpg": [Cue(node="cat")]}, everywhere=[Cue(node="saw", reliability=0.2)])
-        >>> [[cue.node for cue in table.of(image)] for image in ("/data/val/cat/1.jpg", "/data/val/dog/1.jpg")]
+        >>> [[cue.node for cue in table.cues_of(image)] for image in ("/data/val/cat/1.jpg", "/data/val/dog/1.jpg")]
         [['saw', 'cat'], ['saw']]
     """
 
@@ -89,17 +89,17 @@ class CueTable:
         return table
 
     @property
-    def cues(self) -> list[Cue]:
+    def all_cues(self) -> list[Cue]:
         """All cues that an image may have, each once; none of labels."""
         return list(dict.fromkeys([*self.everywhere, *(cue for own in self._cues.values() for cue in own)]))
 
-    def of(self, image: str | Path) -> list[Cue]:
+    def cues_of(self, image: str | Path) -> list[Cue]:
         """The cues of one image: those on every image, then those that name it.
 
         Raises:
             UsageError: if a name in the file fits this image and another one that was asked for.
         """
-        return [*self.everywhere, *self.named(image)]
+        return [*self.everywhere, *self.cues_naming(image)]
 
     def rows(self, images: Iterable[str | Path]) -> list[list[Cue]]:
         """The cues of each image of a whole list.
@@ -107,11 +107,11 @@ class CueTable:
         Raises:
             UsageError: if a name fits two images, or no name fits any.
         """
-        found = [self.of(image) for image in images]
+        found = [self.cues_of(image) for image in images]
         self.finish()
         return found
 
-    def named(self, image: str | Path) -> list[Cue]:
+    def cues_naming(self, image: str | Path) -> list[Cue]:
         """The cues that name one image.
 
         Raises:
@@ -155,9 +155,11 @@ class CueTable:
         """Let each cue act once, on nothing.
 
         Raises:
-            UsageError: if one cannot act on the network as the policy has it.
+            UsageError: if one cannot act on the network as the policy has it, or cues come from labels.
         """
-        for cue in () if policy.certain else self.cues:
+        if self.labels is not None:
+            raise UsageError("cues from labels are for evaluate(); give those of a file, or cues on every image")
+        for cue in () if policy.certain else self.all_cues:
             try:
                 cue_effect(net, [[cue]], policy)
             except UsageError as error:

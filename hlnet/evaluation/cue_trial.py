@@ -141,7 +141,7 @@ def _given(table: CueTable, policy: CuePolicy, data: TreeData, kept: Sequence[in
     given = [tuple(rows[source]) for source, _ in data.samples]
     counted = set(kept)
     cued = any(own for own, label in zip(given, data.labels, strict=True) if label in counted)
-    if not cued and (table.cues or policy.prior is None):
+    if not cued and (table.all_cues or policy.prior is None):
         raise UsageError(f"none of the images evaluated has a cue in {table.source or 'those given'}")
     return given
 

@@ -194,7 +194,7 @@ def _predict(
             if whole := [i for i, error in enumerate(errors) if not error]:
                 pixels = pixels if len(whole) == len(errors) else pixels[whole]
                 batch = BatchLogits(net, pixels.to(net.device))
-                own = [cues.of(names[i]) for i in whole]
+                own = [cues.cues_of(names[i]) for i in whole]
                 with torch.inference_mode():
                     logits = batch.under(own, policy)
                     familiar = batch.neutral if net.provenance.rejection or len(net.tree.classes) == 1 else None

@@ -289,7 +289,13 @@ def test_each_cue_acts_as_it_is_written(files, tmp_path):
     cues = f"--cues {tmp_path}/heard.csv --cue tabby=0.9 --cue dog=x4 --cue axe=+1"
     net = hlnet.load_checkpoint(files / "full.safetensors").eval()
     prepare = hlnet.eval_transform(net.transform)
-    for one in predictions(files, f"@full.safetensors @photos/val --top 6 {cues}"):
+    found = predictions(files, f"@full.safetensors @photos/val --top 6 {cues}")
+    names = [one["image"] for one in found]
+    everywhere = [hlnet.parse_cue(text, TREE) for text in ("tabby=0.9", "dog=x4", "axe=+1")]
+    table = hlnet.CueTable(hlnet.read_cues(tmp_path / "heard.csv", TREE), everywhere)
+    library = hlnet.predict(optimize(net), names, top=6, cues=table)  # by the same rules
+    assert found == [one.model_dump(mode="json", exclude_none=True) for one in library]
+    for one in found:
         gains = torch.ones(TREE.num_nodes)
         gains[[TREE.offsets[-2] + 2, TREE.offsets[-2] + 3]] = 4
         if one["image"].endswith("/0.png"):

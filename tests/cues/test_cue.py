@@ -224,31 +224,6 @@ def test_misspelt_nodes_and_impossible_reliabilities(net):
             cue_evidence(reliability, 1, 3)
 
 
-@pytest.mark.parametrize(
-    "cue, policy, completed",
-    [
-        ({"reliability": 0.7}, {}, ("bias", None, 0.7)),
-        ({"strength": 3.0}, {}, ("gain", 3.0, None)),
-        ({"reliability": 0.7}, {"strength": 2.0}, ("bias", None, 0.7)),
-        ({"strength": 3.0}, {"mode": "scale", "reliability": 0.6}, ("scale", 3.0, None)),
-        ({"mode": "scale", "reliability": 0.7}, {"mode": "gain"}, ("scale", None, 0.7)),
-        ({}, {"strength": 2.0}, ("gain", 2.0, None)),
-        ({}, {"reliability": 0.6}, ("bias", None, 0.6)),
-        ({}, {"mode": "gain", "reliability": 0.6}, ("gain", None, 0.6)),
-        ({}, {}, ("scale", None, 0.8)),
-        ({}, {"mode": "bias"}, ("bias", None, 0.8)),
-        ({}, {"certain": True}, ("bias", None, None)),
-    ],
-)
-def test_a_policy_completes_what_a_cue_leaves_open(cue, policy, completed):
-    """The cue's own word, the policy's, and the file's, in this order; a second time it changes nothing."""
-    known = Provenance(attention=FITTED.model_copy(update={"mode": "scale"}))
-    policy = CuePolicy(**policy)
-    found = policy.complete(Cue(node="cat", **cue), known)
-    assert (found.mode, found.strength, found.reliability) == completed
-    assert policy.complete(found, known) == found
-
-
 def test_a_cue_keeps_its_classes_in_another_tree(net):
     """By name, whatever the other tree calls them together; a cue of which nothing is left does nothing."""
     other = ClassTree.from_nested({"cat": ["saw", "boxer"], "pets": ["siamese", "beagle"]})

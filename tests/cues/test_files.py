@@ -1,16 +1,11 @@
-"""Cues as they are written: on the command line, in files, and for which images."""
+"""Cues as they are written: on the command line and in files."""
 
 import json
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hlnet.cues.cue import Cue
 from hlnet.cues.files import make_cue, parse_cue, read_cues
-from hlnet.cues.table import CueTable
-from hlnet.data.images import LabelledImages, image_names
 from hlnet.errors import SelectionError, UsageError
 from hlnet.tree.class_tree import ClassTree
 
@@ -186,84 +181,3 @@ def test_files_refused(tmp_path, name, text, told):
     with pytest.raises(UsageError, match=told) as caught:
         read_cues(path, TREE)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-# ---------------------------------------------------------------------- for which images
-
-
-IMAGES = ["/data/val/cat/1.jpg", "/data/val/cat/2.jpg", "/data/val/saw/1.jpg", "/data/val/saw/x1.jpg"]
-
-
-@pytest.mark.parametrize(
-    "name, which",
-    [
-        *[("2.jpg", 1), ("x1.jpg", 3), ("cat/1.jpg", 0), ("saw/1.jpg", 2), ("val/saw/1.jpg", 2)],
-        *[("./cat/1.jpg", 0), ("cat//1.jpg", 0), ("cat\\1.jpg", 0), ("/data/val/cat/1.jpg", 0)],
-    ],
-)
-def test_images_by_the_ends_of_their_paths(name, which):
-    found = CueTable({name: [cue("cat")]}).rows(IMAGES)
-    assert found == [[cue("cat")] if i == which else [] for i in range(len(IMAGES))]
-
-
-def test_names_of_one_image_add_up():
-    cues = {"2.jpg": [cue("tabby")], "cat/2.jpg": [cue("cat"), cue("tool")], "./2.jpg": [cue("siamese")]}
-    found = CueTable(cues).rows(map(Path, IMAGES))
-    assert found[1] == [cue("tabby"), cue("siamese"), cue("cat"), cue("tool")] and not any(found[:1] + found[2:])
-
-
-def test_one_name_of_two_images():
-    with pytest.raises(UsageError, match=r"heard.csv: '1.jpg' is both '/data/val/cat/1.jpg' and '/data/val/saw/1.jpg'"):
-        CueTable({"1.jpg": [cue("cat")]}, source="heard.csv").rows(IMAGES)
-    assert CueTable({"1.jpg": [cue("cat")]}).rows(IMAGES[:2] + IMAGES[:1])[2] == [cue("cat")]  # the same image again
-
-
-def test_relative_images_are_where_they_are(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    by_image = CueTable({str(tmp_path / "a" / "1.jpg"): [cue("cat")]})
-    assert by_image.of("a/1.jpg") == by_image.of("./a/../a/1.jpg") == [cue("cat")] and not by_image.of("1.jpg")
-
-
-@pytest.mark.parametrize("name", ["3.jpg", "at/1.jpg", "1", "dog/cat/1.jpg", "../1.jpg", "/1.jpg", "1.JPG", "jpg"])
-def test_names_that_fit_nothing(name, caplog):
-    with pytest.raises(UsageError, match=r"heard\.csv: none of the images named there"):
-        CueTable({name: [cue("cat")]}, source="heard.csv").rows(IMAGES)
-    found = CueTable({name: [cue("cat")], "2.jpg": [cue("tool")]}, source="heard.csv").rows(IMAGES)
-    assert found == [[], [cue("tool")], [], []]
-    assert caplog.messages == [f"heard.csv: 1 of 2 images named there fit none: {name}"]
-
-
-PARTS = st.lists(st.sampled_from("ab"), min_size=1, max_size=3)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.sets(PARTS.map(tuple), min_size=1, max_size=4), st.sets(PARTS.map(tuple), min_size=1, max_size=4))
-def test_any_names_and_images(names, images):
-    """Against a comparison of every name with every image's last parts."""
-    cues = {"/".join(name): [cue("/".join(name))] for name in names}
-    images = sorted(images)
-    fits = {name: [i for i, image in enumerate(images) if ("", *image)[-len(name) :] == name] for name in names}
-    by_image = CueTable(cues)
-    try:
-        found = [by_image.of("/" + "/".join(image)) for image in images]
-    except UsageError:
-        assert any(len(which) > 1 for which in fits.values())
-        return
-    assert not any(len(which) > 1 for which in fits.values())
-    for i, own in enumerate(found):
-        assert sorted(one.node for one in own) == sorted("/".join(name) for name in names if i in fits[name])
-    if any(fits.values()):
-        by_image.finish()
-    else:
-        with pytest.raises(UsageError, match="none of the images"):
-            by_image.finish()
-
-
-def test_what_images_of_a_data_set_are_called():
-    files = (Path("/d/val/cat/1.jpg"), Path("/d/val/cat/2.jpg"))
-    shown = {"name": "x", "classes": ("cat",), "labels": (0, 0), "load": None}
-    assert image_names(LabelledImages(**shown, files=files)) == ["/d/val/cat/1.jpg", "/d/val/cat/2.jpg"]
-    assert image_names(LabelledImages(**shown)) == ["0", "1"]
-    sharded = LabelledImages(**shown, files=(Path("/d/0.tar"),) * 2, members=("cat/1.jpg", "cat/2.jpg"))
-    assert CueTable({"2.jpg": [cue("cat")]}).rows(image_names(sharded)) == [[], [cue("cat")]]
-    assert CueTable({"1": [cue("cat")]}).rows(image_names(LabelledImages(**shown))) == [[], [cue("cat")]]
