@@ -25,7 +25,7 @@ Mode = Literal["gain", "bias", "scale"]
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
-#: Of factors and shifts alike; beyond, float32 soon knows no numbers.
+#: The largest factor or shift; larger values overflow float32 soon.
 MOST = 1e6
 
 Strength = Annotated[float, Field(ge=-MOST, le=MOST)]
@@ -67,6 +67,11 @@ class Cue(BaseModel):
         check_one(self.reliability, self.strength)
         return self
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it states neither a reliability nor a strength."""
+        return self.reliability is None and self.strength is None
+
     def on(self, tree: ClassTree) -> Cue:
         """The cue with its classes: those that it has, or else those that the tree finds.
 
@@ -92,11 +97,6 @@ class Cue(BaseModel):
             return select_classes(tree, self.node)
         known = _positions(tree.classes)
         return tuple(sorted(known[name] for name in self.classes if name in known))
-
-
-def is_silent(cue: Cue) -> bool:
-    """Whether a cue states neither a reliability nor a strength."""
-    return cue.reliability is None and cue.strength is None
 
 
 def cue_evidence(reliability: float, named: float, classes: float) -> float:

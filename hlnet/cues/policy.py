@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hlnet.cues.cue import Cue, Mode, Probability, Strength, check_one, is_silent, stored_effect
+from hlnet.cues.cue import Cue, Mode, Probability, Strength, check_one, stored_effect
 from hlnet.errors import UsageError
 from hlnet.model.provenance import Provenance
 
@@ -69,7 +69,7 @@ class CuePolicy(BaseModel):
             UsageError: if the cue acts in another mode than the one that the policy's strength is for.
         """
         mode = cue.mode or self.mode
-        if not is_silent(cue):
+        if not cue.is_silent:
             return cue.model_copy(update={"mode": mode or ("bias" if cue.strength is None else "gain")})
         fitted = None if self.certain or not self.is_silent else provenance.attention
         if fitted is not None:

@@ -208,18 +208,19 @@ class LiveNet:
         net = self._fast if not gone else self._fast.select([tree.indices[leaf] or 0 for leaf in kept])
         if gone:  # before and now are to be on one scale
             net.provenance.temperature = self._fast.provenance.temperature
-        below = {path: [leaf for leaf in tree.leaves_under(path) if leaf not in gone] for path in question.cues}
-        named = [(path, leaves) for path in question.cues if (leaves := below[path])]
-        cues = [Cue(node=path, classes=tuple(tree.classes[leaf] for leaf in leaves)) for path, leaves in named]
+        cued = [[leaf for leaf in tree.leaves_under(path) if leaf not in gone] for path in question.cues]
+        cues = [
+            Cue(node=path, classes=tuple(tree.classes[leaf] for leaf in leaves))
+            for path, leaves in zip(question.cues, cued, strict=True)
+            if leaves
+        ]
         policy = CuePolicy(mode=question.mode, strength=question.strength, reliability=question.reliability)
         effect = cue_effect(net, [cues], policy)
         now, shares_now = self._run(net, features, effect)
         rank = {leaf: place for place, leaf in enumerate(kept)}
         leading, led = (np.argsort(-logits, kind="stable").tolist() for logits in (now, before))
         chosen = dict.fromkeys([*(kept[place] for place in leading[: MOST_CHOICES - 3]), *led[:3]])
-        best = [
-            max(leaves, key=lambda leaf: float(now[rank[leaf]])) for leaves in [kept, *(leaves for _, leaves in named)]
-        ]
+        best = [max(leaves, key=lambda leaf: float(now[rank[leaf]])) for leaves in [kept, *cued] if leaves]
         choices = [
             Choice(
                 name=tree.classes[leaf],

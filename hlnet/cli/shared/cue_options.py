@@ -128,9 +128,7 @@ def tell_stored(net: Network, policy: CuePolicy, cues: Iterable[Cue] | None) -> 
     Args:
         cues: that are given; ``None`` are cues from labels, which say nothing themselves.
     """
-    from hlnet.cues.cue import is_silent
-
-    if not policy.certain and (cues is None or any(map(is_silent, cues))):
+    if not policy.certain and (cues is None or any(cue.is_silent for cue in cues)):
         policy.log_stored(net.provenance, len(net.tree.classes))
 
 
@@ -167,11 +165,9 @@ def check_certain(net: Network, model: str, *strengths: object, cues: Iterable[C
     Raises:
         UsageError: for a plain network, or if one of these options or cues says how strongly it acts.
     """
-    from hlnet.cues.cue import is_silent
-
     if not net.has_branches:
         raise UsageError(f"--certain skips branches, and '{model}' is a plain network, which has none")
-    if wanted(*strengths) or not all(map(is_silent, cues)):
+    if wanted(*strengths) or not all(cue.is_silent for cue in cues):
         raise UsageError(
             "--certain takes cues as facts, which have no strength; leave out what says how strongly they act"
         )
