@@ -25,7 +25,7 @@ Mode = Literal["gain", "bias", "scale"]
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
-#: The largest factor or shift; larger values overflow float32 soon.
+#: The largest factor or shift; larger values may overflow float32.
 MOST = 1e6
 
 Strength = Annotated[float, Field(ge=-MOST, le=MOST)]
