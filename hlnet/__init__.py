@@ -13,14 +13,15 @@ from hlnet.model.presets import register_with_timm
 from hlnet.version import __version__
 
 if TYPE_CHECKING:
-    from hlnet.cues.apply import CueSource, CueUse
     from hlnet.cues.certain import certain_logits
-    from hlnet.cues.cue import Attention, Cue, cue_evidence
+    from hlnet.cues.cue import Cue, cue_evidence
     from hlnet.cues.effect import cue_effect, gains_for
     from hlnet.cues.embedding import cues_from_embedding, load_encoder
-    from hlnet.cues.files import CuesByImage, match_cues, parse_cue, read_cues
+    from hlnet.cues.files import parse_cue, read_cues
     from hlnet.cues.oracle import label_cues, wrong_classes
+    from hlnet.cues.policy import CuePolicy
     from hlnet.cues.prior import prior_shift, read_prior
+    from hlnet.cues.table import CueTable
     from hlnet.cues.words import cues_from_text
     from hlnet.data.feature_cache import cached_features
     from hlnet.data.features import CachedFeatures
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     )
     from hlnet.evaluation.calibration import calibrate, calibrate_paths
     from hlnet.evaluation.cue_report import attend
-    from hlnet.evaluation.cue_trial import CueTrial
     from hlnet.evaluation.evaluate import compare_evaluations, evaluate, evaluate_beside
     from hlnet.evaluation.metrics.accuracy import confusion_matrix
     from hlnet.evaluation.metrics.comparison import mcnemar, paired_bootstrap
@@ -94,13 +94,8 @@ if TYPE_CHECKING:
     from hlnet.view.class_activation import activation_maps
 
 _MODULES = {
-    "cues.apply": (
-        "CueSource",
-        "CueUse",
-    ),
     "cues.certain": ("certain_logits",),
     "cues.cue": (
-        "Attention",
         "Cue",
         "cue_evidence",
     ),
@@ -113,8 +108,6 @@ _MODULES = {
         "load_encoder",
     ),
     "cues.files": (
-        "CuesByImage",
-        "match_cues",
         "parse_cue",
         "read_cues",
     ),
@@ -122,10 +115,12 @@ _MODULES = {
         "label_cues",
         "wrong_classes",
     ),
+    "cues.policy": ("CuePolicy",),
     "cues.prior": (
         "prior_shift",
         "read_prior",
     ),
+    "cues.table": ("CueTable",),
     "cues.words": ("cues_from_text",),
     "data.feature_cache": ("cached_features",),
     "data.features": ("CachedFeatures",),
@@ -151,7 +146,6 @@ _MODULES = {
         "calibrate_paths",
     ),
     "evaluation.cue_report": ("attend",),
-    "evaluation.cue_trial": ("CueTrial",),
     "evaluation.evaluate": (
         "compare_evaluations",
         "evaluate",

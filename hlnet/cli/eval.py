@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from itertools import chain
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +12,8 @@ from hlnet.cli.shared import cue_options, options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.cues.cue import Attention, Cue
+    from hlnet.cues.policy import CuePolicy
+    from hlnet.cues.table import CueTable
     from hlnet.evaluation.evaluate import Evaluation
     from hlnet.model.fast.optimize import InferenceNet
     from hlnet.tree.class_tree import ClassTree
@@ -32,7 +32,6 @@ def evaluate(
     classes: options.Classes = None,
     attention_signal: cue_options.AttentionSignal = None,
     cue_mode: cue_options.Mode = None,
-    cue_site: cue_options.SiteOption = None,
     reliability: cue_options.Reliability = None,
     cues: cue_options.CuesFile = None,
     prior: cue_options.Prior = None,
@@ -121,13 +120,12 @@ def evaluate(
         hlnet eval cats.safetensors --data photos --split test --beside runs/full --beside runs/plain --roc cats.png
     """
     from hlnet.cli.shared import eval_tables, output
+    from hlnet.cues.table import CueTable
     from hlnet.data.sources import load_data
-    from hlnet.evaluation.cue_trial import CueTrial
     from hlnet.evaluation.evaluate import compare_evaluations, evaluate_beside
     from hlnet.evaluation.metrics.rejection import ROC_FORMATS, write_roc
     from hlnet.files import check_writable
     from hlnet.model.cost import network_cost
-    from hlnet.model.provenance import Provenance
 
     options.check_picture(roc, "--roc", ROC_FORMATS)
     options.check_picture(confusion, "--confusion", (*options.PICTURES, ".csv"))
@@ -147,34 +145,25 @@ def evaluate(
     if baseline is not None and nets[baseline].has_branches:
         raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
     images = load_data(data, split, data_root)
-    trial = None
-    how = (attention_signal, cue_mode, cue_site, reliability, wrong_cues, wrong_cue, cue_level, certain)
+    table, policy = None, None
+    how = (attention_signal, cue_mode, reliability, wrong_cues, wrong_cue, cue_level, certain)
     if cue_options.wanted(cues, prior, *how):
-        only_prior = prior is not None and cues is None and not cue_options.wanted(*how)
-        given = cue_options.read_cues(cues, nets[model], images, cue_mode) if cues else {} if only_prior else None
-        known = Provenance() if certain else nets[model].provenance  # a fact has no reliability, whatever is stored
-        acting = cue_options.attention(attention_signal, cue_mode, cue_site, reliability, known)
-        _check_cues(nets[model], model, acting, given, certain, (attention_signal, cue_mode, cue_site))
-        if not certain:
-            every = None if given is None else chain.from_iterable(given.values())
-            cue_options.tell_stored(nets[model], acting, every, attention_signal, reliability)
-        trial = CueTrial(
-            attention=acting,
-            cues=given,
-            source=f"'{cues or prior}'" if cues or only_prior else "",
-            prior=cue_options.read_prior(prior, nets[model].tree),
-            wrong=wrong_cue or "random",
-            wrong_share=wrong_cues,
-            level=cue_level,
-            certain=certain,
-        )
+        table = CueTable.from_labels(cue_level, wrong_cue or "random", wrong_cues)
+        if cues is not None:
+            table = cue_options.cue_table(cues, nets[model])
+        elif prior is not None and not cue_options.wanted(*how):
+            table = CueTable(source=f"'{prior}'")
+        policy = cue_options.cue_policy(attention_signal, cue_mode, reliability, nets[model], certain, prior)
+        _check_cues(nets[model], model, policy, table, (attention_signal, cue_mode))
+        cue_options.tell_stored(nets[model], policy, None if table.labels else table.all_cues)
     with output.progress() as bar:
         task = bar.add_task("evaluating", total=None)
         found = evaluate_beside(
             nets,
             images,
             classes,
-            trial,
+            table,
+            policy,
             score,
             batch_size,
             workers,
@@ -224,19 +213,16 @@ def evaluate(
 
 
 def _check_cues(
-    net: InferenceNet,
-    model: str,
-    acting: Attention,
-    given: Mapping[int, tuple[Cue, ...]] | None,
-    certain: bool,
-    strengths: tuple[object, ...],
+    net: InferenceNet, model: str, policy: CuePolicy, table: CueTable, strengths: tuple[object, ...]
 ) -> None:
     """Refuse what could not be tried, or would do nothing."""
-    if certain:
+    if policy.certain:
         cue_options.check_certain(net, model, *strengths)
-    if given is None and len(net.tree.classes) < 2:
+    if table.labels is None:
+        return
+    if len(net.tree.classes) < 2:
         raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
-    if given is None and not certain and acting.strength is None and acting.reliability is None:
+    if not policy.certain and policy.is_silent and net.provenance.attention is None:
         raise UsageError(
             "how strongly cues act is not said: add --reliability 0.9 or --attention-signal 1.8, or fit it (attend)"
         )

@@ -61,7 +61,6 @@ def predict(
     cues: cue_options.CuesFile = None,
     prior: cue_options.Prior = None,
     cue_mode: cue_options.Mode = None,
-    cue_site: cue_options.SiteOption = None,
     attention_signal: cue_options.AttentionSignal = None,
     reliability: cue_options.Reliability = None,
     certain: cue_options.Certain = False,
@@ -107,7 +106,6 @@ def predict(
         raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet.cli.shared import output
     from hlnet.cli.shared.processes import Share
-    from hlnet.cues.apply import CueUse
     from hlnet.evaluation import prediction
     from hlnet.files import check_writable
 
@@ -122,37 +120,40 @@ def predict(
     if out is not None and share.first:
         check_writable(out)
     net = options.load_optimized(model, _device(device, share), dtype)
-    known, finish = None, None
-    if cue_options.wanted(
-        cue, text, text_model, cues, prior, cue_mode, cue_site, attention_signal, reliability, certain
-    ):
-        how = (attention_signal, cue_mode, cue_site, reliability)
+    table, policy = None, None
+    how = (attention_signal, cue_mode, reliability)
+    if cue_options.wanted(cue, text, text_model, cues, prior, certain, *how):
         if not cue_options.wanted(cue, text, cues) and (prior is None or cue_options.wanted(certain, *how)):
             raise UsageError("these options say how cues act, but none is given; add --cue, --text or --cues")
         everywhere = cue_options.cues_for_all(net.tree, cue or (), text, text_model, cue_mode)
         if certain:
             cue_options.check_certain(net, model, *how, cues=everywhere)
-        known, finish = cue_options.cue_source(
-            net,
-            everywhere,
-            cues,
-            CueUse(cue_options.attention(*how, net.provenance), certain, cue_options.read_prior(prior, net.tree)),
-            cue_mode,
-            (attention_signal, reliability),
-            options.image_files(images, "IMAGES") if cues is not None and "-" not in images else None,
-        )
+        policy = cue_options.cue_policy(*how, net, certain, prior)
+        table = cue_options.cue_table(cues, net, everywhere)
+        if (
+            cues is not None
+            and "-" not in images
+            and not any(map(table.cues_naming, options.image_files(images, "IMAGES")))
+        ):
+            table.finish()  # which refuses a file for none of what may be many
     ends = min_confidence is not None or coverage is not None
     if share.first:
         _hint_at_doubts(net, images)
     if _are_few(images, batch_size):
         workers = 0
-    found = prediction.predict(net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, known)
+    found = prediction.predict(
+        net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, table, policy
+    )
+    if table is not None and policy is not None and table.all_cues:
+        cue_options.tell_stored(net, policy, table.all_cues)
+        if certain and table.everywhere:
+            cue_options.tell_certain(net, table.everywhere)
     line = writer(form, net.provenance.rejection, top is not None or not ends)
     counts = _write(found, line, csv_row(COLUMNS) if form == "csv" else "", out, share, images)
     if counts is None:
         return
-    if finish is not None and share.count == 1:  # of several processes, none has seen all images
-        finish()
+    if table is not None and share.count == 1:  # of several processes, none has seen all images
+        table.finish()
     if not counts["images"]:
         output.hint("no names of images came from standard input")
     if out is not None:

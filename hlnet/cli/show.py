@@ -51,7 +51,6 @@ def show(
         ),
     ] = None,
     cue_mode: cue_options.Mode = None,
-    cue_site: cue_options.SiteOption = None,
     attention_signal: cue_options.AttentionSignal = None,
     reliability: cue_options.Reliability = None,
     device: options.Device = "auto",
@@ -70,7 +69,6 @@ def show(
         hlnet show runs/photos dog.jpg fish.jpg --nodes dog,fish --cam --cue fish=0.9 --out seen.html
     """
     from hlnet.cli.shared import output
-    from hlnet.cues.cue import check_site, settled
     from hlnet.cues.files import parse_cue
     from hlnet.model.plain import PlainNet
     from hlnet.view.look import MOST_IMAGES, look
@@ -80,18 +78,17 @@ def show(
     files = list(islice(options.image_files(images, "IMAGES"), MOST_IMAGES + 1))
     if len(files) > MOST_IMAGES:
         raise UsageError(f"more than {MOST_IMAGES} images do not fit one page; name at most {MOST_IMAGES}")
-    if not cue and cue_options.wanted(cue_mode, cue_site, attention_signal, reliability):
+    if not cue and cue_options.wanted(cue_mode, attention_signal, reliability):
         raise UsageError("these options say how cues act, but none is given; add --cue, such as --cue animal/cat=0.9")
     net = options.load_model(model, device)
     if isinstance(net, PlainNet) and not (cam or cue):
         cam = True
         output.hint("a plain network has no branches: its class activation maps are shown")
-    attention = cue_options.attention(attention_signal, cue_mode, cue_site, reliability, net.provenance)
+    policy = cue_options.cue_policy(attention_signal, cue_mode, reliability, net)
     words = _nodes(net.tree, nodes) if nodes is not None else None
-    cues = [settled(parse_cue(text, net.tree, cue_mode), cue_mode) for text in cue or ()]
-    check_site(attention, cues)
-    cue_options.tell_stored(net, attention, cues, attention_signal, reliability)
-    view = look(net, files, words, level, cues, attention, cam, rgb)
+    cues = [parse_cue(text, net.tree, cue_mode) for text in cue or ()]
+    cue_options.tell_stored(net, policy, cues)
+    view = look(net, files, words, level, cues, policy, cam, rgb)
     written = write_view(view, out, f"What {options.short_name(model)} sees", _about(net))
     ranks = best_classes(view, 5)
     if as_json:

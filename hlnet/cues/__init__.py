@@ -1,6 +1,8 @@
 """Hints from outside about an image's class.
 
-cue                what a cue says, and how strongly
+cue                what a cue names, and how strongly it acts
+policy             how cues act that do not say it themselves
+table              which cues an image has
 effect             gains, factors and shifts for one batch
 apply              logits of a batch under cues
 certain            cues that cannot be wrong: only what they name runs

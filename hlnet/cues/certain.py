@@ -15,7 +15,6 @@ from hlnet.model.fast.optimize import InferenceNet
 from hlnet.model.fast.walk import FastTree
 from hlnet.model.hierarchical import NetworkConfig
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.selection import select_classes
 
 
 def certain_classes(tree: ClassTree, cues: Sequence[Cue], competing: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -31,7 +30,7 @@ def certain_classes(tree: ClassTree, cues: Sequence[Cue], competing: Sequence[in
     """
     left = set(range(len(tree.classes)) if competing is None else competing)
     for cue in cues:
-        left &= set(select_classes(tree, cue.node))
+        left &= set(cue.positions(tree))
     if not left:
         raise UsageError(
             f"certain cues on {', '.join(repr(cue.node) for cue in cues)} leave no class that could be the answer"

@@ -7,9 +7,8 @@ leaves and inner nodes, two classes and a thousand, one cue and several, are all
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -17,19 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hlnet.errors import UsageError
 from hlnet.model.provenance import Curve, Provenance
-
-log = logging.getLogger("hlnet")
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.selection import select_classes
 
 #: ``gain``: features of the cued branches times a factor (the paper's). ``bias``: logits of the cued classes shifted.
 #: ``scale``: these logits times a factor.
 Mode = Literal["gain", "bias", "scale"]
 
-#: Where a gain acts: the leaves under the cued node, the node's own block, or all blocks on the way to its leaves.
-Site = Literal["leaves", "node", "path"]
-
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
-#: Of factors and shifts alike; beyond, float32 soon knows no numbers.
+#: The largest factor or shift; larger values may overflow float32.
 MOST = 1e6
 
 Strength = Annotated[float, Field(ge=-MOST, le=MOST)]
@@ -43,9 +39,11 @@ class Cue(BaseModel):
         reliability: how often such a cue is right: the probability that the image's class is among those named. Below
             their share of all classes, it inhibits.
         strength: the factor (gain, scale) or the shift of logits (bias) itself, in place of a reliability.
-        mode: how this one acts; default: as the :class:`Attention` says.
+        mode: how this one acts; default: as the :class:`hlnet.CuePolicy` says.
+        classes: names of the classes that ``node`` means, once they were looked up in a tree (:meth:`on`); for a
+            network of another tree, they are what the cue names.
 
-    Without reliability and strength, the :class:`Attention` says how strongly the cue acts.
+    Without reliability and strength, the :class:`hlnet.CuePolicy` says how strongly the cue acts.
 
     Raises:
         pydantic.ValidationError: for a reliability outside 0 to 1, a strength beyond a million, or both. What users
@@ -62,100 +60,43 @@ class Cue(BaseModel):
     reliability: Probability | None = None
     strength: Strength | None = None
     mode: Mode | None = None
+    classes: tuple[str, ...] | None = Field(default=None, repr=False)
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
-        _check_one(self)
+        check_one(self.reliability, self.strength)
         return self
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it states neither a reliability nor a strength."""
+        return self.reliability is None and self.strength is None
 
-class Attention(BaseModel):
-    """How cues act.
+    def on(self, tree: ClassTree) -> Cue:
+        """The cue with its classes: those that it has, or else those that the tree finds.
 
-    Attributes:
-        mode: ``gain``, ``bias`` or ``scale``; of cues that do not say it themselves.
-        site: where a gain acts: ``leaves`` (default), at the input of the last convolution of each leaf under the cued
-            node, as in the paper's Sec. 4.4; ``node``, at that of the node's own block; ``path``, of all blocks on the
-            way to its leaves. The latter two take a strength: curves are fitted for leaves.
-        strength: of cues that state nothing of their own.
-        reliability: of cues that state nothing of their own, if there is no ``strength`` here. With neither, it is the
-            one that the network's fitted curves were chosen for.
+        Raises:
+            SelectionError: if the cue names what the tree does not have.
+        """
+        if self.classes is not None:
+            return self
+        return self.model_copy(update={"classes": tuple(tree.classes[i] for i in select_classes(tree, self.node))})
 
-    Raises:
-        pydantic.ValidationError: for values out of range, or both a strength and a reliability.
-    """
+    def positions(self, tree: ClassTree) -> tuple[int, ...]:
+        """Positions of the classes named, ascending; of classes found in another tree, those that this one has.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+        Raises:
+            SelectionError: if the classes were not looked up yet, and the cue names what the tree does not have.
 
-    mode: Mode = "gain"
-    site: Site = "leaves"
-    strength: Strength | None = None
-    reliability: Probability | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        _check_one(self)
-        return self
-
-
-def stated_attention(
-    provenance: Provenance,
-    mode: Mode | None = None,
-    site: Site = "leaves",
-    strength: float | None = None,
-    reliability: float | None = None,
-) -> Attention:
-    """How cues act that state nothing: as asked for or, where nothing is, as the network's file holds.
-
-    Without a mode, a strength is a gain and a reliability a bias; with neither, the mode is the fitted one, if any.
-
-    Args:
-        provenance: the network's.
-        mode, site, strength, reliability: see :class:`Attention`.
-
-    Example:
-        >>> stated_attention(Provenance(), strength=1.8).mode, stated_attention(Provenance(), reliability=0.9).mode
-        ('gain', 'bias')
-    """
-    fitted = provenance.attention
-    if fitted is not None and strength is None and reliability is None:
-        mode, reliability = mode or fitted.mode, fitted.reliability
-    mode = mode or ("bias" if strength is None else "gain")
-    return Attention(mode=mode, site=site, strength=strength, reliability=reliability)
-
-
-def settled(cue: Cue, mode: Mode | None = None) -> Cue:
-    """A cue that says how it acts: as is asked for, else a reliability as a bias and a strength as a gain.
-
-    One that states neither stays as it is: the :class:`Attention` speaks for it.
-    """
-    if cue.mode is not None or is_silent(cue):
-        return cue
-    return cue.model_copy(update={"mode": mode or ("bias" if cue.strength is None else "gain")})
-
-
-def is_silent(cue: Cue) -> bool:
-    """Whether a cue states neither a reliability nor a strength."""
-    return cue.reliability is None and cue.strength is None
-
-
-def log_stored(provenance: Provenance, attention: Attention, classes: int) -> None:
-    """Say, in the log ``hlnet``, how cues act that go by what the network's file holds.
-
-    Args:
-        provenance: the network's.
-        attention: how they act, see :func:`stated_attention`.
-        classes: how many classes compete.
-    """
-    fitted = provenance.attention
-    if fitted is None:
-        return
-    acting = provenance.model_copy(update={"attention": fitted.model_copy(update={"mode": attention.mode})})
-    if what := stored_effect(acting, classes):
-        log.info(
-            "as the model's file holds it, cues count as right in %g %% of cases and act, on one class, as %s",
-            *(100 * fitted.reliability, what),
-        )
+        Example:
+            >>> full = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
+            >>> Cue(node="cat").on(full).positions(ClassTree.from_nested(["beagle", "siamese"]))
+            (1,)
+        """
+        if self.classes is None:
+            return select_classes(tree, self.node)
+        known = _positions(tree.classes)
+        return tuple(sorted(known[name] for name in self.classes if name in known))
 
 
 def cue_evidence(reliability: float, named: float, classes: float) -> float:
@@ -218,25 +159,19 @@ def stored_effect(provenance: Provenance, classes: int) -> str | None:
     return f"a {fitted.mode} of {curve_strength(curve, evidence):.4g}" if curve else None
 
 
-def check_site(attention: Attention, cues: Iterable[Cue] = ()) -> None:
-    """Warn, once and before the work, of sites that served worse where they were measured (docs/attention.md).
-
-    Raises:
-        UsageError: if there is no gain, whose site that could be.
-    """
-    modes = {cue.mode or attention.mode for cue in cues} or {attention.mode}
-    if "gain" not in modes and attention.site != "leaves":
-        ways = " and ".join(sorted(modes))
-        raise UsageError(f"the site '{attention.site}' is where a gain acts, and cues act by {ways}; cue by a gain")
-    if attention.site == "path":
-        log.warning("gains along the whole path ebb early and cost the most when wrong; try --cue-site leaves")
-    if attention.site == "node":
-        log.warning("a gain on an inner node's own block did less, and harm at level 1; try --cue-site leaves")
-
-
 # ---------------------------------------------------------------------- helpers
 
 
-def _check_one(stated: Cue | Attention) -> None:
-    if stated.reliability is not None and stated.strength is not None:
+def check_one(reliability: float | None, strength: float | None) -> None:
+    """Refuse both.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if reliability is not None and strength is not None:
         raise ValueError("a reliability and a strength both say how strongly a cue acts; give one of them")
+
+
+@lru_cache(maxsize=16)
+def _positions(classes: tuple[str, ...]) -> dict[str, int]:
+    return {name: position for position, name in enumerate(classes)}

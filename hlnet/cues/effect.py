@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hlnet.cues.cue import Attention, Cue, Mode, Site, cue_evidence, curve_strength
+from hlnet.cues.cue import Cue, Mode, cue_evidence, curve_strength
+from hlnet.cues.policy import CuePolicy
 from hlnet.cues.prior import prior_shift
-from hlnet.errors import SelectionError, UsageError, some
+from hlnet.errors import UsageError, some
 from hlnet.model.base import Network, require_branches
 from hlnet.model.provenance import Provenance
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.selection import select_classes
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ def gains_for(tree: ClassTree, classes: Tensor, signal: float) -> Tensor:
 def cue_effect(
     net: Network,
     cues: Sequence[Sequence[Cue]],
-    attention: Attention,
+    policy: CuePolicy | None = None,
     competing: Sequence[int] | None = None,
-    prior: Mapping[str, float] | None = None,
 ) -> Effect:
     """What cues do to the images of one batch.
 
@@ -86,35 +85,34 @@ def cue_effect(
     - ``bias``: with reliability p, the logits of the m cued of K classes are shifted by ``T * cue_evidence(p, m, K)``.
       That is Bayes' rule where probabilities are ``softmax(logits / T)``, T the network's fitted temperature or 1.
     - ``gain``, ``scale``: a factor on features or on logits. From a reliability only for a network that holds a curve.
+      A gain acts at the input of the last convolution of each leaf under the cued node, as in the paper's Sec. 4.4.
       A scale depends on where the logits' zero is, which softmax does not: it lifts a cued logit above 0 and lowers one
       below.
 
     Args:
         net: the network; a plain one takes ``bias`` and ``scale``.
         cues: of each of the B images; none for an image without a cue.
-        attention: how they act.
+        policy: how cues act that do not say it themselves, and the prior; default: as :class:`hlnet.CuePolicy`.
         competing: positions of the classes that compete, where not all do; they set K and m.
-        prior: how frequent each class is where the images come from, by class name; all images' logits are shifted by
-            it (:func:`hlnet.prior_shift`), whatever the mode, and reliabilities are weighed against it.
 
     Raises:
-        UsageError: for a gain on a plain network, a negative factor, a strength that is neither given nor fitted, or at
-            the site ``node`` a cue on what is no single node.
+        UsageError: for a gain on a plain network, a negative factor, or a strength that is neither given nor fitted.
         SelectionError: if a cue names what the tree does not have.
 
     Example:
         >>> from hlnet.model.presets import create_model
         >>> net = create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"]})
-        >>> effect = cue_effect(net, [[Cue(node="cat", reliability=0.75)], []], Attention(mode="bias"))
+        >>> effect = cue_effect(net, [[Cue(node="cat", reliability=0.75)], []])
         >>> effect.bias
         tensor([[1.0986, 1.0986, 0.0000, 0.0000],
                 [0.0000, 0.0000, 0.0000, 0.0000]])
     """
     tree, provenance = net.tree, net.provenance
+    policy = policy or CuePolicy()
     competing = range(len(tree.classes)) if competing is None else competing
     frequency, shift = np.ones(len(tree.classes)), None
-    if prior is not None:
-        frequency = _frequencies(tree, prior, competing)
+    if policy.prior is not None:
+        frequency = _frequencies(tree, policy.prior, competing)
         shares = torch.from_numpy(frequency / frequency.sum())
         same = prior_shift(shares, provenance.temperature or 1.0, provenance.one_vs_all)
         shift = same.to(net.device).expand(len(cues), -1)
@@ -128,13 +126,7 @@ def cue_effect(
     for row, own in enumerate(cues):
         for cue in own:
             if cue not in known:
-                mode = cue.mode or attention.mode
-                if mode == "gain":
-                    require_branches(net, "whose features could be scaled", "cue it by a bias or a scale")
-                named = select_classes(tree, cue.node)
-                own_frequency = frequency[list(named)].sum()
-                strength = _strength(cue, mode, attention, provenance, own_frequency, frequency.sum())
-                known[cue] = mode, _columns(tree, cue.node, named, mode, attention.site), strength
+                known[cue] = _acting(net, policy.complete(cue, provenance), frequency)
             mode, columns, strength = known[cue]
             if mode not in made:
                 width = tree.num_nodes if mode == "gain" else len(tree.classes)
@@ -150,49 +142,32 @@ def cue_effect(
     return Effect(gains=values.get("gain"), scale=values.get("scale"), bias=bias)
 
 
-def cued_node(tree: ClassTree, selection: str) -> tuple[int, int]:
-    """The place of the node that a cue means: of that name, or whose classes are those of the selection.
-
-    Raises:
-        UsageError: if there is no such node.
-    """
-    try:
-        return tree.find_node(selection)
-    except SelectionError:
-        path = tree.node_over(select_classes(tree, selection))
-        if path is None:
-            raise UsageError(f"the cue on '{selection}' names no single node, whose block could be scaled") from None
-        return tree.find_node(path)
+def _acting(net: Network, cue: Cue, frequency: np.ndarray) -> tuple[Mode, np.ndarray, float]:
+    """The mode of a complete cue, the columns on which it acts (nodes for a gain, else classes), and its strength."""
+    mode = cue.mode
+    assert mode is not None
+    if mode == "gain":
+        require_branches(net, "whose features could be scaled", "cue it by a bias or a scale")
+    named = np.array(cue.positions(net.tree), dtype=int)
+    strength = _strength(cue, mode, net.provenance, frequency[named].sum(), frequency.sum())
+    return mode, named + net.tree.offsets[-2] if mode == "gain" else named, strength
 
 
-def _strength(
-    cue: Cue, mode: Mode, attention: Attention, provenance: Provenance, named: float, classes: float
-) -> float:
-    """The factor or shift of one cue; how frequent the classes named are, and all that compete."""
-    given = cue.strength
-    if given is None and cue.reliability is None and attention.strength is not None:
-        if mode != attention.mode:
-            raise UsageError(
-                f"the cue on '{cue.node}' acts by {mode}, and the strength {attention.strength:g} is that of a "
-                f"{attention.mode}; give the cue one of its own"
-            )
-        given = attention.strength
-    if given is not None:
-        if mode != "bias" and given < 0:
-            raise UsageError(f"{mode} {given:g} must be at least 0 (1 is neutral, 1.8 enhances, 0.5 inhibits)")
-        return given
-    fitted = provenance.attention
-    reliability = cue.reliability or attention.reliability or (fitted.reliability if fitted else None)
-    if reliability is None:
+def _strength(cue: Cue, mode: Mode, provenance: Provenance, named: float, classes: float) -> float:
+    """The factor or shift of one complete cue; how frequent the classes named are, and all that compete."""
+    if cue.strength is not None:
+        if mode != "bias" and cue.strength < 0:
+            raise UsageError(f"{mode} {cue.strength:g} must be at least 0 (1 is neutral, 1.8 enhances, 0.5 inhibits)")
+        return cue.strength
+    if cue.reliability is None:
         raise UsageError(
             f"how strongly the cue on '{cue.node}' acts is not said: give a reliability or a strength, or fit one "
             "(hlnet attend)"
         )
-    evidence = cue_evidence(reliability, named, classes) if named else 0.0
+    evidence = cue_evidence(cue.reliability, named, classes) if named else 0.0
     if mode == "bias":
         return evidence * (provenance.temperature or 1.0)
-    if attention.site != "leaves" and mode == "gain":
-        raise UsageError(f"at the site '{attention.site}' a gain needs a strength: curves are fitted for leaves")
+    fitted = provenance.attention
     curve = (fitted.gain if mode == "gain" else fitted.scale) if fitted else ()
     if not curve:
         raise UsageError(
@@ -213,16 +188,3 @@ def _frequencies(tree: ClassTree, prior: Mapping[str, float], competing: Sequenc
         raise UsageError("a prior must be above 0 for each class; cut an expert without those that cannot be")
     found[found <= 0] = found[found > 0].min()
     return found
-
-
-def _columns(tree: ClassTree, node: str, named: Sequence[int], mode: Mode, site: Site) -> np.ndarray:
-    """What a cue acts on: classes, or in the order of gains, nodes."""
-    if mode != "gain":
-        return np.array(named)
-    if site == "leaves":
-        return np.array(named) + tree.offsets[-2]
-    if site == "path":
-        rows = tree.rows(named)
-        return np.concatenate([np.array(row) + offset for row, offset in zip(rows, tree.offsets, strict=False)])
-    level, position = cued_node(tree, node)
-    return np.array([tree.offsets[level] + position])

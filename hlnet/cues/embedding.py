@@ -78,7 +78,7 @@ def cues_from_embedding(
         threshold: the least similarity, up to 1. What it is worth depends on the model.
         margin: nodes whose similarity is less by no more than this are named too, as alternatives; but of two of which
             one holds the other, the nearer alone.
-        reliability: of the cue; default: what the attention says.
+        reliability: of the cue; default: what the policy says.
 
     Returns:
         one cue, or none, if no node is near enough or all classes are.
@@ -120,7 +120,8 @@ def cues_from_embedding(
         else:
             log.warning("no node is near '%s': '%s' is the nearest, at %.2f", said, paths[best], similarity[best])
         return []
-    cue = make_cue(as_selection(tree, classes), reliability)
+    names = tuple(tree.classes[i] for i in sorted(classes))
+    cue = make_cue(as_selection(tree, classes), reliability, classes=names)
     log.info("'%s' is nearest to %s (%.2f)", one_line(text, 60), one_line(cue.node), similarity[best])
     return [cue]
 

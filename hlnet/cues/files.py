@@ -1,24 +1,18 @@
 """Cues as a user writes them: one on the command line, or many in a file, which says for which image each is.
 
-Notable here: a file names images by the ends of their paths, ``cat/1.jpg`` or just ``1.jpg``, so that it fits wherever
-the data lie; and images are asked for one by one, so that a stream of them needs no list.
+Notable here: what a cue names is looked up in the tree as it is read, so that an error comes with the line.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 
-from hlnet.cues.apply import CueSource, CueUse
-from hlnet.cues.cue import MOST, Cue, Mode, check_site, settled
-from hlnet.cues.effect import cue_effect
+from hlnet.cues.cue import MOST, Cue, Mode
 from hlnet.cues.rows import read_rows
 from hlnet.errors import UsageError, some
-from hlnet.model.base import Network
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import known_part, select_classes
 
@@ -64,24 +58,28 @@ def parse_cue(text: str, tree: ClassTree | None = None, mode: Mode | None = None
     node = (node if found else text).strip()
     if not node:
         raise UsageError(f"cue '{text}' names no node; expected one such as animal/cat, animal/cat=0.9 or tabby=x1.8")
-    if tree is not None:
-        select_classes(tree, node)
+    cue = make_cue(node) if tree is None else make_cue(node).on(tree)
     if not found:
-        return make_cue(node)
+        return cue
     kind, number = found[1], float(found[2])
     if not kind:
-        return make_cue(node, number)
+        return make_cue(node, number, classes=cue.classes)
     shifts = kind in "+-"
     if mode is not None and (mode == "bias") != shifts:
         kinds = ("a factor", "a bias is a shift, such as =+2")
         if mode != "bias":
             kinds = ("a shift", f"a {mode} is a factor, such as =x1.8")
         raise UsageError(f"cue '{text}': '{value.strip()}' is {kinds[0]}, but {kinds[1]}")
-    cue = make_cue(node, strength=-number if kind == "-" else number)
+    cue = make_cue(node, strength=-number if kind == "-" else number, classes=cue.classes)
     return cue.model_copy(update={"mode": mode or ("bias" if shifts else "gain")})
 
 
-def make_cue(node: str, reliability: float | None = None, strength: float | None = None) -> Cue:
+def make_cue(
+    node: str,
+    reliability: float | None = None,
+    strength: float | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Cue:
     """A cue of these values.
 
     Raises:
@@ -104,7 +102,7 @@ where a cue cannot be wrong, run only what it names (certain)
         )
     if reliability is not None and strength is not None:
         raise UsageError(f"the cue on '{node}' has both a reliability and a strength; one replaces the other")
-    return Cue(node=node, reliability=reliability, strength=strength)
+    return Cue(node=node, reliability=reliability, strength=strength, classes=classes)
 
 
 def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> dict[str, list[Cue]]:
@@ -120,7 +118,7 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
             altogether: an expert has some of the nodes only that a station's record of sounds names.
 
     Returns:
-        cues by the image's name as it is written; :class:`hlnet.cues.files.CuesByImage` finds an image's.
+        cues by the image's name as it is written; :class:`hlnet.CueTable` finds an image's.
 
     Raises:
         UsageError: if the file cannot be read, holds no cue, or one that is not as it should be; with the line.
@@ -134,18 +132,19 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
         {'1.jpg': [Cue(node='cat', reliability=0.9, strength=None, mode=None)]}
     """
     found: dict[str, list[Cue]] = {}
+    classes: dict[str, tuple[str, ...] | None] = {}  # by node, since a file repeats them
     unknown: list[str] = []
     twice = 0
     for where, row in read_rows(path, ("image", "node"), ("reliability", "strength")):
         try:
-            cue = make_cue(row["node"], *(_number(row, column) for column in ("reliability", "strength")))
-            if skip_unknown:
-                part = known_part(tree, cue.node)
-                if not part:
-                    unknown.append(cue.node)
-                    continue
-                cue = cue.model_copy(update={"node": part})
-            select_classes(tree, cue.node)
+            cue = make_cue(row["node"], _number(row, "reliability"), _number(row, "strength"))
+            node = known_part(tree, cue.node) if skip_unknown else cue.node
+            if not node:
+                unknown.append(cue.node)
+                continue
+            if node not in classes:
+                classes[node] = Cue(node=node).on(tree).classes
+            cue = cue.model_copy(update={"node": node, "classes": classes[node]})
         except UsageError as error:
             raise type(error)(f"{where}: {error}") from error
         own = found.setdefault(row["image"], [])
@@ -165,140 +164,7 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
     return found
 
 
-class CuesByImage:
-    """Which cues an image has, by the end of its path.
-
-    Args:
-        cues: by image name, as :func:`hlnet.cues.files.read_cues` gives them: a file's name (``1.jpg``), or so many
-            folders with it as tell it from others (``cat/1.jpg``, the path relative to the split's folder, or a whole
-            path).
-        source: what they were read from, for messages.
-
-    Example:
-        >>> cues = CuesByImage({"cat/1.jpg": [Cue(node="cat")]})
-        >>> cues.of("/data/val/cat/1.jpg"), cues.of("/data/val/dog/1.jpg")
-        ([Cue(node='cat', reliability=None, strength=None, mode=None)], [])
-    """
-
-    def __init__(self, cues: Mapping[str, Sequence[Cue]], source: str = "the cues") -> None:
-        self.source = source
-        self._cues: dict[str, list[Cue]] = {}
-        self._written: dict[str, str] = {}
-        for name, own in cues.items():
-            key = os.path.normpath(name.replace("\\", "/"))
-            self._cues.setdefault(key, []).extend(own)
-            self._written.setdefault(key, name)
-        self._lengths = sorted({key.count("/") + 1 for key in self._cues})
-        self._images: dict[str, str] = {}  # the image that each name was found to mean
-
-    def of(self, image: str | Path) -> list[Cue]:
-        """The cues of one image; none if the file does not name it.
-
-        Raises:
-            UsageError: if a name in the file fits this image and another one that was asked for.
-        """
-        whole = os.path.abspath(image).replace("\\", "/")
-        pieces = whole.split("/")
-        found: list[Cue] = []
-        for length in self._lengths:
-            key = "/".join(pieces[-length:])
-            if length > len(pieces) or key not in self._cues:
-                continue
-            other = self._images.setdefault(key, whole)
-            if other != whole:
-                raise UsageError(
-                    f"{self.source}: '{self._written[key]}' is both '{other}' and '{whole}'; write more of the path"
-                )
-            found += self._cues[key]
-        return found
-
-    def finish(self) -> None:
-        """After the last image: tell, in the log ``hlnet``, of names that fitted none.
-
-        Raises:
-            UsageError: if no name fitted any.
-        """
-        left = [name for key, name in self._written.items() if key not in self._images]
-        if not self._images:
-            raise UsageError(
-                f"{self.source}: none of the images named there ({some(left, 3)}) is among those that were looked at; "
-                "names are file names, or ends of paths such as cat/1.jpg"
-            )
-        if left:
-            log.warning(
-                "%s: %d of %d images named there fit none: %s", self.source, len(left), len(self._cues), some(left)
-            )
-
-
-def match_cues(
-    cues: Mapping[str, Sequence[Cue]], images: Iterable[str | Path], source: str = "the cues"
-) -> list[list[Cue]]:
-    """The cues of each image of a list; see :class:`CuesByImage`, for a stream.
-
-    Raises:
-        UsageError: if a name fits two images, or no name fits any.
-
-    Example:
-        >>> match_cues({"1.jpg": [Cue(node="cat")]}, ["val/cat/0.jpg", "val/cat/1.jpg"])
-        [[], [Cue(node='cat', reliability=None, strength=None, mode=None)]]
-    """
-    by_image = CuesByImage(cues, source)
-    found = [by_image.of(image) for image in images]
-    by_image.finish()
-    return found
-
-
-def cue_source(
-    net: Network,
-    everywhere: Sequence[Cue],
-    file: Path | None,
-    use: CueUse,
-    mode: Mode | None = None,
-    images: Iterable[str] | None = None,
-) -> tuple[CueSource, CuesByImage | None]:
-    """What is known of images that come one by one; and the file's cues, whose ``finish`` follows the last of them.
-
-    Args:
-        net: the network.
-        everywhere: cues on every image.
-        file: cues of single images; of an expert, those count that it knows of.
-        use: how cues act.
-        mode: that is asked for, if any.
-        images: those that will come, if that is known; they are looked through up to the first that the file names.
-
-    Raises:
-        UsageError: if the file is malformed, names what the tree does not have or none of the images, or a cue cannot
-            act as it is to: all before the first image.
-    """
-    by_image = None
-    single: set[Cue] = set()
-    if file is not None:
-        by_name = read_cues(file, net.tree, skip_unknown=net.provenance.parent_counts is not None)
-        by_name = {image: [settled(cue, mode) for cue in cues] for image, cues in by_name.items()}
-        by_image, single = CuesByImage(by_name, f"'{file}'"), set(chain.from_iterable(by_name.values()))
-        if images is not None and not any(map(by_image.of, images)):
-            by_image.finish()  # which refuses a file for none of what may be many
-    if not use.certain and (everywhere or single):
-        check_site(use.attention, [*everywhere, *single])
-        _check_acting(net, use, everywhere, "")
-        _check_acting(net, use, single, f"'{file}': ")
-
-    def of(image: str) -> list[Cue]:
-        return [*everywhere, *(by_image.of(image) if by_image else ())]
-
-    return CueSource(of, use, (*everywhere, *single)), by_image
-
-
 # ---------------------------------------------------------------------- helpers
-
-
-def _check_acting(net: Network, use: CueUse, cues: Iterable[Cue], where: str) -> None:
-    """Let each cue act once, on nothing."""
-    try:
-        for cue in cues:
-            cue_effect(net, [[cue]], use.attention, prior=use.prior)
-    except UsageError as error:
-        raise type(error)(f"{where}{error}") from error
 
 
 def _selects(tree: ClassTree, text: str) -> bool:

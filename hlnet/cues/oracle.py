@@ -16,7 +16,6 @@ from torch import Tensor
 from hlnet.cues.cue import Cue
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.selection import as_selection
 
 #: What a wrong cue names: any other class, one under the same node, or the one that is most easily confused with it.
 WrongCue = Literal["random", "sibling", "confusable"]
@@ -112,19 +111,18 @@ def label_cues(tree: ClassTree, labels: Iterable[int], level: int | None = None)
         [['dog'], []]
     """
     _check_level(tree, level)
-    named: list[tuple[Cue, ...]] = []
-    known: dict[str, tuple[Cue, ...]] = {}
     at = (tree.num_levels if level is None else level) - 1
-    for place in tree.class_paths[:, at]:
-        node = tree.levels[at][place]
-        if node.path not in known:  # where the path is another class's name, its classes are listed
-            word = tree.node_names.words_for(node.path) or as_selection(tree, tree.leaves_under(node.path))
-            known[node.path] = (Cue(node=word),)
-        named.append(known[node.path])
-    return [named[label] if label >= 0 else () for label in labels]
+    nodes = tree.class_paths[:, at]
+    cues = {place: (_cue_on(tree, at, place),) for place in set(nodes.tolist())}
+    return [cues[nodes[label]] if label >= 0 else () for label in labels]
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _cue_on(tree: ClassTree, at: int, place: int) -> Cue:
+    below = tree.leaves_under((at, place))
+    return Cue(node=tree.levels[at][place].path, classes=tuple(tree.classes[i] for i in below))
 
 
 def _check_level(tree: ClassTree, level: int | None) -> None:

@@ -81,7 +81,7 @@ def cues_from_text(
     Args:
         text: English words.
         tree: the classes.
-        reliability: of every cue; default: what the attention says.
+        reliability: of every cue; default: what the policy says.
         wordnet: the dictionary; default: the one on this machine, if there is one.
 
     Raises:
@@ -111,7 +111,8 @@ def cues_from_text(
     narrow = {classes: said for classes, said in found.items() if not any(other < classes for other in found)}
     cues = []
     for meant, said in narrow.items():
-        cues.append(make_cue(as_selection(tree, meant), reliability))
+        names = tuple(tree.classes[i] for i in sorted(meant))
+        cues.append(make_cue(as_selection(tree, meant), reliability, classes=names))
         log.info("'%s' means %s", said, one_line(cues[-1].node))
     return cues
 

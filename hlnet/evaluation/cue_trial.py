@@ -1,4 +1,4 @@
-"""What is asked of cues when a network is evaluated, and what is found.
+"""The cues of an evaluation, and accuracy under them.
 
 Notable here: accuracy is linear in the share of wrong cues, for each image is either cued rightly or wrongly. So it is
 measured with all cues right and with all wrong, and what lies between follows.
@@ -7,18 +7,20 @@ measured with all cues right and with all wrong, and what lies between follows.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from torch import Tensor
 
-from hlnet.cues.apply import CuedRun, CueUse
 from hlnet.cues.certain import certain_gmacs
-from hlnet.cues.cue import Attention, Cue, Mode, check_site
+from hlnet.cues.cue import Cue, Mode
 from hlnet.cues.effect import cue_effect
 from hlnet.cues.oracle import label_cues, wrong_classes
+from hlnet.cues.policy import CuePolicy
+from hlnet.cues.table import CueTable, LabelCues
+from hlnet.data.images import image_names
 from hlnet.data.tree_data import TreeData
 from hlnet.errors import UsageError
 from hlnet.evaluation.logits import columns_of
@@ -26,7 +28,6 @@ from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy
 from hlnet.model.base import Network
 from hlnet.model.fast.optimize import InferenceNet
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.selection import select_classes
 
 
 class CuedAccuracy(BaseModel):
@@ -46,7 +47,7 @@ class CuedAccuracy(BaseModel):
         gmacs: where only the cued classes ran, the mean cost of an image, the trunk included.
     """
 
-    attention: Attention
+    attention: CuePolicy
     modes: list[Mode]
     source: str
     images: int
@@ -60,116 +61,118 @@ class CuedAccuracy(BaseModel):
     gmacs: float | None = None
 
 
-class CueTrial(BaseModel):
-    """What :func:`hlnet.evaluate` is to try with cues.
+@dataclass(frozen=True)
+class CueRuns:
+    """The cues of all images of a data set, run by run, as one network takes them.
 
     Attributes:
-        attention: how cues act.
-        cues: of images by their position among the labelled images; default: a cue on each image's own class, an
-            oracle, and beside it one on a wrong class.
-        source: where these came from, for the report.
-        wrong: the oracle's opposite: any other class, or a sibling.
-        wrong_share: how many of an oracle's cues are to be wrong; default: 1 - reliability, where that is given.
-        level: at which the oracle names nodes, 1 nearest to the trunk; default: classes.
-        certain: run only the classes that are cued; see :func:`hlnet.certain_logits`.
-        prior: how frequent classes are, by name, as :func:`hlnet.cue_effect` takes it; with ``cues`` that are empty, it
-            is all there is.
-        seed: of wrong cues.
+        table: where they come from.
+        policy: how they act.
+        attention: the policy of cues that state nothing, with what the network's file holds.
+        runs: for each run, the cues of each image: those given; or from labels, right ones and wrong ones.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: CueTable
+    policy: CuePolicy
+    attention: CuePolicy
+    runs: list[list[tuple[Cue, ...]]]
 
-    attention: Attention = Attention()
-    cues: Mapping[int, tuple[Cue, ...]] | None = None
-    source: str = ""
-    wrong: Literal["random", "sibling"] = "random"
-    wrong_share: float | None = Field(default=None, ge=0, le=1)
-    level: int | None = None
-    certain: bool = False
-    prior: Mapping[str, float] | None = None
-    seed: int = 0
-
-    @property
-    def use(self) -> CueUse:
-        """What is made of the cues."""
-        return CueUse(self.attention, self.certain, self.prior)
-
-    @property
-    def share(self) -> float | None:
-        """How many of the oracle's cues are to be wrong."""
-        if self.wrong_share is None and self.attention.reliability is not None:
-            return 1 - self.attention.reliability
-        return self.wrong_share
-
-    def fitting(self, net: Network) -> CueTrial | None:
-        """The same trial for another network. A cue that cannot act there as here, but states a reliability, is a bias.
-
-        ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
-        """
-        cues = [Cue(node="")] if self.cues is None else self._given  # of an oracle, all are alike
-        stuck = {cue for cue in cues if not self._acts_on(net, cue)}
-        if not stuck:
-            return self
-        stated = all(cue.strength is None and (cue.reliability or self.attention.reliability) for cue in stuck)
-        if self.certain or not stated:
-            return None
-        reliability = self.attention.reliability
-        if self.cues is None:
-            return self.model_copy(update={"attention": Attention(mode="bias", reliability=reliability)})
-        as_bias = {
-            cue: cue.model_copy(update={"mode": "bias", "reliability": cue.reliability or reliability}) for cue in stuck
-        }
-        moved = {image: tuple(as_bias.get(cue, cue) for cue in own) for image, own in self.cues.items()}
-        return self.model_copy(update={"cues": moved})
-
-    @property
-    def _given(self) -> list[Cue]:
-        return [cue for own in (self.cues or {}).values() for cue in own]
-
-    def _acts_on(self, net: Network, cue: Cue) -> bool:
-        """Whether a cue can act as it is to, and how strongly is known."""
-        mode, fitted = cue.mode or self.attention.mode, net.provenance.attention
-        if self.certain or (mode == "gain" and not net.has_branches):
-            return net.has_branches
-        if cue.strength is not None or (cue.reliability is None and self.attention.strength is not None):
-            return True
-        if mode == "bias":
-            return (cue.reliability or self.attention.reliability or fitted) is not None
-        return bool(fitted and (fitted.gain if mode == "gain" else fitted.scale))
-
-    def check(self) -> None:
-        """Refuse, or warn of, where gains are to act; see :func:`hlnet.cues.cue.check_site`."""
-        check_site(self.attention, self._given)
-
-    def runs(self, tree: ClassTree, data: TreeData, kept: Sequence[int]) -> list[CuedRun]:
-        """The runs over these images, where the ``kept`` classes compete.
+    @classmethod
+    def for_network(
+        cls, net: Network, data: TreeData, kept: Sequence[int], table: CueTable | None, policy: CuePolicy | None
+    ) -> CueRuns:
+        """The cues of a table, from labels by default, where the ``kept`` classes compete.
 
         Raises:
             UsageError: as :func:`hlnet.label_cues`, or if no image has a cue.
         """
-        if self.cues is not None:
-            given = [self.cues.get(source, ()) for source, _ in data.samples]
-            counted = set(kept)
-            cued = any(own for own, label in zip(given, data.labels, strict=True) if label in counted)
-            if not cued and (self.cues or self.prior is None):
-                raise UsageError(f"none of the images evaluated has a cue in {self.source or 'those given'}")
-            return [CuedRun(given, self.use)]
-        place = {old: new for new, old in enumerate(kept)}
-        within = tree.prune(kept)
-        own = torch.tensor([place.get(label, -1) for label in data.labels])
-        if len(kept) < 2:
-            return [CuedRun(label_cues(within, own.tolist(), self.level), self.use)]
-        wrong = torch.full_like(own, -1)
-        wrong[own >= 0] = wrong_classes(within, own[own >= 0], self.wrong, self.level, self.seed)
-        return [CuedRun(label_cues(within, which.tolist(), self.level), self.use) for which in (own, wrong)]
+        table, policy = table or CueTable.from_labels(), policy or CuePolicy()
+        if table.labels is None:
+            runs = [_given(table, policy, data, kept)]
+        else:
+            runs = _from_labels(table.labels, net, data, kept)
+        silent = policy.complete(Cue(node="any"), net.provenance)
+        attention = CuePolicy(mode=silent.mode, strength=silent.strength, reliability=silent.reliability)
+        known = {cue: policy.complete(cue.on(net.tree), net.provenance) for cue in _all(runs)}
+        return cls(table, policy, attention, _replaced(runs, known))
+
+    def fitting(self, net: Network) -> CueRuns | None:
+        """The same for another network, for classes that it lacks without a cue. A cue that cannot act there as here,
+        but states a reliability, is a bias.
+
+        ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
+        """
+        cues, attention = _all(self.runs), self.attention
+        stuck = {cue for cue in cues if not _acts_on(net, cue, self.policy.certain)}
+        if stuck and (self.policy.certain or any(cue.reliability is None for cue in stuck)):
+            return None
+        if stuck and self.table.labels is not None:  # all are alike
+            attention = attention.model_copy(update={"mode": "bias"})
+        known = {
+            cue: cue.model_copy(update={"mode": "bias"}) if cue in stuck else cue
+            for cue in cues
+            if cue.positions(net.tree)
+        }
+        return CueRuns(self.table, self.policy, attention, _replaced(self.runs, known))
+
+    @property
+    def wrong_share(self) -> float | None:
+        """How many of the cues from labels are to be wrong."""
+        labels, reliability = self.table.labels, self.attention.reliability
+        if labels is None:
+            return None
+        return 1 - reliability if labels.wrong_share is None and reliability is not None else labels.wrong_share
 
 
-def right_share(run: CuedRun, tree: ClassTree, labels: Sequence[int]) -> float | None:
+def _acts_on(net: Network, cue: Cue, certain: bool) -> bool:
+    """Whether a complete cue can act as it is to, and how strongly is known."""
+    fitted = net.provenance.attention
+    if certain or (cue.mode == "gain" and not net.has_branches):
+        return net.has_branches
+    if cue.strength is not None:
+        return True
+    if cue.mode == "bias":
+        return cue.reliability is not None or fitted is not None
+    return bool(fitted and (fitted.gain if cue.mode == "gain" else fitted.scale))
+
+
+def _given(table: CueTable, policy: CuePolicy, data: TreeData, kept: Sequence[int]) -> list[tuple[Cue, ...]]:
+    rows = table.rows(image_names(data.images))
+    given = [tuple(rows[source]) for source, _ in data.samples]
+    counted = set(kept)
+    cued = any(own for own, label in zip(given, data.labels, strict=True) if label in counted)
+    if not cued and (table.all_cues or policy.prior is None):
+        raise UsageError(f"none of the images evaluated has a cue in {table.source or 'those given'}")
+    return given
+
+
+def _from_labels(labels: LabelCues, net: Network, data: TreeData, kept: Sequence[int]) -> list[list[tuple[Cue, ...]]]:
+    place = {old: new for new, old in enumerate(kept)}
+    within = net.tree.prune(kept)
+    own = torch.tensor([place.get(label, -1) for label in data.labels])
+    if len(kept) < 2:
+        return [label_cues(within, own.tolist(), labels.level)]
+    wrong = torch.full_like(own, -1)
+    wrong[own >= 0] = wrong_classes(within, own[own >= 0], labels.wrong, labels.level, labels.seed)
+    return [label_cues(within, which.tolist(), labels.level) for which in (own, wrong)]
+
+
+def _all(runs: Iterable[Iterable[tuple[Cue, ...]]]) -> set[Cue]:
+    return {cue for run in runs for own in set(run) for cue in own}
+
+
+def _replaced(runs: Iterable[Iterable[tuple[Cue, ...]]], known: Mapping[Cue, Cue]) -> list[list[tuple[Cue, ...]]]:
+    """The runs with each cue as it is known, without those that are not."""
+    return [[tuple(known[cue] for cue in own if cue in known) for own in run] for run in runs]
+
+
+def right_share(run: Sequence[Sequence[Cue]], tree: ClassTree, labels: Sequence[int]) -> float | None:
     """How many of the cued images have a cue that names their class; ``None`` if no image of the tree is cued."""
-    cued = [(cues, label) for cues, label in zip(run.cues, labels, strict=True) if cues and label >= 0]
+    cued = [(cues, label) for cues, label in zip(run, labels, strict=True) if cues and label >= 0]
     if not cued:
         return None
-    return sum(any(label in select_classes(tree, cue.node) for cue in cues) for cues, label in cued) / len(cued)
+    named = {cue: set(cue.positions(tree)) for cue in {cue for cues, _ in cued for cue in cues}}
+    return sum(any(label in named[cue] for cue in cues) for cues, label in cued) / len(cued)
 
 
 def mixed(right: float, wrong: float, share: float) -> float:
@@ -186,8 +189,7 @@ def cued_accuracy(
     net: Network,
     kept: Sequence[int],
     tree: ClassTree,
-    trial: CueTrial,
-    runs: Sequence[CuedRun],
+    cues: CueRuns,
     logits: Sequence[Tensor],
     labels: Tensor,
 ) -> CuedAccuracy:
@@ -201,24 +203,23 @@ def cued_accuracy(
     def measured(run: Tensor) -> Accuracy:
         return accuracy(run[:, list(kept)][used], targets[used], tree.classes, tree, temperature)
 
-    results = [measured(run) for run in logits[1:]]
-    own = targets.tolist()
+    results, given = [measured(run) for run in logits[1:]], cues.runs[0]
+    counted = [own for own, target in zip(given, targets.tolist(), strict=True) if target >= 0]
     found = CuedAccuracy(
-        attention=trial.attention,
-        modes=sorted({cue.mode or trial.attention.mode for cues in runs[0].cues for cue in cues}),
-        source=trial.source or "each image's own label (an oracle)",
-        images=sum(bool(cues) for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0),
-        named=right_share(runs[0], net.tree, torch.where(used, labels, -1).tolist()),
+        attention=cues.attention,
+        modes=sorted({cue.mode for cue in _all([given]) if cue.mode}),
+        source=cues.table.source,
+        images=sum(map(bool, counted)),
+        named=right_share(given, net.tree, torch.where(used, labels, -1).tolist()),
         accuracy=results[0],
     )
-    if trial.prior is not None and any(runs[0].cues):
-        alone = cue_effect(net, [()], trial.attention, kept, trial.prior)
+    if cues.policy.prior is not None and any(given):
+        alone = cue_effect(net, [()], cues.policy, kept)
         found.prior = measured(alone.shifted(logits[0].to(net.device)).cpu())
-    if len(results) == 2:
-        found.wrong, found.wrong_cues, found.wrong_share = results[1], trial.wrong, trial.share
-        if trial.share is not None:
-            found.mixed = mixed(results[0].top1, results[1].top1, trial.share)
-    if trial.certain and isinstance(net, InferenceNet):
-        used_cues = [tuple(cues) for cues, target in zip(runs[0].cues, own, strict=True) if target >= 0]
-        found.gmacs = statistics.fmean(certain_gmacs(net, used_cues, kept))
+    if len(results) == 2 and cues.table.labels is not None:
+        found.wrong, found.wrong_cues, found.wrong_share = results[1], cues.table.labels.wrong, cues.wrong_share
+        if found.wrong_share is not None:
+            found.mixed = mixed(results[0].top1, results[1].top1, found.wrong_share)
+    if cues.policy.certain and isinstance(net, InferenceNet):
+        found.gmacs = statistics.fmean(certain_gmacs(net, counted, kept))
     return found

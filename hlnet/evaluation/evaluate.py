@@ -8,10 +8,12 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from hlnet.cues.policy import CuePolicy
+from hlnet.cues.table import CueTable
 from hlnet.data.images import LabelledImages
 from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError, some
-from hlnet.evaluation.cue_trial import CuedAccuracy, CueTrial, cued_accuracy
+from hlnet.evaluation.cue_trial import CuedAccuracy, CueRuns, cued_accuracy
 from hlnet.evaluation.logits import columns_of, logits_of
 from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy
 from hlnet.evaluation.metrics.comparison import Comparison, compare
@@ -57,7 +59,8 @@ def evaluate(
     data: TreeData,
     batches: Iterable[tuple[Tensor, Tensor]],
     classes: str | Iterable[str | int] | None = None,
-    cues: CueTrial | None = None,
+    cues: CueTable | None = None,
+    policy: CuePolicy | None = None,
     on_batch: Callable[[], None] | None = None,
     score: Score | None = None,
 ) -> Evaluation:
@@ -66,8 +69,9 @@ def evaluate(
     With ``classes``, only images of these count and only their logits compete: for a full or a plain network that is
     the control beside an expert of the same classes.
 
-    With ``cues``, accuracy under cues stands beside: of a file, or of each image's own label, as in the paper's
-    Sec. 4.4. The latter is an oracle, which says how much right cues could help; what wrong ones do is found with it.
+    With ``cues`` or a ``policy``, accuracy under cues stands beside: of a file, or of each image's own label, as in the
+    paper's Sec. 4.4. The latter is an oracle, which says how much right cues could help; what wrong ones do is found
+    with it.
 
     How well images of other classes are recognised as such (``detection``) is measured for a network that holds a
     fitted threshold (:func:`hlnet.calibrate`), for a single class, where accuracy says nothing, and where a ``score``
@@ -78,7 +82,9 @@ def evaluate(
         data: what the batches are drawn from.
         batches: of ``data``; in its order, where there are cues.
         classes: a selection, as :func:`hlnet.select_classes` takes it; default: all the network's.
-        cues: what to try with cues.
+        cues: which cues images have; default, where a policy is given: :meth:`hlnet.CueTable.from_labels`. An empty
+            table leaves the policy's prior alone.
+        policy: how cues act; default, where there are cues: as :class:`hlnet.CuePolicy`.
         on_batch: called after each batch.
         score: what is to tell other classes: ``energy``, ``max-logit`` or ``probability``; default: the stored one, or
             :func:`hlnet.evaluation.metrics.rejection.default_score`.
@@ -91,20 +97,18 @@ def evaluate(
         >>> net = hlnet.create_model("test_resnet", tree=[str(digit) for digit in range(10)])
         >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform))
-        >>> trial = hlnet.CueTrial(attention=hlnet.Attention(strength=100))
-        >>> found = evaluate(net, data, hlnet.loader(data, 64), cues=trial)
+        >>> found = evaluate(net, data, hlnet.loader(data, 64), policy=hlnet.CuePolicy(strength=100))
         >>> found.cued.source, found.images
         ("each image's own label (an oracle)", 360)
     """
     kept = list(range(len(net.tree.classes))) if classes is None else list(select_classes(net.tree, classes))
-    if cues is not None:
-        cues.check()
-    cued = [] if cues is None else cues.runs(net.tree, data, kept)
-    runs, labels = logits_of(net, batches, [None, *cued], on_batch, kept)
+    cued = CueRuns.for_network(net, data, kept, cues, policy) if cues or policy else None
+    runs = [None, *cued.runs] if cued else [None]
+    logits, labels = logits_of(net, batches, runs, policy, on_batch, kept)
     tree = net.tree.prune(kept)
-    found = _evaluation(net, kept, tree, runs[0], labels, data.left_out, _detector(net, kept, score))
-    if cues is not None:
-        found.cued = cued_accuracy(net, kept, tree, cues, cued, runs, labels)
+    found = _evaluation(net, kept, tree, logits[0], labels, data.left_out, _detector(net, kept, score))
+    if cued is not None:
+        found.cued = cued_accuracy(net, kept, tree, cued, logits, labels)
     return found
 
 
@@ -112,7 +116,8 @@ def evaluate_beside(
     nets: Mapping[str, Network],
     images: LabelledImages,
     classes: str | Iterable[str | int] | None = None,
-    cues: CueTrial | None = None,
+    cues: CueTable | None = None,
+    policy: CuePolicy | None = None,
     score: Score | None = None,
     batch_size: int = 64,
     workers: int = 0,
@@ -127,8 +132,8 @@ def evaluate_beside(
         nets: by name; the first one's classes are evaluated.
         images: the labelled images.
         classes: a selection of the first network's classes.
-        cues: what to try with cues; networks that cannot be cued in this way are cued as :meth:`CueTrial.fitting` says,
-            or evaluated without.
+        cues, policy: as :func:`evaluate` takes them, with what the first network's file holds. On a network on which a
+            cue cannot act in this way, one with a reliability is a bias; without, it is evaluated without cues.
         score: as :func:`evaluate` takes it; where the first network's detection is measured, the others' is too.
         batch_size, workers: as :func:`hlnet.loader` takes them.
         on_batch: called after each batch, with how many are done and of how many.
@@ -158,31 +163,27 @@ def evaluate_beside(
         detectors = {name: found or (default_score(nets[name].provenance), None) for name, found in detectors.items()}
     else:  # images of other classes will not be run
         detectors = dict.fromkeys(nets)
-    if cues is not None:
-        cues.check()
-    trials = {name: cues if cues is None or net is lead else cues.fitting(net) for name, net in nets.items()}
     alike = {net.transform: [name for name in nets if nets[name].transform == net.transform] for net in nets.values()}
     data, batches = {}, {}
     for transform in alike:
         outside = detectors[first] is not None
         data[transform] = TreeData(images, lead.tree, eval_transform(transform), subset=True, outside=outside)
         batches[transform] = loader(data[transform], batch_size, workers)
+    acting: dict[str, CueRuns | None] = dict.fromkeys(nets)
+    if cues or policy:  # all data are of the same images
+        own = CueRuns.for_network(lead, next(iter(data.values())), kept, cues, policy)
+        acting = {name: own if net is lead else own.fitting(net) for name, net in nets.items()}
     places = {name: _places(lead, net) for name, net in nets.items()}
     done, total = 0, sum(map(len, batches.values()))
     found = {}
     for transform, group in alike.items():
         parts: dict[str, list[tuple[list[Tensor], Tensor]]] = {name: [] for name in group}
-        acting = {
-            name: [run.of(lead.tree, nets[name].tree) for run in trial.runs(lead.tree, data[transform], kept)]
-            if (trial := trials[name])
-            else []
-            for name in group
-        }
         start = 0
         for pixels, labels in batches[transform]:
             for name in group:
-                batch, runs = [(pixels, places[name][labels])], [None, *acting[name]]
-                parts[name].append(logits_of(nets[name], batch, runs, competing=columns[name], start=start))
+                batch, given = [(pixels, places[name][labels])], acting[name]
+                runs = [None, *given.runs] if given else [None]
+                parts[name].append(logits_of(nets[name], batch, runs, policy, competing=columns[name], start=start))
             done, start = done + 1, start + len(labels)
             if on_batch:
                 on_batch(done, total)
@@ -190,10 +191,10 @@ def evaluate_beside(
             logits = [torch.cat(run) for run in zip(*(run for run, _ in parts[name]), strict=True)]
             labels = torch.cat([labels for _, labels in parts[name]])
             left_out = data[transform].left_out
-            net, own = nets[name], columns[name]
-            found[name] = _evaluation(net, own, tree, logits[0], labels, left_out, detectors[name])
-            if trial := trials[name]:
-                found[name].cued = cued_accuracy(net, own, tree, trial, acting[name], logits, labels)
+            net, among = nets[name], columns[name]
+            found[name] = _evaluation(net, among, tree, logits[0], labels, left_out, detectors[name])
+            if given := acting[name]:
+                found[name].cued = cued_accuracy(net, among, tree, given, logits, labels)
     return {name: found[name] for name in nets}
 
 

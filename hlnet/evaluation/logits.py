@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from hlnet.cues.apply import BatchLogits, CuedRun
+from hlnet.cues.apply import BatchLogits
+from hlnet.cues.cue import Cue
+from hlnet.cues.policy import CuePolicy
 from hlnet.model.base import Network
 
 
@@ -26,7 +28,8 @@ def columns_of(labels: Tensor, kept: Sequence[int], classes: int) -> Tensor:
 def logits_of(
     net: Network,
     batches: Iterable[tuple[Tensor, Tensor]],
-    runs: Sequence[CuedRun | None] = (None,),
+    runs: Sequence[Sequence[Sequence[Cue]] | None] = (None,),
+    policy: CuePolicy | None = None,
     on_batch: Callable[[], None] | None = None,
     competing: Sequence[int] | None = None,
     start: int = 0,
@@ -36,7 +39,8 @@ def logits_of(
     Args:
         net: the network; it is put in evaluation mode.
         batches: images ``[B, 3, H, W]`` and labels ``[B]``, in the data set's order where there are cues.
-        runs: the cues of each run; ``None`` for no cue.
+        runs: for each run, the cues of each image of the data set; ``None`` for no cue.
+        policy: how cues act; default: as :class:`hlnet.CuePolicy`.
         on_batch: called after each batch.
         competing: as :func:`hlnet.cue_effect` takes it.
         start: position of the first image in the data set.
@@ -49,6 +53,7 @@ def logits_of(
     """
     found: list[list[Tensor]] = [[] for _ in runs]
     labels: list[Tensor] = []
+    policy = policy or CuePolicy()
     net.eval()
     with torch.inference_mode():
         for images, target in batches:
@@ -57,7 +62,7 @@ def logits_of(
             images = images.to(net.device)
             batch = BatchLogits(net, images)
             for logits, run in zip(found, runs, strict=True):
-                under = batch.neutral if run is None else batch.under(run.cues[start:end], run.use, competing)
+                under = batch.neutral if run is None else batch.under(run[start:end], policy, competing)
                 logits.append(under.float().cpu())
             start = end
             if on_batch:

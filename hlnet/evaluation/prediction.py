@@ -12,8 +12,10 @@ from pydantic import BaseModel
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hlnet.cues.apply import BatchLogits, CueSource
+from hlnet.cues.apply import BatchLogits
 from hlnet.cues.cue import Cue
+from hlnet.cues.policy import CuePolicy
+from hlnet.cues.table import CueTable
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform, loader
 from hlnet.errors import DataError, RunError, UsageError, one_line
@@ -94,7 +96,8 @@ def predict(
     min_confidence: float | None = None,
     coverage: float | None = None,
     workers: int = 0,
-    cues: CueSource | None = None,
+    cues: CueTable | None = None,
+    policy: CuePolicy | None = None,
 ) -> Iterator[Prediction]:
     """The most probable classes of each image, in the order given.
 
@@ -117,12 +120,14 @@ def predict(
         coverage: how often the answered node is to hold the image's class, on average over images like those that the
             thresholds were fitted on (:func:`hlnet.calibrate_paths`); rejected ones count, too.
         workers: processes that load images while the network runs. They read paths ahead, a few batches of them.
-        cues: what is known of the images from outside. Whether an image is rejected is settled without them.
+        cues: which cues images have; :meth:`hlnet.CueTable.finish` tells afterwards of names in it that no image has.
+            Whether an image is rejected is settled without them.
+        policy: how cues act, and the prior; default: as :class:`hlnet.CuePolicy`.
 
     Raises:
         UsageError: if ``top`` or ``batch_size`` is below 1, ``min_confidence`` is not in 0..1, both it and ``coverage``
             are given or either for a network of one class, or the network was not fitted for such a coverage, or there
-            are cues, for which no coverage was fitted; as :func:`hlnet.cue_effect`.
+            are cues, for which no coverage was fitted; as :func:`hlnet.cue_effect`, before the first image.
         RunError: if a worker process is lost.
 
     Example:
@@ -137,9 +142,11 @@ def predict(
     """
     if top < 1 or batch_size < 1:
         raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
-    if cues is not None and coverage is not None:
+    if (cues or policy) and coverage is not None:
         raise UsageError("a coverage was fitted without cues, and does not hold under them; give a least confidence")
-    return _predict(net, images, top, batch_size, _threshold(net, min_confidence, coverage), workers, cues)
+    cues, policy, threshold = cues or CueTable(), policy or CuePolicy(), _threshold(net, min_confidence, coverage)
+    cues.check(net, policy)
+    return _predict(net, images, top, batch_size, threshold, workers, cues, policy)
 
 
 def _threshold(net: Network, min_confidence: float | None, coverage: float | None) -> float | None:
@@ -175,7 +182,8 @@ def _predict(
     batch_size: int,
     threshold: float | None,
     workers: int,
-    cues: CueSource | None,
+    cues: CueTable,
+    policy: CuePolicy,
 ) -> Iterator[Prediction]:
     net.eval()
     files, paths = _Files(eval_transform(net.transform), net.transform.input_size), TreePaths(net.tree)
@@ -186,9 +194,9 @@ def _predict(
             if whole := [i for i, error in enumerate(errors) if not error]:
                 pixels = pixels if len(whole) == len(errors) else pixels[whole]
                 batch = BatchLogits(net, pixels.to(net.device))
-                own = [cues.of(names[i]) for i in whole] if cues else [()] * len(whole)
+                own = [cues.cues_of(names[i]) for i in whole]
                 with torch.inference_mode():
-                    logits = batch.under(own, cues.use) if cues else batch.neutral
+                    logits = batch.under(own, policy)
                     familiar = batch.neutral if net.provenance.rejection or len(net.tree.classes) == 1 else None
                 answers = _answers(net, logits.float().cpu(), familiar, top, threshold, paths, own)
             for name, error in zip(names, errors, strict=True):

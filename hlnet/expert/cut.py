@@ -145,6 +145,7 @@ def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[H
         )
     provenance = Provenance(
         recipe=before.recipe,
+        one_vs_all=before.one_vs_all,
         parent=parent,
         parent_counts=counts,
         parent_rows=kept,

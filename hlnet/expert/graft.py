@@ -189,8 +189,9 @@ def graft_config(net: HierarchicalNet, **given: Any) -> TrainConfig:
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.provenance import Provenance
         >>> net = hlnet.create_model("test_resnet", tree=["cat", "dog"], widths=[8], strides=[1])
-        >>> net.provenance.recipe = {"train": {"loss": "bce", "hflip": 0.0, "lr": 0.1}}
+        >>> net.provenance = Provenance(recipe={"train": {"loss": "bce", "hflip": 0.0, "lr": 0.1}})
         >>> config = graft_config(net, epochs=5)
         >>> config.loss, config.hflip, config.lr, config.epochs
         ('bce', 0.0, 0.001, 5)

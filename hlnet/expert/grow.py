@@ -188,7 +188,8 @@ def grow(net: HierarchicalNet, branches: Mapping[str, BranchTree]) -> Hierarchic
             new = [rows[part.replace(str(level), str(level - above), 1)] for above, rows in added if above <= level]
         order = torch.tensor(orders[level], device=old.device)
         weights[name] = torch.cat([old, *(rows.to(old) for rows in new)]).index_select(0, order)
-    provenance = Provenance(recipe=net.provenance.recipe)  # what was fitted was fitted to other classes
+    known = net.provenance  # what was fitted was fitted to other classes
+    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all)
     larger = empty_network(Header("hierarchical", net.config, tree, net.transform, provenance, ""))
     assert isinstance(larger, HierarchicalNet)
     fill(larger, weights, "the grown network")

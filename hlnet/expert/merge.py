@@ -78,7 +78,8 @@ def merge_experts(sources: Iterable[HierarchicalNet | str | Path]) -> Hierarchic
             if any(not torch.equal(stacked[places[0]], stacked[place]) for place in places[1:]):
                 raise UsageError(_contradiction(parts, level, places))
         weights[name] = stacked.index_select(0, torch.tensor([places[0] for places in orders[level]]))
-    provenance = Provenance(recipe=first.header.provenance.recipe)
+    known = first.header.provenance
+    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all)
     if related:
         held = [{row for part in rows for row in part[level]} for level in range(tree.num_levels)]
         provenance.parent, provenance.parent_counts = first.parent, first.parent_counts

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 #: A row of numbers for each level, level 1 first: which nodes of another network's level these are.
 Rows = tuple[tuple[int, ...], ...]
@@ -90,6 +98,8 @@ class Provenance(BaseModel):
 
     Attributes:
         recipe: the settings it was trained with.
+        one_vs_all: whether each class was trained as a detector of its own (``bce``), whose sigmoid is its probability.
+            Where it is not given, as in files that lack it, it is what the recipe's loss says.
         metrics: what was measured of it when it was written.
         parent: for an expert, the full network's fingerprint (see ``hlnet.store.checkpoint``).
         parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
@@ -104,6 +114,7 @@ class Provenance(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     recipe: dict[str, Any] = Field(default_factory=dict)
+    one_vs_all: bool = False
     metrics: dict[str, float] = Field(default_factory=dict)
     parent: str | None = None
     parent_counts: tuple[int, ...] | None = None
@@ -114,12 +125,31 @@ class Provenance(BaseModel):
     rejection: Rejection | None = None
     conformal: PathConformal | None = None
 
-    @property
-    def one_vs_all(self) -> bool:
-        """Whether each class was trained as a detector of its own (``bce``), whose sigmoid is its probability."""
-        train = self.recipe.get("train")
-        return isinstance(train, dict) and train.get("loss") == "bce"
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, given: Any) -> Any:
+        """A file without the field goes by its recipe."""
+        if not isinstance(given, dict) or "one_vs_all" in given:
+            return given
+        recipe = given.get("recipe")
+        train = recipe.get("train") if isinstance(recipe, dict) else None
+        return given | {"one_vs_all": isinstance(train, dict) and train.get("loss") == "bce"}
 
-    def after_training(self, recipe: dict[str, Any]) -> Provenance:
-        """What still holds of weights that train on: they are no cut of a parent any more, and nothing is fitted."""
-        return Provenance(recipe=recipe, parent_counts=self.parent_counts, next_index=self.next_index)
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only networks of detectors say so."""
+        found: dict[str, Any] = serialize(self)
+        if not self.one_vs_all:
+            found.pop("one_vs_all", None)
+        return found
+
+    def after_training(self, recipe: dict[str, Any], one_vs_all: bool = False) -> Provenance:
+        """What still holds of weights that train on: they are no cut of a parent any more, and nothing is fitted.
+
+        Args:
+            recipe: the settings that they are trained with.
+            one_vs_all: whether classes are trained as detectors of their own.
+        """
+        return Provenance(
+            recipe=recipe, one_vs_all=one_vs_all, parent_counts=self.parent_counts, next_index=self.next_index
+        )

@@ -139,7 +139,7 @@ def train(
         run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell, state)
     run.check_together()
     folder.config = config.model_copy(update={"batch_size": run.batch_size})  # what auto has found
-    net.provenance = net.provenance.after_training(folder.recipe)
+    net.provenance = net.provenance.after_training(folder.recipe, config.loss == "bce")
     if config.cue_aware:
         net.provenance.attention = trained_attention()
     if state is None and main:

@@ -22,8 +22,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from hlnet.cues.cue import Attention, Cue, Mode, Strength
+from hlnet.cues.cue import Cue, Mode, Strength
 from hlnet.cues.effect import Effect, cue_effect
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.errors import UsageError
@@ -33,7 +34,6 @@ from hlnet.model.cost import total_cost, unit_costs
 from hlnet.model.fast.optimize import InferenceNet, optimize
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.selection import as_selection
 from hlnet.view.branch_maps import Place, activity, block_outputs, path_at, path_places
 from hlnet.view.look import Numbers, as_numbers, as_pixels, scale_end
 
@@ -58,7 +58,7 @@ class Question(BaseModel):
     Attributes:
         image: as :meth:`LiveNet.see` called it.
         cues: paths of nodes.
-        mode, strength, reliability: how each cue acts, see :class:`hlnet.cues.cue.Attention`.
+        mode, strength, reliability: how each cue acts, see :class:`hlnet.CuePolicy`.
         cut: paths of nodes that are cut away with all below them.
         looked_at: paths of nodes whose maps are wanted.
     """
@@ -209,9 +209,13 @@ class LiveNet:
         if gone:  # before and now are to be on one scale
             net.provenance.temperature = self._fast.provenance.temperature
         cued = [[leaf for leaf in tree.leaves_under(path) if leaf not in gone] for path in question.cues]
-        cues = [Cue(node=as_selection(tree, leaves)) for leaves in cued if leaves]
-        attention = Attention(mode=question.mode, strength=question.strength, reliability=question.reliability)
-        effect = cue_effect(net, [cues], attention)
+        cues = [
+            Cue(node=path, classes=tuple(tree.classes[leaf] for leaf in leaves))
+            for path, leaves in zip(question.cues, cued, strict=True)
+            if leaves
+        ]
+        policy = CuePolicy(mode=question.mode, strength=question.strength, reliability=question.reliability)
+        effect = cue_effect(net, [cues], policy)
         now, shares_now = self._run(net, features, effect)
         rank = {leaf: place for place, leaf in enumerate(kept)}
         leading, led = (np.argsort(-logits, kind="stable").tolist() for logits in (now, before))

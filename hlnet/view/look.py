@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hlnet.cues.cue import Attention, Cue, Mode
-from hlnet.cues.effect import cue_effect, cued_node
+from hlnet.cues.cue import Cue, Mode
+from hlnet.cues.effect import Effect, cue_effect
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.errors import UsageError
@@ -27,7 +28,6 @@ from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.plain import PlainNet
 from hlnet.model.transform import InputTransform
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.selection import select_classes
 from hlnet.view.branch_maps import (
     Place,
     activity,
@@ -122,7 +122,7 @@ def look(
     nodes: Iterable[str] | None = None,
     level: int | None = None,
     cues: Sequence[Cue] = (),
-    attention: Attention | None = None,
+    policy: CuePolicy | None = None,
     cam: bool = False,
     rgb: bool = False,
 ) -> View:
@@ -136,7 +136,7 @@ def look(
             and the two runners-up; of several, each one's best class. Of a plain network, classes.
         level: look at the blocks of this level above the nodes instead.
         cues: each acts alone, on all images; at most 4.
-        attention: how they act; default: as :class:`hlnet.cues.cue.Attention`.
+        policy: how they act; default: as :class:`hlnet.CuePolicy`.
         cam: class activation maps too, of the nodes that are classes (or else of each image's best class), at the
             leaves' blocks and at the trunk's output. Takes the package ``captum``.
         rgb: three channels of a feature map as colours, as in the paper's Fig. 4, instead of their activity.
@@ -152,12 +152,12 @@ def look(
     net.eval()
     transform = eval_transform(net.transform)
     batch = torch.stack([transform(open_image(path)) for path in images]).to(net.device)
-    attention, nodes = attention or Attention(), None if nodes is None else list(nodes)
+    policy, nodes = policy or CuePolicy(), None if nodes is None else list(nodes)
     with torch.no_grad():
         start = batch if isinstance(net, PlainNet) else net.features(batch)
         logits = net(batch) if isinstance(net, PlainNet) else net.head(start)
         shares = _shares(net, logits)
-        rows = tuple(_cue_row(net, start, logits, cue, attention) for cue in cues)
+        rows = tuple(_cue_row(net, start, logits, cue, policy) for cue in cues)
         named = _best_places(net.tree, logits) if nodes is None else node_places(net.tree, nodes)
         places: tuple[Place, ...] = ()
         if isinstance(net, HierarchicalNet):
@@ -231,36 +231,34 @@ def _best_places(tree: ClassTree, logits: Tensor) -> tuple[Place, ...]:
     return (*above, *((last, position) for position in chosen))
 
 
-def _cue_row(net: TrainableNetwork, start: Tensor, logits: Tensor, cue: Cue, attention: Attention) -> CueRow:
+def _cue_row(net: TrainableNetwork, start: Tensor, logits: Tensor, cue: Cue, policy: CuePolicy) -> CueRow:
     """What a cue makes of all images; ``start`` are their features, or the images of a plain network."""
-    effect, mode = cue_effect(net, [[cue]] * len(start), attention), cue.mode or attention.mode
-    classes = select_classes(net.tree, cue.node)
+    effect, mode = cue_effect(net, [[cue]] * len(start), policy), policy.complete(cue, net.provenance).mode
+    assert mode is not None
+    classes = cue.positions(net.tree)
     branches: list[CuedBranch] = []
     if isinstance(net, HierarchicalNet):
         cued = effect.shifted(net.head(start, effect.gains))
         last = net.tree.num_levels - 1
         best = [(last, classes[i]) for i in cued[:, list(classes)].argmax(1).tolist()]
-        if mode == "gain" and attention.site == "node":
-            best = [cued_node(net.tree, cue.node)] * len(start)
         before, after = (block_outputs(net.head, start, best, gains) for gains in (None, effect.gains))
         for row, place in enumerate(best):
             pair = (as_numbers(activity(outputs[place][row : row + 1])[0]) for outputs in (before, after))
             branches.append(CuedBranch(path_at(net.tree, place), *pair))
     else:
         cued = effect.shifted(logits)
-    told = _told(cue, mode, effect, attention.site)
-    return CueRow(cue.node, mode, told, classes, as_numbers(_shares(net, cued)), tuple(branches))
+    return CueRow(cue.node, mode, _told(cue, mode, effect), classes, as_numbers(_shares(net, cued)), tuple(branches))
 
 
-def _told(cue: Cue, mode: Mode, effect: Any, where: str) -> str:
+def _told(cue: Cue, mode: Mode, effect: Effect) -> str:
     """``gain 1.8``, ``bias +4.39 (0.9 reliable)``."""
     values = effect.bias if mode == "bias" else effect.scale if mode == "scale" else effect.gains
+    assert values is not None
     neutral = 0.0 if mode == "bias" else 1.0
     acting = float(values[0][(values[0] - neutral).abs().argmax()])
     number = f"{acting:+.2f}" if mode == "bias" else f"{acting:.4g}"
-    site = "" if mode != "gain" or where == "leaves" else f" ({where})"
     stated = "" if cue.reliability is None else f", {cue.reliability:g} reliable"
-    return f"{mode} {number}{site}{stated}"
+    return f"{mode} {number}{stated}"
 
 
 def _cam_classes(net: TrainableNetwork, named: Sequence[Place], logits: Tensor) -> list[int]:

@@ -106,8 +106,9 @@ def test_eval_gives_the_numbers_of_the_library(at, options, kind, signal):
     split = "train" if "train" in options else "val"
     images = hlnet.TreeData(hlnet.load_data(at["photos"], split), net.tree, hlnet.eval_transform(net.transform))
     classes = "bird,0" if "bird" in options else None
-    test = signal and hlnet.CueTrial(attention=hlnet.Attention(strength=signal))
-    assert found == hlnet.evaluate(net, images, hlnet.loader(images, 64), classes, test).model_dump(mode="json")
+    policy = signal and hlnet.CuePolicy(strength=signal)
+    told = hlnet.evaluate(net, images, hlnet.loader(images, 64), classes, policy=policy)
+    assert found == told.model_dump(mode="json")
     assert signal != 1.0 or found["cued"]["accuracy"] == found["cued"]["wrong"] == found["neutral"]
 
 

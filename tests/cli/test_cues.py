@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli.main import app
-from hlnet.cues.apply import CueSource, CueUse
-from hlnet.cues.cue import Attention, Cue
+from hlnet.cues.cue import Cue
 from hlnet.errors import UsageError
 from hlnet.evaluation.cue_report import attend
 from hlnet.model.fast.optimize import optimize
@@ -179,12 +178,10 @@ def test_names_that_are_no_text_have_their_cues(files, tmp_path):
     image = tmp_path / "a\udce9.png"
     image.write_bytes((files / "photos/val/tabby/0.png").read_bytes())
     net = hlnet.load_checkpoint(files / "full.safetensors")
-    asked = []
-    source = CueSource(
-        lambda name: asked.append(name) or [Cue(node="cat", reliability=0.9)], CueUse(Attention(mode="bias"))
-    )
-    (found,) = hlnet.predict(net, [image], cues=source)
-    assert asked == [str(image)] and found.cues == ["cat"] and found.image.endswith(r"a\xe9.png")
+    table = hlnet.CueTable({image.name: [Cue(node="cat", reliability=0.9)]})
+    (found,) = hlnet.predict(net, [image], cues=table)
+    table.finish()
+    assert found.cues == ["cat"] and found.image.endswith(r"a\xe9.png")
 
 
 def test_predict_by_gain_and_by_words(files):
@@ -239,7 +236,6 @@ def test_predict_runs_only_what_is_certain(files):
         ("--cue cat=1.5", "must lie between 0 and 1"),
         ("--cue cat=x1e9", "must lie between -1e+06 and 1e+06"),
         ("--cue cat=0.9 --cue-mode gain", "holds no gain for a reliability"),
-        ("--cue cat=0.9 --cue-site path", "cues act by bias; cue by a gain"),
         ("--cue cat=+2 --cue-mode gain", "is a shift"),
         ("--cue cat", "how strongly the cue on 'cat' acts is not said"),
         ("--certain", "none is given"),
@@ -268,8 +264,9 @@ def test_a_cue_does_not_make_an_image_familiar(tmp_path):
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     names = sorted(tmp_path.iterdir())
-    cues = CueSource(lambda image: [Cue(node="tabby")], CueUse(Attention(mode="bias", strength=50.0)))
-    plain, cued = (list(hlnet.predict(expert, names, cues=given)) for given in (None, cues))
+    cues = hlnet.CueTable(everywhere=[Cue(node="tabby")])
+    policy = hlnet.CuePolicy(mode="bias", strength=50.0)
+    plain, cued = (list(hlnet.predict(expert, names, **given)) for given in ({}, {"cues": cues, "policy": policy}))
     assert [(one.score, one.rejected) for one in plain] == [(one.score, one.rejected) for one in cued]
     assert {one.labels[0].name for one in cued} == {"tabby"} != {one.labels[0].name for one in plain}
 
@@ -292,7 +289,13 @@ def test_each_cue_acts_as_it_is_written(files, tmp_path):
     cues = f"--cues {tmp_path}/heard.csv --cue tabby=0.9 --cue dog=x4 --cue axe=+1"
     net = hlnet.load_checkpoint(files / "full.safetensors").eval()
     prepare = hlnet.eval_transform(net.transform)
-    for one in predictions(files, f"@full.safetensors @photos/val --top 6 {cues}"):
+    found = predictions(files, f"@full.safetensors @photos/val --top 6 {cues}")
+    names = [one["image"] for one in found]
+    everywhere = [hlnet.parse_cue(text, TREE) for text in ("tabby=0.9", "dog=x4", "axe=+1")]
+    table = hlnet.CueTable(hlnet.read_cues(tmp_path / "heard.csv", TREE), everywhere)
+    library = hlnet.predict(optimize(net), names, top=6, cues=table)  # by the same rules
+    assert found == [one.model_dump(mode="json", exclude_none=True) for one in library]
+    for one in found:
         gains = torch.ones(TREE.num_nodes)
         gains[[TREE.offsets[-2] + 2, TREE.offsets[-2] + 3]] = 4
         if one["image"].endswith("/0.png"):
@@ -388,7 +391,6 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("eval @full.safetensors --cues @missing.csv --wrong-cue sibling", "are for cues from labels"),
         ("eval @full.safetensors --wrong-cue sibling", "how strongly cues act is not said: add --reliability"),
         ("eval @full.safetensors --prior @even.csv --cue-mode bias", "how strongly cues act is not said"),
-        ("eval @full.safetensors --cue-site path --reliability 0.9", "cues act by bias; cue by a gain"),
         ("eval @full.safetensors --certain --cue-mode gain", "takes cues as facts"),
         ("eval @plain.safetensors --certain", "is a plain network, which has no branches to skip"),
         ("eval @full.safetensors --attention-signal 1e9", "must lie between 0 and 1e+06"),

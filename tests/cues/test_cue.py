@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from hlnet.cues.apply import BatchLogits, CueUse
+from hlnet.cues.apply import BatchLogits
 from hlnet.cues.certain import certain_classes, certain_logits
-from hlnet.cues.cue import Attention, Cue, check_site, cue_evidence, curve_strength
+from hlnet.cues.cue import Cue, cue_evidence, curve_strength
 from hlnet.cues.effect import cue_effect
+from hlnet.cues.policy import CuePolicy
 from hlnet.errors import SelectionError, UsageError
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.fast.walk import FastTree
-from hlnet.model.provenance import FittedAttention
+from hlnet.model.provenance import FittedAttention, Provenance
+from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
 
 NODES = ("tabby", "siamese", "cat", "dog", "dog/beagle", "saw", "cat,saw", "*e*")
@@ -40,7 +42,7 @@ def images():
 
 def under(net, images, cues, **attention):
     with torch.no_grad():
-        return cue_effect(net, cues, Attention(**attention)).logits(net, images)
+        return cue_effect(net, cues, CuePolicy(**attention)).logits(net, images)
 
 
 def test_a_selection_is_read_anew(net, tmp_path):
@@ -48,29 +50,19 @@ def test_a_selection_is_read_anew(net, tmp_path):
     file = tmp_path / "wanted.txt"
     for name in ("tabby", "saw"):
         file.write_text(name)
-        effect = cue_effect(net, [[Cue(node=f"@{file}", strength=1.0)]], Attention(mode="bias"))
+        effect = cue_effect(net, [[Cue(node=f"@{file}", strength=1.0)]], CuePolicy(mode="bias"))
         assert [TREE.classes[i] for i in effect.bias[0].nonzero()[:, 0]] == [name]
-
-
-@pytest.mark.parametrize("words", ["dog", "dog/beagle,dog/boxer", "beag* boxer".replace(" ", ",")])
-def test_a_node_is_meant_by_whatever_names_its_classes(net, words):
-    effect = cue_effect(net, [[Cue(node=words, strength=3.0)]], Attention(site="node"))
-    level, position = TREE.find_node("dog")
-    assert effect.gains[0].nonzero().numel() == TREE.num_nodes
-    assert (effect.gains[0] == 3).nonzero().tolist() == [[TREE.offsets[level] + position]]
-    with pytest.raises(UsageError, match=r"'dog,saw' names no single node"):
-        cue_effect(net, [[Cue(node="dog,saw", strength=3.0)]], Attention(site="node"))
 
 
 def test_a_strength_is_of_its_own_mode(net):
     """A factor is no shift, just because the cue that takes it acts by one."""
     with pytest.raises(UsageError, match=r"acts by bias, and the strength 1.8 is that of a gain"):
-        cue_effect(net, [[Cue(node="cat", mode="bias")]], Attention(strength=1.8))
+        cue_effect(net, [[Cue(node="cat", mode="bias")]], CuePolicy(strength=1.8))
 
 
 @pytest.mark.parametrize("strength", [1e6 + 1, -2e6, math.inf, math.nan])
 def test_strengths_are_numbers_that_float32_knows(strength):
-    for made in (Cue, Attention):
+    for made in (Cue, CuePolicy):
         with pytest.raises(ValueError, match="strength"):
             made(**({"node": "cat"} if made is Cue else {}), strength=strength)
 
@@ -79,15 +71,14 @@ def test_strengths_are_numbers_that_float32_knows(strength):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("site", ["leaves", "path"])
 @pytest.mark.parametrize("form", [lambda net: net, optimize], ids=["training", "inference"])
-def test_neutral_cues_change_no_bit(net, images, mode, site, form):
+def test_neutral_cues_change_no_bit(net, images, mode, form):
     net = form(net)
     neutral = net(images)
     strength = 0.0 if mode == "bias" else 1.0
     cues = [[Cue(node="cat")], [], [Cue(node="saw"), Cue(node="dog/boxer")], [Cue(node="tabby")]]
-    assert torch.equal(under(net, images, cues, mode=mode, site=site, strength=strength), neutral)
-    assert torch.equal(under(net, images, [[], [], [], []], mode=mode, site=site, strength=7.0), neutral)
+    assert torch.equal(under(net, images, cues, mode=mode, strength=strength), neutral)
+    assert torch.equal(under(net, images, [[], [], [], []], mode=mode, strength=7.0), neutral)
     chance = [[Cue(node="saw", reliability=1 / 6)]] * 4
     torch.testing.assert_close(under(net, images, chance, mode=mode), neutral, rtol=1e-5, atol=1e-5)
 
@@ -116,21 +107,19 @@ def test_only_cued_logits_of_cued_images_change(net, images, mode, strength, nod
 
 
 def test_gain_is_the_networks_own(net, images):
-    """At each site, gains written by hand: leaves; the node's own block; every block on the way."""
+    """Gains written by hand, on the leaves under the node."""
     position = {(level, node.path): i for i, (level, node) in enumerate(_numbered())}
     ways = {
-        ("leaves", "cat"): [(2, "cat/tabby"), (2, "cat/siamese")],
-        ("node", "cat"): [(1, "cat")],
-        ("node", "tabby"): [(2, "cat/tabby")],
-        ("node", "saw"): [(2, "saw")],
-        ("path", "cat"): [(1, "cat"), (2, "cat/tabby"), (2, "cat/siamese")],
-        ("path", "saw"): [(1, "saw"), (2, "saw")],
+        "cat": [(2, "cat/tabby"), (2, "cat/siamese")],
+        "tabby": [(2, "cat/tabby")],
+        "saw": [(2, "saw")],
+        "dog/beagle,saw": [(2, "dog/beagle"), (2, "saw")],
     }
-    for (site, node), blocks in ways.items():
+    for node, blocks in ways.items():
         gains = torch.ones(TREE.num_nodes)
         gains[[position[block] for block in blocks]] = 2.5
-        found = under(net, images, [[Cue(node=node)]] * 4, site=site, strength=2.5)
-        assert torch.equal(found, net(images, gains)), (site, node)
+        found = under(net, images, [[Cue(node=node)]] * 4, strength=2.5)
+        assert torch.equal(found, net(images, gains)), node
 
 
 def _numbered():
@@ -140,8 +129,8 @@ def _numbered():
 @pytest.mark.parametrize("mode", MODES)
 def test_several_cues_are_independent(net, images, mode):
     pair = [Cue(node="cat", strength=3.0), Cue(node="tabby", strength=0.5)]
-    both = cue_effect(net, [pair], Attention(mode=mode))
-    single = [cue_effect(net, [[cue]], Attention(mode=mode)) for cue in pair]
+    both = cue_effect(net, [pair], CuePolicy(mode=mode))
+    single = [cue_effect(net, [[cue]], CuePolicy(mode=mode)) for cue in pair]
     for name in ("gains", "scale", "bias"):
         parts = [getattr(effect, name) for effect in (both, *single)]
         if parts[0] is not None:
@@ -175,12 +164,12 @@ def test_bias_is_bayes_rule(logits, reliability, data):
 
 
 def test_bias_takes_the_temperature_and_what_competes(net):
-    whole = cue_effect(net, [[Cue(node="cat", reliability=0.7)]], Attention(mode="bias"))
+    whole = cue_effect(net, [[Cue(node="cat", reliability=0.7)]], CuePolicy(mode="bias"))
     evidence = math.log(0.7 / 0.3 * 4 / 2)
     torch.testing.assert_close(whole.bias, torch.tensor([[2 * evidence, 2 * evidence, 0, 0, 0, 0]]))
-    among = cue_effect(net, [[Cue(node="cat", reliability=0.7)]], Attention(mode="bias"), competing=[0, 2, 3])
+    among = cue_effect(net, [[Cue(node="cat", reliability=0.7)]], CuePolicy(mode="bias"), competing=[0, 2, 3])
     assert float(among.bias[0, 0]) == pytest.approx(2 * math.log(0.7 / 0.3 * 2 / 1))
-    all_of_them = cue_effect(net, [[Cue(node="cat", reliability=0.7)]], Attention(mode="bias"), competing=[0, 1])
+    all_of_them = cue_effect(net, [[Cue(node="cat", reliability=0.7)]], CuePolicy(mode="bias"), competing=[0, 1])
     assert not all_of_them.bias.any()
 
 
@@ -196,7 +185,7 @@ def test_where_a_strength_comes_from(net):
     """The cue's own word goes before the attention's, and that before what the file holds."""
 
     def gain(cue, **attention):
-        return float(cue_effect(net, [[cue]], Attention(**attention)).gains.max())
+        return float(cue_effect(net, [[cue]], CuePolicy(mode="gain", **attention)).gains.max())
 
     by = {p: curve_strength(FITTED.gain, cue_evidence(p, 1, 6)) for p in (0.3, 0.5, 0.8)}
     saw = "saw"
@@ -205,7 +194,7 @@ def test_where_a_strength_comes_from(net):
     assert gain(Cue(node=saw), strength=2.0) == 2.0
     assert gain(Cue(node=saw), reliability=0.5) == pytest.approx(by[0.5])
     assert gain(Cue(node=saw)) == pytest.approx(by[0.8])
-    assert float(cue_effect(net, [[Cue(node=saw, reliability=0.02)]], Attention()).gains.min()) < 1
+    assert float(cue_effect(net, [[Cue(node=saw, reliability=0.02)]], CuePolicy(mode="gain")).gains.min()) < 1
 
 
 @pytest.mark.parametrize(
@@ -215,20 +204,19 @@ def test_where_a_strength_comes_from(net):
         ("full", {}, {"strength": -2.0}, "gain -2 must be at least 0"),
         ("full", {"strength": -2.0}, {"mode": "scale"}, "scale -2 must be at least 0"),
         ("full", {}, {}, "how strongly the cue on 'cat' acts is not said"),
-        ("full", {"reliability": 0.9}, {}, "holds no gain for a reliability"),
+        ("full", {"reliability": 0.9}, {"mode": "gain"}, "holds no gain for a reliability"),
         ("full", {"reliability": 0.9}, {"mode": "scale"}, "holds no scale for a reliability"),
-        ("fitted", {"reliability": 0.9}, {"site": "path"}, "'path' a gain needs a strength"),
     ],
 )
-def test_what_cannot_act_is_refused(net, kind, cue, attention, words):
-    found = {"plain": build("plain"), "full": build(), "fitted": net}[kind]
+def test_what_cannot_act_is_refused(kind, cue, attention, words):
+    found = build("plain" if kind == "plain" else "hierarchical")
     with pytest.raises(UsageError, match=words):
-        cue_effect(found, [[Cue(node="cat", **cue)]], Attention(**attention))
+        cue_effect(found, [[Cue(node="cat", **cue)]], CuePolicy(**attention))
 
 
 def test_misspelt_nodes_and_impossible_reliabilities(net):
     with pytest.raises(SelectionError, match="siamese"):
-        cue_effect(net, [[Cue(node="siamse")]], Attention(strength=2.0))
+        cue_effect(net, [[Cue(node="siamse")]], CuePolicy(strength=2.0))
     for reliability in (0.0, 1.0, -0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match="reliability"):
             Cue(node="cat", reliability=reliability)
@@ -236,25 +224,15 @@ def test_misspelt_nodes_and_impossible_reliabilities(net):
             cue_evidence(reliability, 1, 3)
 
 
-@pytest.mark.parametrize(
-    "attention, warned",
-    [
-        ({"strength": 9.0}, ""),
-        ({"site": "path", "strength": 1.6}, "whole path"),
-        ({"site": "node", "strength": 1.1}, "own block"),
-    ],
-)
-def test_sites_that_served_worse_are_warned_of(caplog, attention, warned):
-    check_site(Attention(**attention))
-    assert len(caplog.records) == bool(warned) and warned in caplog.text
-
-
-def test_a_site_is_that_of_a_gain():
-    by_bias, gain = Attention(site="path", mode="bias"), Cue(node="cat", strength=2.0, mode="gain")
-    for cues in ((), (gain.model_copy(update={"mode": None}), gain.model_copy(update={"mode": "scale"}))):
-        with pytest.raises(UsageError, match="'path' is where a gain acts"):
-            check_site(by_bias, cues)
-    check_site(by_bias, (gain, Cue(node="dog")))
+def test_a_cue_keeps_its_classes_in_another_tree(net):
+    """By name, whatever the other tree calls them together; a cue of which nothing is left does nothing."""
+    other = ClassTree.from_nested({"cat": ["saw", "boxer"], "pets": ["siamese", "beagle"]})
+    assert [Cue(node=node).on(TREE).positions(other) for node in ("cat", "dog,saw", "axe")] == [(2,), (0, 1, 3), ()]
+    assert Cue(node="cat").positions(other) == (0, 1)
+    for policy in ({"reliability": 0.9}, {"strength": 3.0}, {"mode": "scale", "strength": 3.0}):
+        effect = cue_effect(build(tree=other), [[Cue(node="axe").on(TREE)]], CuePolicy(**policy))
+        assert torch.equal(effect.shifted(torch.ones(1, 4)), torch.ones(1, 4))
+        assert effect.gains is None or (effect.gains == 1).all()
 
 
 def test_cues_of_one_image_act_each_in_its_way(net, images):
@@ -273,26 +251,26 @@ def test_cues_of_one_image_act_each_in_its_way(net, images):
 def test_a_reliability_is_weighed_against_the_prior(net):
     """An image that says nothing leaves the cue's reliability, and the prior's proportions within and without."""
     prior = {"tabby": 0.3, "siamese": 0.1, "beagle": 0.2, "boxer": 0.1, "saw": 0.2, "axe": 0.1}
-    effect = cue_effect(net, [[Cue(node="cat", reliability=0.9)], []], Attention(mode="bias"), prior=prior)
+    effect = cue_effect(net, [[Cue(node="cat", reliability=0.9)], []], CuePolicy(mode="bias", prior=prior))
     cued, uncued = (effect.bias / net.provenance.temperature).softmax(1)
     torch.testing.assert_close(uncued, torch.tensor(list(prior.values())))
     expected = [0.9 * 0.75, 0.9 * 0.25, *(0.1 * share / 0.6 for share in (0.2, 0.1, 0.2, 0.1))]
     torch.testing.assert_close(cued, torch.tensor(expected))
-    both = cue_effect(net, [[Cue(node="cat", strength=3.0)]], Attention(), prior=prior)
+    both = cue_effect(net, [[Cue(node="cat", strength=3.0)]], CuePolicy(prior=prior))
     torch.testing.assert_close(both.bias[0], effect.bias[1])
     assert both.gains.max() == 3
     with pytest.raises(UsageError, match="says nothing of tabby, siamese"):
-        cue_effect(net, [[]], Attention(), prior={"cat": 0.9, "dog": 0.1})
+        cue_effect(net, [[]], CuePolicy(prior={"cat": 0.9, "dog": 0.1}))
     with pytest.raises(UsageError, match="above 0 for each class"):
-        cue_effect(net, [[]], Attention(), prior=prior | {"axe": 0.0})
+        cue_effect(net, [[]], CuePolicy(prior=prior | {"axe": 0.0}))
 
 
 def test_prior_of_detectors():
     """Classes trained one against all: each one's own odds change from 1 / K to the prior's."""
     net = build()
-    net.provenance.recipe = BCE
+    net.provenance = Provenance(recipe=BCE)
     prior = dict(zip(TREE.classes, (0.5, 0.1, 0.1, 0.1, 0.1, 0.1), strict=True))
-    effect = cue_effect(net, [[]], Attention(), prior=prior)
+    effect = cue_effect(net, [[]], CuePolicy(prior=prior))
     at_chance = torch.tensor(1 / 6).logit()
     torch.testing.assert_close((at_chance + effect.bias[0]).sigmoid(), torch.tensor(list(prior.values())))
 
@@ -325,7 +303,7 @@ def test_certain_cues_skip_branches(net, images, monkeypatch):
     run = FastTree.run
     monkeypatch.setattr(FastTree, "run", lambda self, x, *rest: ran.append((len(x), rest[-1])) or run(self, x, *rest))
     cues = [[Cue(node="cat")], [Cue(node="saw")], [Cue(node="cat")], []]
-    certain = CueUse(Attention(), certain=True)
+    certain = CuePolicy(certain=True)
     BatchLogits(fast, images).under(cues, certain)
     assert sorted(ran) == [(1, 1), (1, 6), (2, 2)]
     with pytest.raises(UsageError, match="leave no class"):
@@ -340,8 +318,8 @@ def test_batches_compute_what_is_asked_for_once(net, images, monkeypatch):
     run = FastTree.run
     monkeypatch.setattr(FastTree, "run", lambda self, x, g, *rest: ran.append(g is not None) or run(self, x, g, *rest))
     batch = BatchLogits(fast, images)
-    batch.under([[Cue(node="cat")]] * 4, CueUse(Attention(strength=2.0)))
+    batch.under([[Cue(node="cat")]] * 4, CuePolicy(strength=2.0))
     assert ran == [True]
     for _ in range(2):
-        batch.under([[Cue(node="cat")]] * 4, CueUse(Attention(mode="bias", strength=2.0)))
-    assert ran == [True, False] and batch.neutral is batch.under([[]] * 4, CueUse(Attention()))
+        batch.under([[Cue(node="cat")]] * 4, CuePolicy(mode="bias", strength=2.0))
+    assert ran == [True, False] and batch.neutral is batch.under([[]] * 4, CuePolicy())

@@ -7,10 +7,11 @@ import torch
 from helpers.evaluated_nets import TRANSFORM, TREE, build, noise
 from PIL import Image
 
-from hlnet.cues.cue import Attention, Cue, cue_evidence
+from hlnet.cues.cue import Cue, cue_evidence
 from hlnet.cues.cue_aware import TrainingCues, trained_attention
 from hlnet.cues.effect import cue_effect
 from hlnet.cues.oracle import label_cues
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.images import LabelledImages
 from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import UsageError
@@ -51,7 +52,7 @@ def test_reliabilities_fill_their_range_and_the_file_holds_the_rule():
     net = build()
     net.provenance.attention = trained_attention()
     for p in (0.02, 0.5, 0.97):
-        found = cue_effect(net, [[Cue(node="saw", reliability=p)]], Attention()).gains[0, LEAVES][4]
+        found = cue_effect(net, [[Cue(node="saw", reliability=p)]], CuePolicy(mode="gain")).gains[0, LEAVES][4]
         assert float(found) == pytest.approx(math.exp(cue_evidence(p, 1, 6) / 4))
 
 
@@ -73,7 +74,7 @@ def test_a_gain_becomes_calibrated_evidence(tmp_path):
     for p in (0.5, 0.7, 0.9):
         cues = label_cues(TREE, range(6))
         with torch.no_grad():
-            logits = cue_effect(net, cues, Attention(reliability=p)).logits(net, image)
+            logits = cue_effect(net, cues, CuePolicy(mode="gain", reliability=p)).logits(net, image)
         believed.append(float(logits.softmax(1).diagonal().mean()))
     assert believed == pytest.approx([0.5, 0.7, 0.9], abs=0.15)
     assert 0.3 < believed[2] - believed[0] < 0.6 and believed == sorted(believed)

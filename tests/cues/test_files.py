@@ -1,15 +1,11 @@
-"""Cues as they are written: on the command line, in files, and for which images."""
+"""Cues as they are written: on the command line and in files."""
 
 import json
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hlnet.cues.cue import Cue
-from hlnet.cues.files import CuesByImage, make_cue, match_cues, parse_cue, read_cues
-from hlnet.data.images import LabelledImages, image_names
+from hlnet.cues.files import make_cue, parse_cue, read_cues
 from hlnet.errors import SelectionError, UsageError
 from hlnet.tree.class_tree import ClassTree
 
@@ -47,12 +43,12 @@ def cue(node, reliability=None, strength=None, mode=None):
     ],
 )
 def test_a_cue(text, found):
-    assert parse_cue(text, TREE) == parse_cue(text) == found
+    assert parse_cue(text) == found and parse_cue(text, TREE) == found.on(TREE)
 
 
 @pytest.mark.parametrize("text", ["E=mc2", "x=2", " tool/x=2 ", "tabby,E=mc2"])
 def test_a_name_goes_before_a_sign(text):
-    assert parse_cue(text, TREE) == cue(text.strip())
+    assert parse_cue(text, TREE) == cue(text.strip()).on(TREE)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,7 @@ def test_a_factor_is_no_shift(text, modes):
     for mode in ("gain", "bias", "scale"):
         if modes is None or mode in modes:
             said = mode if text != "cat=0.9" else None
-            assert parse_cue(text, TREE, mode) == parse_cue(text).model_copy(update={"mode": said})
+            assert parse_cue(text, TREE, mode) == parse_cue(text).model_copy(update={"mode": said}).on(TREE)
         else:
             with pytest.raises(UsageError, match=rf"but a {mode} is a (shift, such as =\+2|factor, such as =x1.8)"):
                 parse_cue(text, TREE, mode)
@@ -138,7 +134,8 @@ def test_files(tmp_path, name, text):
     found = read_cues(str(tmp_path / name), TREE)
     which = next(key for key, value in FILES.items() if value == (name, text))
     expected = {"7": [cue("0")]} if which == "number for a name" else FOUND
-    assert found == ({"1.jpg": others[which]} if which in others else expected)
+    expected = {"1.jpg": others[which]} if which in others else expected
+    assert found == {image: [one.on(TREE) for one in own] for image, own in expected.items()}
     assert list(found) == list(dict.fromkeys(found))
 
 
@@ -184,84 +181,3 @@ def test_files_refused(tmp_path, name, text, told):
     with pytest.raises(UsageError, match=told) as caught:
         read_cues(path, TREE)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-# ---------------------------------------------------------------------- for which images
-
-
-IMAGES = ["/data/val/cat/1.jpg", "/data/val/cat/2.jpg", "/data/val/saw/1.jpg", "/data/val/saw/x1.jpg"]
-
-
-@pytest.mark.parametrize(
-    "name, which",
-    [
-        *[("2.jpg", 1), ("x1.jpg", 3), ("cat/1.jpg", 0), ("saw/1.jpg", 2), ("val/saw/1.jpg", 2)],
-        *[("./cat/1.jpg", 0), ("cat//1.jpg", 0), ("cat\\1.jpg", 0), ("/data/val/cat/1.jpg", 0)],
-    ],
-)
-def test_images_by_the_ends_of_their_paths(name, which):
-    found = match_cues({name: [cue("cat")]}, IMAGES)
-    assert found == [[cue("cat")] if i == which else [] for i in range(len(IMAGES))]
-
-
-def test_names_of_one_image_add_up():
-    cues = {"2.jpg": [cue("tabby")], "cat/2.jpg": [cue("cat"), cue("tool")], "./2.jpg": [cue("siamese")]}
-    found = match_cues(cues, map(Path, IMAGES))
-    assert found[1] == [cue("tabby"), cue("siamese"), cue("cat"), cue("tool")] and not any(found[:1] + found[2:])
-
-
-def test_one_name_of_two_images():
-    with pytest.raises(UsageError, match=r"heard.csv: '1.jpg' is both '/data/val/cat/1.jpg' and '/data/val/saw/1.jpg'"):
-        match_cues({"1.jpg": [cue("cat")]}, IMAGES, "heard.csv")
-    assert match_cues({"1.jpg": [cue("cat")]}, IMAGES[:2] + IMAGES[:1])[2] == [cue("cat")]  # the same image again
-
-
-def test_relative_images_are_where_they_are(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    by_image = CuesByImage({str(tmp_path / "a" / "1.jpg"): [cue("cat")]})
-    assert by_image.of("a/1.jpg") == by_image.of("./a/../a/1.jpg") == [cue("cat")] and not by_image.of("1.jpg")
-
-
-@pytest.mark.parametrize("name", ["3.jpg", "at/1.jpg", "1", "dog/cat/1.jpg", "../1.jpg", "/1.jpg", "1.JPG", "jpg"])
-def test_names_that_fit_nothing(name, caplog):
-    with pytest.raises(UsageError, match=r"heard\.csv: none of the images named there"):
-        match_cues({name: [cue("cat")]}, IMAGES, "heard.csv")
-    found = match_cues({name: [cue("cat")], "2.jpg": [cue("tool")]}, IMAGES, "heard.csv")
-    assert found == [[], [cue("tool")], [], []]
-    assert caplog.messages == [f"heard.csv: 1 of 2 images named there fit none: {name}"]
-
-
-PARTS = st.lists(st.sampled_from("ab"), min_size=1, max_size=3)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.sets(PARTS.map(tuple), min_size=1, max_size=4), st.sets(PARTS.map(tuple), min_size=1, max_size=4))
-def test_any_names_and_images(names, images):
-    """Against a comparison of every name with every image's last parts."""
-    cues = {"/".join(name): [cue("/".join(name))] for name in names}
-    images = sorted(images)
-    fits = {name: [i for i, image in enumerate(images) if ("", *image)[-len(name) :] == name] for name in names}
-    by_image = CuesByImage(cues)
-    try:
-        found = [by_image.of("/" + "/".join(image)) for image in images]
-    except UsageError:
-        assert any(len(which) > 1 for which in fits.values())
-        return
-    assert not any(len(which) > 1 for which in fits.values())
-    for i, own in enumerate(found):
-        assert sorted(one.node for one in own) == sorted("/".join(name) for name in names if i in fits[name])
-    if any(fits.values()):
-        by_image.finish()
-    else:
-        with pytest.raises(UsageError, match="none of the images"):
-            by_image.finish()
-
-
-def test_what_images_of_a_data_set_are_called():
-    files = (Path("/d/val/cat/1.jpg"), Path("/d/val/cat/2.jpg"))
-    shown = {"name": "x", "classes": ("cat",), "labels": (0, 0), "load": None}
-    assert image_names(LabelledImages(**shown, files=files)) == ["/d/val/cat/1.jpg", "/d/val/cat/2.jpg"]
-    assert image_names(LabelledImages(**shown)) == ["0", "1"]
-    sharded = LabelledImages(**shown, files=(Path("/d/0.tar"),) * 2, members=("cat/1.jpg", "cat/2.jpg"))
-    assert match_cues({"2.jpg": [cue("cat")]}, image_names(sharded)) == [[], [cue("cat")]]
-    assert match_cues({"1": [cue("cat")]}, image_names(LabelledImages(**shown))) == [[], [cue("cat")]]

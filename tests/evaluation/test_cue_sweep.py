@@ -8,16 +8,18 @@ import torch
 from helpers.evaluated_nets import BCE, TREE, build, noise
 from helpers.naive import randomise
 
-from hlnet.cues.cue import Attention, Cue, cue_evidence, curve_strength
+from hlnet.cues.cue import Cue, cue_evidence, curve_strength
 from hlnet.cues.cue_aware import trained_attention
 from hlnet.cues.effect import cue_effect
 from hlnet.cues.oracle import label_cues, wrong_classes
+from hlnet.cues.policy import CuePolicy
+from hlnet.cues.table import CueTable
 from hlnet.data.tree_data import loader
 from hlnet.errors import UsageError
 from hlnet.evaluation.cue_picture import cue_figure, plot_cue_report
 from hlnet.evaluation.cue_report import RELIABILITIES, attend, report_cues, stored_gains
 from hlnet.evaluation.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
-from hlnet.evaluation.cue_trial import CueTrial, mixed
+from hlnet.evaluation.cue_trial import mixed
 from hlnet.evaluation.evaluate import evaluate
 from hlnet.evaluation.metrics.probability import fit_temperature
 from hlnet.model.fast.optimize import optimize
@@ -47,7 +49,7 @@ def test_sweep_is_cueing_image_by_image(swept, mode, strengths, level, form):
             cues = label_cues(TREE, cued.tolist(), level)
             images = torch.stack([image for image, _ in data])
             with torch.no_grad():
-                logits = cue_effect(net, cues, Attention(mode=mode, strength=strength)).logits(form(net), images)
+                logits = cue_effect(net, cues, CuePolicy(mode=mode, strength=strength)).logits(form(net), images)
             margin = logits.topk(2).values.diff().abs().min()
             assert margin > 1e-6  # or rounding could decide
             assert torch.equal(right_answers(found, named, mode, strength), logits.argmax(1) == labels)
@@ -58,7 +60,7 @@ def test_frontier_begins_at_no_cue_and_is_what_evaluate_finds(swept):
     labels = torch.tensor(data.labels)
     wrong = wrong_classes(TREE, labels, seed=3)
     curve = frontier(found, named_classes(TREE, labels), {"random": named_classes(TREE, wrong)}, "gain", GAINS)
-    measured = evaluate(net, data, loader(data, 7), cues=CueTrial(attention=Attention(strength=3.0), seed=3))
+    measured = evaluate(net, data, loader(data, 7), cues=CueTable.from_labels(seed=3), policy=CuePolicy(strength=3.0))
     assert curve.right[0] == curve.wrong["random"][0] == pytest.approx(measured.neutral.top1)
     assert curve.right[1] == pytest.approx(measured.cued.accuracy.top1)
     assert curve.wrong["random"][1] == pytest.approx(measured.cued.wrong.top1)
@@ -122,7 +124,7 @@ def test_a_level_without_another_node_is_refused():
 
 def test_label_cues_name_nodes_of_the_level():
     assert [cues[0].node for cues in label_cues(DEEP, [2, 6], level=2)] == ["a/y", "c/w"]
-    assert label_cues(DEEP, [2, -1]) == [(Cue(node="a/y/3"),), ()]
+    assert label_cues(DEEP, [2, -1]) == [(Cue(node="a/y/3", classes=("3",)),), ()]
 
 
 # ---------------------------------------------------------------------- the report
@@ -170,7 +172,7 @@ def test_strengths_are_chosen_on_the_other_half(report):
         for gain in GAINS:
             for name, cued in (("right", labels), ("wrong", wrong)):
                 cues = label_cues(TREE, cued.tolist())
-                logits = cue_effect(net, cues, Attention(strength=gain)).logits(net, images)
+                logits = cue_effect(net, cues, CuePolicy(strength=gain)).logits(net, images)
                 right[gain, name] = (logits.argmax(1) == labels).double().numpy()
     for choice in found.network.choices:
         if choice.way == "gain":
@@ -192,7 +194,7 @@ def test_what_is_stored_acts_as_chosen(report):
             point = curve_strength(fitted.gain, cue_evidence(choice.reliability, 1, 6))
             assert point >= choice.strength - 1e-5 and point in [pytest.approx(gain) for gain in GAINS]
     net.provenance.attention = fitted
-    effect = cue_effect(net, [[Cue(node="saw")]], Attention())
+    effect = cue_effect(net, [[Cue(node="saw")]], CuePolicy(mode="gain"))
     assert float(effect.gains.max()) == pytest.approx(curve_strength(fitted.gain, cue_evidence(0.9, 1, 6)))
 
 
@@ -308,7 +310,7 @@ def test_gains_that_the_file_holds_are_reported():
         labels, rest = torch.tensor(data.labels), halves(torch.tensor(data.labels))[1]
         images = torch.stack([image for image, _ in data])
         with torch.no_grad():
-            effect = cue_effect(net, label_cues(TREE, labels.tolist()), Attention(reliability=0.99))
+            effect = cue_effect(net, label_cues(TREE, labels.tolist()), CuePolicy(mode="gain", reliability=0.99))
             right = (effect.logits(net, images).argmax(1) == labels).double()
         choice = found.network.choice("stored", 0.99)
         assert choice.strength == gains[0.99] and choice.right == pytest.approx(float(right[rest].mean()))

@@ -9,9 +9,8 @@ from helpers.evaluated_nets import BCE, TREE, build, by_hand, expert_of, noise, 
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
-from hlnet.cues.apply import CuedRun, CueUse
-from hlnet.cues.cue import Attention
 from hlnet.cues.oracle import label_cues
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.tree_data import loader
 from hlnet.errors import SelectionError, UsageError
 from hlnet.evaluation.evaluate import evaluate
@@ -86,8 +85,8 @@ def test_expert_is_the_full_network_restricted(selection):
     full = build()
     expert = cut_expert(full, selection)
     ours, whole = noise(expert.tree, subset=True), noise()
-    found = evaluate(expert, ours, loader(ours, 8), cues=signal_of(1.7))
-    assert found == evaluate(full, whole, loader(whole, 8), selection, cues=signal_of(1.7))
+    found = evaluate(expert, ours, loader(ours, 8), policy=signal_of(1.7))
+    assert found == evaluate(full, whole, loader(whole, 8), selection, policy=signal_of(1.7))
     assert found.images + found.left_out == 40
 
 
@@ -102,14 +101,12 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
 
     cued, labels = by_hand(net, data, gains)
     neutral, _ = by_hand(net, data)
-    runs, order = logits_of(
-        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), CueUse(Attention(strength=signal)))]
-    )
+    runs, order = logits_of(net, loader(data, 7), [None, label_cues(TREE, data.labels)], CuePolicy(strength=signal))
     assert torch.equal(order, labels)
     for run, expected in zip(runs, (neutral, cued), strict=True):
         torch.testing.assert_close(run, expected, rtol=1e-4, atol=1e-4)
     assert (cued - neutral).abs().max() > 1e-2
-    found = evaluate(net, data, loader(data, 7), cues=signal_of(signal))
+    found = evaluate(net, data, loader(data, 7), policy=signal_of(signal))
     assert_scores(found.neutral, neutral, labels, TREE.classes)
     assert_scores(found.cued.accuracy, cued, labels, TREE.classes)
     assert found.cued.attention.strength == signal and "oracle" in found.cued.source
@@ -117,18 +114,16 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
 
 def test_signal_of_one_is_neutral():
     net, data = build(), noise()
-    (neutral, cued), _ = logits_of(
-        net, loader(data, 7), [None, CuedRun(label_cues(TREE, data.labels), CueUse(Attention(strength=1.0)))]
-    )
+    (neutral, cued), _ = logits_of(net, loader(data, 7), [None, label_cues(TREE, data.labels)], CuePolicy(strength=1.0))
     assert torch.equal(neutral, cued)
-    found = evaluate(net, data, loader(data, 7), cues=signal_of(1.0))
+    found = evaluate(net, data, loader(data, 7), policy=signal_of(1.0))
     assert found.cued.accuracy == found.cued.wrong == found.neutral
 
 
 def test_bad_signal_is_refused():
     data = noise()
     with pytest.raises(UsageError, match=r"gain -0\.1 must be at least 0"):
-        evaluate(build(), data, loader(data, 7), cues=signal_of(-0.1))
+        evaluate(build(), data, loader(data, 7), policy=signal_of(-0.1))
     for signal in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match=r"equal to -?1000000"):
             signal_of(signal)
@@ -137,7 +132,7 @@ def test_bad_signal_is_refused():
 def test_plain_network_takes_no_cue():
     data = noise()
     with pytest.raises(UsageError, match="plain network"):
-        evaluate(build("plain"), data, loader(data, 7), cues=signal_of(1.0))
+        evaluate(build("plain"), data, loader(data, 7), policy=signal_of(1.0))
 
 
 def test_selection_without_images_is_refused():
@@ -172,7 +167,7 @@ def test_stored_threshold_is_tried_on_own_and_outside_images(selection, score):
 def test_outside_images_change_no_accuracy():
     expert, data = expert_of("cat,beagle")
     only = noise(expert.tree, subset=True)
-    found, own = (evaluate(expert, given, loader(given, 7), cues=signal_of(1.8)) for given in (data, only))
+    found, own = (evaluate(expert, given, loader(given, 7), policy=signal_of(1.8)) for given in (data, only))
     changed = {"detection"}
     assert found.model_dump(exclude=changed) == own.model_dump(exclude=changed) and found.left_out == 16
     assert (own.detection.outside, own.detection.auroc, own.detection.outside_accepted) == (0, None, None)

@@ -13,11 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hlnet.cli.main import app
-from hlnet.cues.cue import Attention
+from hlnet.cues.policy import CuePolicy
+from hlnet.cues.table import CueTable
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError
-from hlnet.evaluation.cue_trial import CueTrial
 from hlnet.evaluation.evaluate import evaluate, evaluate_beside
 from hlnet.expert.cut import cut_expert
 from hlnet.model.fast.optimize import optimize
@@ -40,15 +40,15 @@ def test_beside_is_each_networks_own_evaluation(selection, signal):
     images, loaded = photos()
     ticks = []
     found = evaluate_beside(
-        nets, images, cues=signal and signal_of(signal), batch_size=7, on_batch=lambda *given: ticks.append(given)
+        nets, images, policy=signal and signal_of(signal), batch_size=7, on_batch=lambda *given: ticks.append(given)
     )
     assert list(found) == list(nets) and sorted(loaded) == list(range(40))  # once for all three
     assert ticks == [(done, 6) for done in range(1, 7)]
-    assert found["expert"] == evaluate(expert, data, loader(data, 7), cues=signal and signal_of(signal))
+    assert found["expert"] == evaluate(expert, data, loader(data, 7), policy=signal and signal_of(signal))
     names = ",".join(expert.tree.classes)
     for name, cue in (("full", signal), ("plain", None)):
         whole = noise(nets[name].tree)
-        alone = evaluate(nets[name], whole, loader(whole, 7), names, cue and signal_of(cue), score="energy")
+        alone = evaluate(nets[name], whole, loader(whole, 7), names, policy=cue and signal_of(cue), score="energy")
         assert found[name].neutral.per_class == alone.neutral.per_class
         assert found[name].neutral.top1 == alone.neutral.top1 and found[name].cued == alone.cued
         assert (found[name].images, found[name].left_out) == (alone.images, alone.left_out)
@@ -91,7 +91,7 @@ def test_beside_without_the_classes_is_refused():
     with pytest.raises(UsageError, match="'small' lacks the classes tabby, siamese, saw, axe, so"):
         evaluate_beside({"full": build(), "small": cut_expert(build(), "dog")}, images)
     with pytest.raises(UsageError, match="plain network has no branches"):
-        evaluate_beside({"plain": build("plain"), "full": build()}, images, cues=signal_of(2.0))
+        evaluate_beside({"plain": build("plain"), "full": build()}, images, policy=signal_of(2.0))
     assert evaluate_beside({"full": build(), "small": cut_expert(build(), "dog")}, images, "dog")["small"].images == 16
     assert loaded
 
@@ -171,9 +171,9 @@ def test_command_refuses(files, tmp_path, monkeypatch, line, words):
 def test_cues_reach_a_network_of_another_tree_by_name(level):
     """The plain network has no inner nodes; what the first one's nodes name is told it class by class."""
     images, _ = photos()
-    cues = CueTrial(attention=Attention(mode="bias", strength=3.0), level=level)
-    found = evaluate_beside({"full": build(), "flat": build("plain", mirrored())}, images, cues=cues)
-    alone = evaluate_beside({"same": build("plain", TREE)}, images, cues=cues)  # with the first one's tree
+    cues = {"cues": CueTable.from_labels(level), "policy": CuePolicy(mode="bias", strength=3.0)}
+    found = evaluate_beside({"full": build(), "flat": build("plain", mirrored())}, images, **cues)
+    alone = evaluate_beside({"same": build("plain", TREE)}, images, **cues)  # with the first one's tree
     assert found["flat"].cued.images == 40 and found["flat"].cued.named == 1
     net, data = build("plain", mirrored()), noise(mirrored())
     logits, labels = by_hand(net, data)
@@ -189,7 +189,7 @@ def test_a_network_without_a_curve_is_cued_by_a_bias_beside_one_that_has_it():
     images, _ = photos()
     full, other = build(), build()
     full.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 3.0),))
-    found = evaluate_beside({"full": full, "other": other}, images, cues=CueTrial(attention=Attention(reliability=0.8)))
+    found = evaluate_beside({"full": full, "other": other}, images, policy=CuePolicy(mode="gain", reliability=0.8))
     assert (found["full"].cued.attention.mode, found["other"].cued.attention.mode) == ("gain", "bias")
-    auto = evaluate_beside({"full": full, "other": other}, images, cues=CueTrial())
-    assert auto["full"].cued is not None and auto["other"].cued is None
+    auto = evaluate_beside({"full": full, "other": other}, images, policy=CuePolicy())
+    assert auto["full"].cued == found["full"].cued and auto["other"].cued == found["other"].cued

@@ -12,11 +12,13 @@ from sklearn.metrics import balanced_accuracy_score
 from typer.testing import CliRunner
 
 from hlnet.cli.main import app
-from hlnet.cues.cue import Attention, Cue
+from hlnet.cues.cue import Cue
+from hlnet.cues.policy import CuePolicy
+from hlnet.cues.table import CueTable
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import loader
 from hlnet.errors import RunError, UsageError
-from hlnet.evaluation.cue_trial import CueTrial
+from hlnet.evaluation.cue_trial import CueRuns
 from hlnet.evaluation.evaluate import Evaluation, compare_evaluations, evaluate, evaluate_beside
 from hlnet.evaluation.metrics.accuracy import answer_counts
 from hlnet.evaluation.metrics.comparison import compare
@@ -26,7 +28,7 @@ from hlnet.model.provenance import FittedAttention
 from hlnet.store.checkpoint import save_checkpoint
 from hlnet.tree.class_tree import ClassTree
 
-RELIABLE = CueTrial(attention=Attention(mode="bias", reliability=0.8))
+RELIABLE = CuePolicy(mode="bias", reliability=0.8)
 
 
 def flat():
@@ -82,7 +84,7 @@ def test_where_the_tree_groups_nothing_it_has_no_figures(selection):
 
 def test_cued_answers_have_figures_by_the_tree_too():
     data = noise()
-    found = evaluate(build(), data, loader(data, 7), "cat,dog", RELIABLE)
+    found = evaluate(build(), data, loader(data, 7), "cat,dog", policy=RELIABLE)
     right, neutral = found.cued.accuracy.hierarchical, found.neutral.hierarchical
     assert right.lca_height < neutral.lca_height < found.cued.wrong.hierarchical.lca_height
 
@@ -99,8 +101,8 @@ def test_json_holds_the_figures_but_not_the_answers():
 # ---------------------------------------------------------------------- two networks
 
 
-def beside(cues=None, classes=None, **nets):
-    return evaluate_beside(nets, noise().images, classes, cues)
+def beside(policy=None, classes=None, **nets):
+    return evaluate_beside(nets, noise().images, classes, policy=policy)
 
 
 @pytest.mark.parametrize("classes", [None, "cat,beagle,saw"])
@@ -118,7 +120,7 @@ def test_the_first_ones_tree_is_used_for_all(classes):
 
 
 def test_comparison_is_of_the_answers_to_the_same_images():
-    found = beside(cues=RELIABLE, tree=build(), plain=build("plain", flat()))
+    found = beside(policy=RELIABLE, tree=build(), plain=build("plain", flat()))
     compared = compare_evaluations(found["tree"], found["plain"], TREE)
     labels = torch.tensor(found["tree"].labels)
     for kind, runs in {
@@ -154,102 +156,111 @@ def test_evaluations_of_other_images_are_not_compared():
 
 
 PRIOR = dict.fromkeys(TREE.classes, 1 / 6)
+CUES = {"0": [Cue(node="cat", reliability=0.7)], "3": [Cue(node="beagle"), Cue(node="saw", reliability=0.6)]}
+LOUD = {"0": CUES["0"]}
 
 
-def as_bias(node, reliability):
-    return Cue(node=node, reliability=reliability, mode="bias")
-
-
-CUES = {0: (Cue(node="cat", reliability=0.7),), 3: (Cue(node="beagle"), Cue(node="saw", reliability=0.6))}
+def said(found):
+    """What all cues are, once; of labels, which are all alike, without the node."""
+    if found is None:
+        return None
+    cues = {cue for run in found.runs for own in run for cue in own}
+    return {("" if found.table.labels else cue.node, cue.mode, cue.strength or cue.reliability) for cue in cues}
 
 
 @pytest.mark.parametrize(
-    ("test", "fits"),
+    ("by_image", "policy", "own", "fits"),
     [
-        (RELIABLE, RELIABLE),
-        (CueTrial(attention=Attention(reliability=0.8)), CueTrial(attention=Attention(mode="bias", reliability=0.8))),
-        (CueTrial(attention=Attention(strength=1.8)), None),
+        (None, RELIABLE, {("", "bias", 0.8)}, {("", "bias", 0.8)}),
+        (None, CuePolicy(mode="gain", reliability=0.8), {("", "gain", 0.8)}, {("", "bias", 0.8)}),
+        (None, CuePolicy(), {("", "gain", 0.8)}, {("", "bias", 0.8)}),
+        (None, CuePolicy(strength=1.8), {("", "gain", 1.8)}, None),
+        (None, CuePolicy(mode="scale", strength=1.8), {("", "scale", 1.8)}, {("", "scale", 1.8)}),
+        (None, CuePolicy(reliability=0.8, certain=True), {("", "bias", 0.8)}, None),
+        (None, CuePolicy(mode="bias", reliability=0.8, certain=True), {("", "bias", 0.8)}, None),
         (
-            CueTrial(attention=Attention(mode="scale", strength=1.8)),
-            CueTrial(attention=Attention(mode="scale", strength=1.8)),
+            CUES,
+            CuePolicy(mode="gain"),
+            {("cat", "gain", 0.7), ("beagle", "gain", 0.8), ("saw", "gain", 0.6)},
+            {("cat", "bias", 0.7), ("beagle", "bias", 0.8), ("saw", "bias", 0.6)},
         ),
-        (CueTrial(attention=Attention(reliability=0.8), certain=True), None),
-        (CueTrial(attention=Attention(mode="bias", reliability=0.8), certain=True), None),
-        (CueTrial(cues=CUES), None),
         (
-            CueTrial(cues=CUES, attention=Attention(reliability=0.6)),
-            CueTrial(
-                cues={0: (as_bias("cat", 0.7),), 3: (as_bias("beagle", 0.6), as_bias("saw", 0.6))},
-                attention=Attention(reliability=0.6),
-            ),
+            CUES,
+            CuePolicy(mode="gain", reliability=0.6),
+            {("cat", "gain", 0.7), ("beagle", "gain", 0.6), ("saw", "gain", 0.6)},
+            {("cat", "bias", 0.7), ("beagle", "bias", 0.6), ("saw", "bias", 0.6)},
         ),
-        (CueTrial(cues={0: CUES[0]}, source="x"), CueTrial(cues={0: (as_bias("cat", 0.7),)}, source="x")),
-        (CueTrial(cues={}, prior=PRIOR), CueTrial(cues={}, prior=PRIOR)),
-        (CueTrial(cues={0: (Cue(node="cat", strength=2),)}, attention=Attention(reliability=0.6)), None),
+        (LOUD, CuePolicy(mode="gain"), {("cat", "gain", 0.7)}, {("cat", "bias", 0.7)}),
+        (LOUD, CuePolicy(), {("cat", "bias", 0.7)}, {("cat", "bias", 0.7)}),
+        ({}, CuePolicy(prior=PRIOR), set(), set()),
+        ({"0": [Cue(node="cat", strength=2)]}, CuePolicy(reliability=0.6), {("cat", "gain", 2)}, None),
     ],
 )
-def test_cues_fit_a_plain_network_as_a_bias_where_they_state_a_reliability(test, fits):
+def test_cues_fit_a_plain_network_as_a_bias_where_they_state_a_reliability(by_image, policy, own, fits):
     fitted = build()
     fitted.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),), scale=((2.0, 1.5),))
-    assert test.fitting(fitted) is test
-    assert test.fitting(build()) in (test, fits)  # which holds no curve
-    assert test.fitting(build("plain")) == fits
+    table = None if by_image is None else CueTable(by_image, source="x")
+    found = CueRuns.for_network(fitted, noise(), range(6), table, policy)
+    assert said(found) == own == said(found.fitting(fitted)) and found.fitting(fitted).attention == found.attention
+    assert said(found.fitting(build())) in (own, fits)  # which holds no curve
+    assert said(found.fitting(build("plain"))) == fits
+    if by_image is None and fits:
+        assert {("", found.fitting(build("plain")).attention.mode)} == {one[:2] for one in fits}
 
 
 def test_cues_of_both_kinds_stay_what_they_are_beside():
     """Factors act on a network without a curve as here, and only what could not act there becomes a bias."""
     lead, other, data = build(), build(), noise()
     lead.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),))
-    cues = {0: (Cue(node="cat", reliability=0.7),), 1: (Cue(node="saw"),), 2: (Cue(node="dog"),)}
-    trial = CueTrial(cues=cues, attention=Attention(strength=3.0))
-    fitted = trial.fitting(other)
-    assert fitted.attention == trial.attention and fitted.cues[0] == (as_bias("cat", 0.7),)
-    assert fitted.cues[1] == cues[1] and fitted.cues[2] == cues[2]
-    found = evaluate_beside({"lead": lead, "other": other}, data.images, cues=trial)
+    cues = {
+        "0": [Cue(node="cat", reliability=0.7, mode="gain")],
+        "1": [Cue(node="saw")],
+        "2": [Cue(node="dog", reliability=0.9)],
+    }
+    given = {"cues": CueTable(cues), "policy": CuePolicy(strength=3.0)}
+    fitted = CueRuns.for_network(lead, data, range(6), given["cues"], given["policy"]).fitting(other)
+    assert said(fitted) == {("cat", "bias", 0.7), ("saw", "gain", 3.0), ("dog", "bias", 0.9)}
+    assert fitted.attention == CuePolicy(mode="gain", strength=3.0)
+    found = evaluate_beside({"lead": lead, "other": other}, data.images, **given)
+    assert found["lead"].cued.modes == ["bias", "gain"] == found["other"].cued.modes
+    cues["2"] = []
+    found = evaluate_beside({"lead": lead, "other": other}, data.images, cues=CueTable(cues), policy=given["policy"])
     assert found["lead"].cued.modes == ["gain"] and found["other"].cued.modes == ["bias", "gain"]
 
 
 def test_a_prior_alone_reaches_networks_beside():
     nets = {"lead": build(), "plain": build("plain"), "other": build()}
     prior = dict(zip(TREE.classes, (0.5, 0.1, 0.1, 0.1, 0.1, 0.1), strict=True))
-    trial = CueTrial(cues={}, prior=prior, attention=Attention(mode="bias"))
-    found = evaluate_beside(nets, noise().images, cues=trial)
+    given = {"cues": CueTable(), "policy": CuePolicy(mode="bias", prior=prior)}
+    found = evaluate_beside(nets, noise().images, **given)
     for name, net in nets.items():
         data = noise()
-        alone = evaluate(net, data, loader(data, 7), cues=trial).cued
+        alone = evaluate(net, data, loader(data, 7), **given).cued
         assert found[name].cued.accuracy.top1 == alone.accuracy.top1 and alone.images == 0
 
 
 def test_cues_on_images_that_do_not_count_are_none():
     images = noise()
     outside = {
-        place: (as_bias("saw", 0.9),) for place, label in enumerate(images.labels) if TREE.classes[label] == "saw"
+        str(place): [Cue(node="saw", reliability=0.9)]
+        for place, label in enumerate(images.labels)
+        if TREE.classes[label] == "saw"
     }
     with pytest.raises(UsageError, match="none of the images evaluated has a cue"):
-        evaluate_beside({"a": build()}, images.images, "cat,dog", CueTrial(cues=outside, prior=PRIOR))
-
-
-def test_sites_are_checked_for_one_network_too(caplog):
-    data = noise()
-    with pytest.raises(UsageError, match="'path' is where a gain acts"):
-        evaluate(
-            build(), data, loader(data, 7), cues=CueTrial(attention=Attention(mode="bias", strength=1, site="path"))
-        )
-    evaluate(build(), data, loader(data, 7), cues=CueTrial(attention=Attention(strength=1.5, site="path")))
-    assert "the whole path" in caplog.text
+        evaluate_beside({"a": build()}, images.images, "cat,dog", CueTable(outside), CuePolicy(prior=PRIOR))
 
 
 def test_plain_network_beside_is_cued_by_the_bias():
     """Beside a network whose curve was fitted; its own logits are shifted as Bayes' rule has it."""
     tree, plain, data = build(), build("plain"), noise()
     tree.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),))
-    cues = CueTrial(attention=Attention(reliability=0.8))
-    found = evaluate_beside({"tree": tree, "plain": plain}, data.images, cues=cues)
-    assert found["tree"].cued == evaluate(tree, data, loader(data, 7), cues=cues).cued
+    policy = CuePolicy(mode="gain", reliability=0.8)
+    found = evaluate_beside({"tree": tree, "plain": plain}, data.images, policy=policy)
+    assert found["tree"].cued == evaluate(tree, data, loader(data, 7), policy=policy).cued
     assert found["tree"].cued.attention.mode == "gain"
-    alone = evaluate(plain, data, loader(data, 7), cues=RELIABLE)
+    alone = evaluate(plain, data, loader(data, 7), policy=RELIABLE)
     assert found["plain"].cued == alone.cued and alone.cued.accuracy.top1 > alone.neutral.top1
-    strength = evaluate_beside({"tree": tree, "plain": plain}, data.images, cues=signal_of(1.8))
+    strength = evaluate_beside({"tree": tree, "plain": plain}, data.images, policy=signal_of(1.8))
     assert strength["plain"].cued is None and strength["tree"].cued is not None
 
 
@@ -344,7 +355,7 @@ def test_command_tests_one_network_against_another(files, option):
     found = json.loads(shown(files, f"{{tree}} {option} {{flat}} --cue-mode bias --reliability 0.8 --json"))
     name = str(files / "flat.safetensors")
     nets = {"tree": build(), "flat": build("plain", flat())}
-    runs = evaluate_beside(nets, load_data(files / "few", "val"), cues=RELIABLE)
+    runs = evaluate_beside(nets, load_data(files / "few", "val"), policy=RELIABLE)
     assert found["compare"] == {name: compare_evaluations(*runs.values(), TREE).model_dump(mode="json")}
     assert list(found["beside"]) == [name] and found["cost"]["gmacs"] > 0
     told = shown(files, f"{{tree}} {option} {{flat}} --cue-mode bias --reliability 0.8")

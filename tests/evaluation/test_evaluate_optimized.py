@@ -6,11 +6,11 @@ import torch
 from helpers.random_nets import assert_near, build, plain
 from PIL import Image
 
-from hlnet.cues.cue import Attention
+from hlnet.cues.oracle import label_cues
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.images import LabelledImages
 from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError
-from hlnet.evaluation.cue_trial import CueTrial
 from hlnet.evaluation.evaluate import evaluate
 from hlnet.evaluation.logits import logits_of
 from hlnet.evaluation.prediction import predict
@@ -31,16 +31,16 @@ def noise(net, count=30):
 def test_evaluation_is_the_same(kind, signal):
     net = plain() if kind == "plain" else cut_expert(build(), "cat,saw") if kind == "expert" else build(kind)
     fast, data = optimize(net), noise(net)
-    test = signal and CueTrial(attention=Attention(strength=signal))
+    test = signal and CuePolicy(strength=signal)
     if kind == "plain" and signal:
         with pytest.raises(UsageError, match="no branches whose features"):
-            evaluate(fast, data, loader(data, 7), cues=test)
+            evaluate(fast, data, loader(data, 7), policy=test)
         return
     for classes in (None, "cat"):
-        expected = evaluate(net, data, loader(data, 7), classes, test)
-        assert evaluate(fast, data, loader(data, 7), classes, test) == expected
-    cued = test.runs(net.tree, data, range(len(net.tree.classes)))[0] if signal else None
-    runs = [logits_of(form, loader(data, 4), [None, cued])[0] for form in (fast, net)]
+        expected = evaluate(net, data, loader(data, 7), classes, policy=test)
+        assert evaluate(fast, data, loader(data, 7), classes, policy=test) == expected
+    cued = label_cues(net.tree, data.labels) if signal else None
+    runs = [logits_of(form, loader(data, 4), [None, cued], test)[0] for form in (fast, net)]
     for found, expected in zip(*runs, strict=True):
         assert_near(found, expected)
     if signal:

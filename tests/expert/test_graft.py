@@ -245,10 +245,10 @@ def test_settings_are_the_networks_own():
     net = build(OLD)
     assert graft_config(net) == hlnet.TrainConfig(frozen_trunk=True, cache_views=4)
     train = {"loss": "bce", "hflip": 0.0, "aa": "none", "scale": [0.5, 1.0], "smoothing": 0.0, "lr": 9.0, "epochs": 99}
-    net.provenance.recipe = {"train": {**train, "mixup": 0.2}}
+    net.provenance = Provenance(recipe={"train": {**train, "mixup": 0.2}})
     wanted = {"loss": "bce", "hflip": 0.0, "aa": "none", "scale": (0.5, 1.0), "smoothing": 0.0, "lr": 0.1}
     assert graft_config(net, lr=0.1) == hlnet.TrainConfig(frozen_trunk=True, cache_views=4, **wanted)
-    net.provenance.recipe = {"train": {"loss": "soft-labels"}}
+    net.provenance = Provenance(recipe={"train": {"loss": "soft-labels"}})
     assert graft_config(net).loss == "cross-entropy"
     with pytest.raises(UsageError, match=r"lr -1: .*greater than 0"):
         graft_config(net, lr=-1)

@@ -5,10 +5,9 @@ import torch
 from PIL import Image
 
 from helpers.naive import randomise
-from hlnet.cues.cue import Attention
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.images import LabelledImages
 from hlnet.data.tree_data import TreeData, eval_transform
-from hlnet.evaluation.cue_trial import CueTrial
 from hlnet.evaluation.metrics.rejection import rejection_scores
 from hlnet.expert.cut import cut_expert
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
@@ -63,5 +62,5 @@ def expert_of(selection, score="energy", recipe=None):
 
 
 def signal_of(strength):
-    """A test of cues by the paper's gain, from labels."""
-    return CueTrial(attention=Attention(strength=strength))
+    """The paper's gain."""
+    return CuePolicy(strength=strength)

@@ -10,8 +10,9 @@ from helpers.random_nets import TREE, TREES, build, plain
 from matplotlib import colormaps
 from PIL import Image
 
-from hlnet.cues.cue import Attention, Cue
+from hlnet.cues.cue import Cue
 from hlnet.cues.effect import cue_effect
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.tree_data import eval_transform
 from hlnet.errors import DataError, SelectionError, UsageError
 from hlnet.expert.cut import cut_expert
@@ -65,7 +66,7 @@ def table(answer, tree=TREE):
 @torch.no_grad()
 def expected(net, cues=(), attention=None):
     """Logits and probabilities by class, of a training form."""
-    effect = cue_effect(net, [[Cue(node=node) for node in cues]], attention or Attention())
+    effect = cue_effect(net, [[Cue(node=node) for node in cues]], attention or CuePolicy())
     logits = effect.logits(net, batch(net))[0]
     shares = (logits / (net.provenance.temperature or 1)).softmax(0)
     return dict(zip(net.tree.classes, logits.tolist(), strict=True)), dict(
@@ -96,7 +97,7 @@ def test_answers_are_those_of_the_cut_network_under_the_cues(live, question):
     cues = [
         path for path in settings.get("cues", []) if set(TREE.leaves_under(path)) - set(map(TREE.classes.index, gone))
     ]
-    attention = Attention(
+    attention = CuePolicy(
         mode=settings.get("mode", "bias"), strength=settings.get("strength"), reliability=settings.get("reliability")
     )
     logits, shares = expected(full)
@@ -127,12 +128,12 @@ def test_maps_are_of_the_best_path_of_cues_and_of_what_is_looked_at(live):
     answer = asked(live, looked_at=["saw", "cat"], **settings)
     best = next(iter(answer.choices))
     dogs = {choice.name: choice.logit_now for choice in answer.choices if choice.path.startswith("dog/")}
-    logits, _ = expected(net, ["dog"], Attention(strength=3))
+    logits, _ = expected(net, ["dog"], CuePolicy(strength=3))
     dog = max(("beagle", "boxer"), key=logits.get)
     wanted = {best.path, *([best.path.split("/")[0]] if "/" in best.path else []), f"dog/{dog}", "saw", "cat"}
     assert dogs and {found.path for found in answer.maps} == wanted
     assert [found.level for found in answer.maps] == sorted(found.level for found in answer.maps)
-    gains = cue_effect(net, [[Cue(node="dog")]], Attention(strength=3)).gains
+    gains = cue_effect(net, [[Cue(node="dog")]], CuePolicy(strength=3)).gains
     for found in answer.maps:
         before, after = (
             activity(feature_maps(net, batch(net), [found.path], gains=how)[found.path])[0].numpy()

@@ -12,7 +12,8 @@ from helpers.command_line import failing, invoke  # noqa: F401
 from helpers.random_nets import TREE, TREES, build, plain
 from PIL import Image
 
-from hlnet.cues.cue import Attention, Cue
+from hlnet.cues.cue import Cue
+from hlnet.cues.policy import CuePolicy
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.errors import DataError, SelectionError, UsageError
@@ -105,20 +106,13 @@ def test_of_several_cued_classes_the_most_probable_is_shown(files):
     row = look(net, chosen, cues=[Cue(node="cat", strength=2)]).cues[0]
     for shares, branch in zip(row.shares, row.branches, strict=True):
         assert branch.path == TREE.leaves[int(shares[:3].argmax())].path
-    at_node = look(net, chosen, cues=[Cue(node="cat", strength=2)], attention=Attention(site="node")).cues[0]
-    assert {branch.path for branch in at_node.branches} == {"cat"} and at_node.told == "gain 2 (node)"
-    assert not np.allclose(at_node.branches[0].before, at_node.branches[0].after)
-    cue = Cue(node=",".join(TREE.classes[place] for place in TREE.leaves_under("cat")), strength=2)
-    by_classes = look(net, chosen, cues=[cue], attention=Attention(site="node")).cues[0]
-    assert {branch.path for branch in by_classes.branches} == {"cat"}
-    np.testing.assert_array_equal(by_classes.shares, at_node.shares)
 
 
 @pytest.mark.parametrize("make", [hierarchical, plain], ids=["tree", "plain"])
 def test_a_bias_shifts_logits_and_leaves_features(files, make):
     net, chosen = make(), files[:2]
     cue = Cue(node="cat", reliability=0.75)
-    row = look(net, chosen, cues=[cue], attention=Attention(mode="bias")).cues[0]
+    row = look(net, chosen, cues=[cue], policy=CuePolicy(mode="bias")).cues[0]
     temperature = net.provenance.temperature or 1.0
     shift = temperature * (np.log(0.75 / 0.25) - np.log(3 / 3))
     with torch.no_grad():
@@ -131,7 +125,7 @@ def test_a_bias_shifts_logits_and_leaves_features(files, make):
 
 @pytest.mark.parametrize("mode, neutral", [("gain", 1.0), ("bias", 0.0), ("scale", 1.0)])
 def test_a_neutral_cue_changes_nothing(files, mode, neutral):
-    view = look(hierarchical(), files[:2], cues=[Cue(node="dog", strength=neutral)], attention=Attention(mode=mode))
+    view = look(hierarchical(), files[:2], cues=[Cue(node="dog", strength=neutral)], policy=CuePolicy(mode=mode))
     assert (view.cues[0].shares == view.shares).all()
     assert all((branch.before == branch.after).all() for branch in view.cues[0].branches)
 
@@ -321,7 +315,7 @@ def test_command_writes_the_page_and_tells_the_answers(at, files, tmp_path):
     names = {path.name for path in (tmp_path / "seen").iterdir()}
     assert names == {"show.html", "maps.png", "cues-1.png", "cues-2.png"}
     cues = [Cue(node="dog", reliability=0.9), Cue(node="tabby", reliability=0.1)]
-    view = look(hierarchical(), files[:2], ["cat", "boxer"], cues=cues, attention=Attention(mode="bias"))
+    view = look(hierarchical(), files[:2], ["cat", "boxer"], cues=cues, policy=CuePolicy(mode="bias"))
     for name, best in zip(view.names, best_classes(view), strict=True):
         first, share = next(iter(best.items()))
         assert f"{name}: {first} {100 * share:.1f} %" in said
@@ -348,10 +342,6 @@ def test_an_attention_signal_makes_it_a_gain(at, tmp_path):
     assert "cue on dog (gain 1.8)" in said
     again, _ = invoke("show {full} {a} --cue dog=x1.8 --out {out}", **at, out=tmp_path / "y.html")
     assert again.splitlines()[:-1] == said.splitlines()[:-1]
-    _, hinted = invoke(
-        "show {full} {a} --cue dog --attention-signal 1.8 --cue-site node --out {out}", **at, out=tmp_path / "x.html"
-    )
-    assert "warning: a gain on an inner node's own block" in hinted
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,18 +11,16 @@ import typer
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from hlnet.cues.apply import CueSource, CueUse
-    from hlnet.cues.cue import Attention, Cue
-    from hlnet.data.images import LabelledImages
+    from hlnet.cues.cue import Cue
+    from hlnet.cues.policy import CuePolicy
+    from hlnet.cues.table import CueTable
     from hlnet.model.base import Network
     from hlnet.model.fast.optimize import InferenceNet
-    from hlnet.model.provenance import Provenance
     from hlnet.tree.class_tree import ClassTree
 
 
-#: How cues act, and where a gain does (``hlnet.cues``, which would import too much for ``--help``).
+#: How cues act (``hlnet.cues``, which would import too much for ``--help``).
 CueMode = Literal["gain", "bias", "scale"]
-CueSite = Literal["leaves", "node", "path"]
 
 
 def option(*names: str, **settings: Any) -> Any:
@@ -44,10 +42,6 @@ Mode = Annotated[
         help="gain: scale features (the paper's; default for factors); bias: shift logits (default for reliabilities "
         "and shifts); scale: multiply logits."
     ),
-]
-SiteOption = Annotated[
-    CueSite | None,
-    option(help="Where a gain acts: the leaves under the node (default), the node's own block, the whole path."),
 ]
 Reliability = Annotated[
     float | None,
@@ -84,16 +78,22 @@ Prior = Annotated[
 Certain = Annotated[bool, option("--certain", help="Take cues as certain: run only the classes that they name.")]
 
 
-def attention(
-    signal: str | None, mode: CueMode | None, site: CueSite | None, reliability: float | None, provenance: Provenance
-) -> Attention:
-    """How cues act that do not say it themselves: as these options say, or where they say nothing, as the file does.
+def cue_policy(
+    signal: str | None,
+    mode: CueMode | None,
+    reliability: float | None,
+    net: Network,
+    certain: bool = False,
+    prior: Path | None = None,
+) -> CuePolicy:
+    """How cues act, by these options.
 
     Raises:
         UsageError: for a signal that is no number, or ``auto`` where none is stored; for a reliability beside a signal,
             or outside 0 to 1.
     """
-    from hlnet.cues.cue import MOST, stated_attention
+    from hlnet.cues.cue import MOST
+    from hlnet.cues.policy import CuePolicy
 
     if signal is not None and reliability is not None:
         raise UsageError("--attention-signal and --reliability both say how strongly a cue acts; give one of them")
@@ -113,24 +113,23 @@ def attention(
             least, told = -MOST, "0 is neutral"
         if not least <= strength <= MOST:
             raise UsageError(f"--attention-signal {signal} must lie between {least:g} and {MOST:g} ({told})")
-    if signal == "auto" and provenance.attention is None:
+    if signal == "auto" and (certain or net.provenance.attention is None):
         raise UsageError(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )
-    return stated_attention(provenance, mode, site or "leaves", strength, reliability)
+    return CuePolicy(
+        mode=mode, strength=strength, reliability=reliability, certain=certain, prior=read_prior(prior, net.tree)
+    )
 
 
-def tell_stored(net: Network, how: Attention, cues: Iterable[Cue] | None, *stated: object) -> None:
+def tell_stored(net: Network, policy: CuePolicy, cues: Iterable[Cue] | None) -> None:
     """Say, where cues go by what the file holds, what that is.
 
     Args:
         cues: that are given; ``None`` are cues from labels, which say nothing themselves.
-        stated: --attention-signal and --reliability, which speak for the file where they are there.
     """
-    from hlnet.cues.cue import is_silent, log_stored
-
-    if all(one in (None, "auto") for one in stated) and (cues is None or any(map(is_silent, cues))):
-        log_stored(net.provenance, how, len(net.tree.classes))
+    if not policy.certain and (cues is None or any(cue.is_silent for cue in cues)):
+        policy.log_stored(net.provenance, len(net.tree.classes))
 
 
 def wanted(*options: object) -> bool:
@@ -138,19 +137,19 @@ def wanted(*options: object) -> bool:
     return any(option is not None and option is not False for option in options)
 
 
-def read_cues(path: Path, net: Network, images: LabelledImages, mode: CueMode | None) -> dict[int, tuple[Cue, ...]]:
-    """The cues of a file, by position among the images; of an expert, those that it knows of.
+def cue_table(path: Path | None, net: Network, everywhere: Sequence[Cue] = ()) -> CueTable:
+    """The cues of a file, and those on every image; of an expert, those of the file that it knows of.
 
     Raises:
-        UsageError: as :func:`hlnet.read_cues` and :func:`hlnet.match_cues`.
+        UsageError: as :func:`hlnet.read_cues`.
     """
-    from hlnet.cues.cue import settled
-    from hlnet.cues.files import match_cues, read_cues
-    from hlnet.data.images import image_names
+    from hlnet.cues.files import read_cues
+    from hlnet.cues.table import CueTable
 
-    by_name = read_cues(path, net.tree, skip_unknown=net.provenance.parent_counts is not None)
-    found = match_cues(by_name, image_names(images), f"'{path}'")
-    return {position: tuple(settled(cue, mode) for cue in cues) for position, cues in enumerate(found) if cues}
+    if path is None:
+        return CueTable(everywhere=everywhere)
+    by_image = read_cues(path, net.tree, skip_unknown=net.provenance.parent_counts is not None)
+    return CueTable(by_image, everywhere, f"'{path}'")
 
 
 def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
@@ -166,46 +165,23 @@ def check_certain(net: Network, model: str, *strengths: object, cues: Iterable[C
     Raises:
         UsageError: for a plain network, or if one of these options or cues says how strongly it acts.
     """
-    from hlnet.cues.cue import is_silent
     from hlnet.model.base import require_branches
 
     require_branches(net, "to skip", "leave --certain out", name=f"'{model}'")
-    if wanted(*strengths) or not all(map(is_silent, cues)):
+    if wanted(*strengths) or not all(cue.is_silent for cue in cues):
         raise UsageError(
             "--certain takes cues as facts, which have no strength; leave out what says how strongly they act"
         )
 
 
-def cue_source(
-    net: InferenceNet,
-    everywhere: Sequence[Cue],
-    file: Path | None,
-    use: CueUse,
-    mode: CueMode | None,
-    stated: tuple[object, ...],
-    images: Iterable[str] | None = None,
-) -> tuple[CueSource, Callable[[], None]]:
-    """What is known of images that come one by one, with what there is to tell; and what to call after the last.
-
-    Args:
-        net, everywhere, file, use, mode, images: as :func:`hlnet.cues.files.cue_source` takes them.
-        stated: as :func:`tell_stored` takes it.
-    """
+def tell_certain(net: InferenceNet, everywhere: Sequence[Cue]) -> None:
+    """Say how many classes run, and at what cost, where cues on every image are certain."""
     from hlnet.cli.shared import output
-    from hlnet.cues.files import cue_source
+    from hlnet.cues.certain import certain_classes, certain_gmacs
 
-    source, by_image = cue_source(net, everywhere, file, use, mode, images)
-    if not use.certain and source.cues:
-        tell_stored(net, use.attention, source.cues, *stated)
-    if use.certain and everywhere:
-        from hlnet.cues.certain import certain_classes, certain_gmacs
-
-        left = len(certain_classes(net.tree, everywhere))
-        cost, full = certain_gmacs(net, [everywhere, ()])
-        output.hint(
-            f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image"
-        )
-    return source, by_image.finish if by_image else lambda: None
+    left = len(certain_classes(net.tree, everywhere))
+    cost, full = certain_gmacs(net, [everywhere, ()])
+    output.hint(f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image")
 
 
 def cues_for_all(
@@ -216,12 +192,11 @@ def cues_for_all(
     Raises:
         UsageError: if one is malformed or names what the tree does not have, or the text names nothing.
     """
-    from hlnet.cues.cue import settled
     from hlnet.cues.embedding import cues_from_embedding
     from hlnet.cues.files import parse_cue
     from hlnet.cues.words import cues_from_text
 
-    found = [settled(parse_cue(one, tree, mode), mode) for one in written]
+    found = [parse_cue(one, tree, mode) for one in written]
     if text is None:
         if text_model is not None:
             raise UsageError("--text-model says how to understand a --text, and none is given")

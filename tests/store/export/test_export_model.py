@@ -15,6 +15,7 @@ import hlnet
 from hlnet.errors import CheckpointError, RunError, UsageError
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.plain import PlainConfig, PlainNet
+from hlnet.model.provenance import Provenance
 from hlnet.model.transform import InputTransform
 from hlnet.optional import hushed
 from hlnet.store.checkpoint import read_header, save_checkpoint
@@ -248,8 +249,7 @@ def test_foreign_file_is_refused(case, tmp_path):
 
 def test_probabilities_of_detectors_are_sigmoids():
     net = build()
-    net.provenance.recipe = {"train": {"loss": "bce"}}
-    net.provenance.rejection = net.provenance.temperature = None
+    net.provenance = Provenance(one_vs_all=True)
     about = describe(net)
     assert (about["probabilities"], about["temperature"], about["rejection"]) == ("sigmoid", 1.0, None)
 

@@ -1,0 +1,45 @@
+"""What a checkpoint says of its weights: old files and new ones, detectors and softmax."""
+
+import pytest
+import torch
+from helpers.evaluated_nets import BCE, build
+
+from hlnet.expert.cut import cut_checkpoint, cut_expert
+from hlnet.model.fast.optimize import optimize
+from hlnet.model.provenance import Provenance
+from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+
+SOFTMAX = {"train": {"loss": "cross-entropy"}}
+
+
+@pytest.mark.parametrize(
+    "written, one_vs_all",
+    [
+        ({}, False),
+        ({"recipe": SOFTMAX}, False),
+        ({"recipe": BCE}, True),
+        ({"recipe": {"train": "bce"}}, False),
+        ({"recipe": BCE, "one_vs_all": False}, False),
+        ({"recipe": SOFTMAX, "one_vs_all": True}, True),
+    ],
+)
+def test_a_file_without_the_field_goes_by_its_recipe(written, one_vs_all):
+    assert Provenance.model_validate(written).one_vs_all is one_vs_all
+
+
+def test_only_detectors_say_so():
+    for provenance in (Provenance(), Provenance(recipe=SOFTMAX, temperature=2.0)):
+        assert "one_vs_all" not in provenance.model_dump(mode="json")
+    detectors = Provenance(recipe=BCE).model_dump(mode="json")
+    assert detectors["one_vs_all"] is True and Provenance.model_validate(detectors).one_vs_all
+
+
+def test_cuts_stay_detectors(tmp_path):
+    """Whatever their recipe says."""
+    net = build()
+    net.provenance = Provenance(one_vs_all=True)
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    cut_checkpoint(tmp_path / "net.safetensors", "dog", tmp_path / "dog.safetensors")
+    found = [cut_expert(net, "cat"), load_checkpoint(tmp_path / "dog.safetensors"), optimize(net).select("cat")]
+    assert all(one.provenance.one_vs_all for one in found)
+    assert torch.equal(found[1](torch.zeros(1, 3, 32, 32)), net(torch.zeros(1, 3, 32, 32))[:, 2:4])
