@@ -32,7 +32,7 @@ from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transfo
 from hlnet.files import replacing
 from hlnet.model.cost import count_macs
 from hlnet.model.trunk import load_trunk_weights
-from hlnet.tree.build.cluster import class_means, cluster_tree
+from hlnet.tree.construct.cluster import class_means, cluster_tree
 
 BACKBONE: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_args": {"pad_type": "same"}}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)  # half the paper's widths

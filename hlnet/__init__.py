@@ -69,8 +69,9 @@ if TYPE_CHECKING:
     from hlnet.training.run_config import RunConfig, read_run_config, shipped_recipes
     from hlnet.training.run_parts import build_network
     from hlnet.training.train_config import TrainConfig
-    from hlnet.tree.build.budget import Budget, expert_costs, fit_counts, tree_for_budget
-    from hlnet.tree.build.cluster import (
+    from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.construct.budget import Budget, expert_costs, fit_counts, tree_for_budget
+    from hlnet.tree.construct.cluster import (
         class_means,
         classifier_rows,
         cluster_tree,
@@ -78,10 +79,9 @@ if TYPE_CHECKING:
         merge_confusions,
         merge_features,
     )
-    from hlnet.tree.build.controls import balanced_tree, random_tree
-    from hlnet.tree.build.levels import condense, even_counts
-    from hlnet.tree.build.wordnet import WordNet, wordnet_outline
-    from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.construct.controls import balanced_tree, random_tree
+    from hlnet.tree.construct.levels import condense, even_counts
+    from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
     from hlnet.tree.hierarchy import Outline
     from hlnet.tree.io import read_tree, shipped_trees, write_tree
     from hlnet.tree.llm.nest import nest_with_llm, tree_prompt
@@ -206,7 +206,10 @@ _MODULES = {
     "store.export.export_model": ("export_model",),
     "store.export.quantize": ("quantize_onnx",),
     "store.export.runtimes": ("open_exported",),
-    "store.hub": ("push_to_hub", "write_model_folder"),
+    "store.hub": (
+        "push_to_hub",
+        "write_model_folder",
+    ),
     "store.locate": ("locate_model",),
     "store.model_card": ("make_model_card",),
     "training.loop": ("train",),
@@ -218,13 +221,14 @@ _MODULES = {
     ),
     "training.run_parts": ("build_network",),
     "training.train_config": ("TrainConfig",),
-    "tree.build.budget": (
+    "tree.class_tree": ("ClassTree",),
+    "tree.construct.budget": (
         "Budget",
         "expert_costs",
         "fit_counts",
         "tree_for_budget",
     ),
-    "tree.build.cluster": (
+    "tree.construct.cluster": (
         "class_means",
         "classifier_rows",
         "cluster_tree",
@@ -232,19 +236,18 @@ _MODULES = {
         "merge_confusions",
         "merge_features",
     ),
-    "tree.build.controls": (
+    "tree.construct.controls": (
         "balanced_tree",
         "random_tree",
     ),
-    "tree.build.levels": (
+    "tree.construct.levels": (
         "condense",
         "even_counts",
     ),
-    "tree.build.wordnet": (
+    "tree.construct.wordnet": (
         "WordNet",
         "wordnet_outline",
     ),
-    "tree.class_tree": ("ClassTree",),
     "tree.hierarchy": ("Outline",),
     "tree.io": (
         "read_tree",

@@ -36,8 +36,8 @@ from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
 from hlnet.templates import render
 from hlnet.training.loop import train
 from hlnet.training.train_config import TrainConfig
-from hlnet.tree.build.cluster import class_means, cluster_tree
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.cluster import class_means, cluster_tree
 from hlnet.tree.io import write_tree
 from hlnet.tree.picture import draw_tree
 

@@ -21,8 +21,8 @@ import yaml
 from timm.data import ImageNetInfo
 
 from hlnet.errors import HlnetError, TreeError
-from hlnet.tree.build.wordnet import WordNet
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.wordnet import WordNet
 from hlnet.tree.io import write_tree
 
 GROUPINGS = Path(__file__).parent / "trees"

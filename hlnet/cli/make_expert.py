@@ -101,7 +101,7 @@ def make_expert(
     from hlnet.data.sources import load_data
     from hlnet.expert import write
     from hlnet.expert.candidates import candidates, choose, require_fit
-    from hlnet.tree.build.budget import Budget
+    from hlnet.tree.construct.budget import Budget
 
     several, writes = each is not None or selections is not None, out is not None and not dry_run
     budget = Budget.parse(under) if under else None

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from hlnet.errors import UsageError
-from hlnet.tree.build.wordnet import WordNet, is_wordnet_id
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.wordnet import WordNet, is_wordnet_id
 
 _ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("es", ""), ("s", ""))
 

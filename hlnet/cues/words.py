@@ -17,8 +17,8 @@ from hlnet.cues.cue import Cue
 from hlnet.cues.files import make_cue
 from hlnet.cues.vocabulary import TreeWords, forms, plain
 from hlnet.errors import UsageError, one_line
-from hlnet.tree.build.wordnet import WAYS, WordNet
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.wordnet import WAYS, WordNet
 from hlnet.tree.selection import as_selection
 
 log = logging.getLogger("hlnet")

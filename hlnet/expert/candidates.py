@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hlnet.errors import RunError, UsageError, one_line, some
 from hlnet.model.cost import Cost, Part, total_cost
-from hlnet.tree.build.budget import Budget
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.budget import Budget
 from hlnet.tree.selection import read_selections, select_classes
 
 

@@ -11,6 +11,6 @@ strict_yaml        YAML whose names stay as written
 measures           comparing trees, and what is odd about one
 picture            pictures and pages of trees
 presets/           the trees that come with hlnet
-build/             where trees come from
+construct/         where trees come from
 llm/               ... and from a language model
 """

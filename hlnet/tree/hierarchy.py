@@ -1,7 +1,7 @@
 """The outline of a hierarchy of any depth: what every source of trees yields before levels are chosen.
 
-WordNet, a dendrogram and a deep file have far more levels than a network; ``hlnet.tree.build.levels`` makes levels of
-them. Nothing here recurses: a dendrogram may be as deep as it has classes.
+WordNet, a dendrogram and a deep file have far more levels than a network; ``hlnet.tree.construct.levels`` cuts them.
+Nothing here recurses: a dendrogram may be as deep as it has classes.
 """
 
 from __future__ import annotations

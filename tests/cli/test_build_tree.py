@@ -10,8 +10,8 @@ from helpers import command_line, tree_material
 from helpers.command_line import as_json, invoke
 from helpers.tree_material import described, groups_of
 
-from hlnet.tree.build.controls import balanced_tree, random_tree
-from hlnet.tree.build.levels import condense
+from hlnet.tree.construct.controls import balanced_tree, random_tree
+from hlnet.tree.construct.levels import condense
 from hlnet.tree.hierarchy import Outline
 from hlnet.tree.io import read_tree, shipped_trees
 from hlnet.tree.selection import select_classes

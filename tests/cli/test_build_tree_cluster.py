@@ -16,8 +16,8 @@ import hlnet
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.model.trunk import Trunk, create_backbone, load_trunk_weights
-from hlnet.tree.build.cluster import cluster_tree, dendrogram, merge_confusions
-from hlnet.tree.build.levels import condense
+from hlnet.tree.construct.cluster import cluster_tree, dendrogram, merge_confusions
+from hlnet.tree.construct.levels import condense
 from hlnet.tree.io import read_tree
 
 at, build = tree_material.at, tree_material.build

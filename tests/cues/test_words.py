@@ -235,7 +235,7 @@ def test_hint_where_there_is_no_dictionary(monkeypatch, tmp_path, caplog):
     import nltk.data
 
     monkeypatch.setattr(nltk.data, "path", [])
-    monkeypatch.setattr(hlnet.tree.build.wordnet, "SHARED", ())
+    monkeypatch.setattr(hlnet.tree.construct.wordnet, "SHARED", ())
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
     monkeypatch.delenv("WNHOME", raising=False)
     hlnet.cues.words.default_wordnet.cache_clear()

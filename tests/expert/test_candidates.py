@@ -10,8 +10,8 @@ from hlnet.expert.cut import cut_expert
 from hlnet.model.cost import Part, profile, unit_costs
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 from hlnet.model.transform import InputTransform
-from hlnet.tree.build.budget import Budget
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.budget import Budget
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=12).filter(bool)
 NESTED = {

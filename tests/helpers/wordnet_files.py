@@ -3,7 +3,7 @@
 import pytest
 
 from hlnet.errors import UsageError
-from hlnet.tree.build.wordnet import WordNet
+from hlnet.tree.construct.wordnet import WordNet
 
 HEADER = "  1 This stands for the licence, whose lines begin with two blanks.  \n"
 

@@ -14,8 +14,8 @@ from hlnet.expert.candidates import Candidate, candidates, classes_by_node, comp
 if TYPE_CHECKING:
     from hlnet.expert.write import ExpertSource
     from hlnet.model.cost import Part
-    from hlnet.tree.build.budget import Budget
     from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.construct.budget import Budget
 
 COLUMNS = ["classes", "parameters, M", "GMACs", "MB"]
 ROWS = 40

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from hlnet.model.cost import Part
     from hlnet.model.trunk import Trunk
-    from hlnet.tree.build.shape import Shape
     from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.construct.shape import Shape
     from hlnet.tree.hierarchy import Outline
 
 
@@ -31,8 +31,8 @@ def shape_of(
     groups: Path | None,
 ) -> Shape:
     """The shape that the options ask for; the network is counted when its costs are needed, which takes a second."""
-    from hlnet.tree.build.budget import Budget
-    from hlnet.tree.build.shape import LEVELS, Shape
+    from hlnet.tree.construct.budget import Budget
+    from hlnet.tree.construct.shape import LEVELS, Shape
 
     def units() -> list[Part]:
         from hlnet.model.cost import unit_costs
@@ -54,8 +54,8 @@ def shape_of(
 
 def classes_of(source: str, data_root: Path | None = None) -> ClassTree:
     """The classes of a tree, a list of names, a folder or a data set; whatever tree they are in."""
-    from hlnet.tree.build.wordnet import with_names
     from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.construct.wordnet import with_names
     from hlnet.tree.io import read_tree
 
     if source.startswith("preset:") or Path(source).exists():
@@ -78,7 +78,7 @@ def read(source: str, shape: Shape) -> ClassTree:
 
 def control(classes: ClassTree, shape: Shape, seed: int | None) -> ClassTree:
     """A tree that knows nothing of the classes: balanced, or random by a seed."""
-    from hlnet.tree.build.controls import balanced_tree, random_tree
+    from hlnet.tree.construct.controls import balanced_tree, random_tree
 
     nodes = shape.nodes_for(len(classes.leaves))
     return balanced_tree(classes, nodes) if seed is None else random_tree(classes, nodes, seed)
@@ -86,7 +86,7 @@ def control(classes: ClassTree, shape: Shape, seed: int | None) -> ClassTree:
 
 def check_linkage(linkage: str, distances: bool) -> None:
     """Refuse a linkage before anything is computed for it."""
-    from hlnet.tree.build.cluster import check_linkage
+    from hlnet.tree.construct.cluster import check_linkage
 
     check_linkage(linkage, distances)
 
@@ -126,9 +126,9 @@ def feature_means(
     """The classes of a data set, and the mean features of each: ``[K, D]``."""
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform, loader
-    from hlnet.tree.build.cluster import class_means
-    from hlnet.tree.build.wordnet import with_names
     from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.construct.cluster import class_means
+    from hlnet.tree.construct.wordnet import with_names
 
     images = load_data(source, "train", data_root)
     classes = with_names(ClassTree.from_nested(list(images.classes)))
@@ -140,7 +140,7 @@ def feature_means(
 
 def by_features(classes: ClassTree, means: Tensor, linkage: str | None) -> Outline:
     """The dendrogram of class means."""
-    from hlnet.tree.build.cluster import dendrogram, merge_features
+    from hlnet.tree.construct.cluster import dendrogram, merge_features
 
     return _named(dendrogram(merge_features(means, linkage or "ward", standardized=True), classes.classes), classes)
 
@@ -149,7 +149,7 @@ def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | Non
     """The dendrogram of a plain classifier's rows: of a checkpoint, or of a timm model with these classes."""
     from hlnet.model.plain import PlainNet
     from hlnet.model.trunk import create_backbone, load_trunk_weights
-    from hlnet.tree.build.cluster import classifier_rows, dendrogram, merge_features
+    from hlnet.tree.construct.cluster import classifier_rows, dendrogram, merge_features
 
     if is_model_name(source):
         net = options.load_model(source, "cpu")
@@ -177,7 +177,7 @@ def by_confusions(
     from hlnet.data.tree_data import TreeData, eval_transform, loader
     from hlnet.evaluation.logits import logits_of
     from hlnet.evaluation.metrics.accuracy import confusion_matrix
-    from hlnet.tree.build.cluster import dendrogram, merge_confusions
+    from hlnet.tree.construct.cluster import dendrogram, merge_confusions
 
     net = options.load_optimized(model, device)
     images = TreeData(load_data(source, "val", data_root), net.tree, eval_transform(net.transform), subset=True)
@@ -191,7 +191,7 @@ def by_confusions(
 
 def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Outline, list[str]]:
     """WordNet's hierarchy over the classes, found by id where they have one, else by name; and what was decided."""
-    from hlnet.tree.build.wordnet import WordNet, classes_outline
+    from hlnet.tree.construct.wordnet import WordNet, classes_outline
 
     if download:
         WordNet.download()

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hlnet.errors import RunError, TreeError, UsageError
-from hlnet.tree.build.levels import check_nodes
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.levels import check_nodes
 from hlnet.tree.hierarchy import Outline
 from hlnet.tree.llm.answer import parse_answer
 from hlnet.tree.llm.check import AnswerCheck, apply_repair, check_answer, place_rest, repair_prompt, similarity_of

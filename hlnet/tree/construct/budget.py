@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from hlnet.errors import UsageError
-from hlnet.tree.build.levels import condense
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.levels import condense
 from hlnet.tree.hierarchy import Outline
 
 _BUDGET = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMG])(\s*MACs?|B)?", re.IGNORECASE)

@@ -10,8 +10,8 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from hlnet.tree.build.levels import check_nodes
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.levels import check_nodes
 from hlnet.tree.hierarchy import Outline
 
 

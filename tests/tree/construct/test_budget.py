@@ -14,10 +14,10 @@ from hlnet.errors import UsageError
 from hlnet.model.cost import Part, profile, unit_costs
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.presets import network_config
-from hlnet.tree.build.budget import Budget, affordable, expert_costs, fit_counts, sorted_by_group, tree_for_budget
-from hlnet.tree.build.cluster import dendrogram
-from hlnet.tree.build.levels import condense
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.budget import Budget, affordable, expert_costs, fit_counts, sorted_by_group, tree_for_budget
+from hlnet.tree.construct.cluster import dendrogram
+from hlnet.tree.construct.levels import condense
 from hlnet.tree.hierarchy import Outline
 
 

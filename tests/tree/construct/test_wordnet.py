@@ -11,9 +11,9 @@ import pytest
 from helpers import wordnet_files
 from helpers.wordnet_files import TINY, write
 
-import hlnet.tree.build.wordnet
+import hlnet.tree.construct.wordnet
 from hlnet.errors import RunError, UsageError
-from hlnet.tree.build.wordnet import WordNet, wordnet_outline
+from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
 
 real, tiny = wordnet_files.real, wordnet_files.tiny
 
@@ -58,7 +58,7 @@ def test_searches_its_places(tmp_path, monkeypatch):
     import nltk.data
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "data")])
-    monkeypatch.setattr(hlnet.tree.build.wordnet, "SHARED", (str(tmp_path / "share"),))
+    monkeypatch.setattr(hlnet.tree.construct.wordnet, "SHARED", (str(tmp_path / "share"),))
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path / "search"))
     monkeypatch.setenv("WNHOME", str(tmp_path / "home"))
     with pytest.raises(UsageError, match=r"wordnet-base.*folder of a dictionary.*download"):
@@ -209,14 +209,16 @@ def test_download(tmp_path, monkeypatch):
 
 
 def test_nltk_comes_late():
-    code = "import sys, hlnet.tree.build.wordnet; sys.exit('nltk' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, hlnet.tree.construct.wordnet; sys.exit('nltk' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_docstrings(real):
     """The examples, which are skipped elsewhere as not every machine has a dictionary."""
     runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder().find(hlnet.tree.build.wordnet, globs=vars(hlnet.tree.build.wordnet).copy()):
+    for test in doctest.DocTestFinder().find(
+        hlnet.tree.construct.wordnet, globs=vars(hlnet.tree.construct.wordnet).copy()
+    ):
         for example in test.examples:
             example.options.pop(doctest.SKIP, None)
         runner.run(test)

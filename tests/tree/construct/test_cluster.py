@@ -11,7 +11,8 @@ from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 from hlnet.errors import DataError, UsageError
-from hlnet.tree.build.cluster import (
+from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.cluster import (
     LINKAGES,
     class_means,
     classifier_rows,
@@ -20,7 +21,6 @@ from hlnet.tree.build.cluster import (
     merge_confusions,
     merge_features,
 )
-from hlnet.tree.class_tree import ClassTree
 
 
 def partition(labels):

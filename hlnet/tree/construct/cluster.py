@@ -1,7 +1,7 @@
 """Finding a tree in data: agglomerative clustering (scipy) of what a network says about the classes.
 
 Three sources: class means of a trunk's features, the rows of a plain classifier's last layer, and the confusions of a
-trained network. Each gives a dendrogram; ``hlnet.tree.build.levels`` cuts it into levels.
+trained network. Each gives a dendrogram; ``hlnet.tree.construct.levels`` cuts it into levels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from hlnet.errors import DataError, UsageError
-from hlnet.tree.build.levels import condense
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.levels import condense
 from hlnet.tree.hierarchy import Outline, group_name
 
 #: scipy's names for the distance between two clusters.

@@ -9,7 +9,7 @@ from helpers.wordnet_files import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.tree.build.wordnet import WordNet, wordnet_outline
+from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
 
 real = wordnet_files.real
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlnet.errors import UsageError
-from hlnet.tree.build.controls import balanced_tree, random_tree
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.controls import balanced_tree, random_tree
 
 
 def flat(classes):

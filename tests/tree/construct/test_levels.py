@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import cut_tree, linkage
 
 from hlnet.errors import TreeError, UsageError
-from hlnet.tree.build.cluster import LINKAGES, dendrogram
-from hlnet.tree.build.levels import check_nodes, condense, even_counts
+from hlnet.tree.construct.cluster import LINKAGES, dendrogram
+from hlnet.tree.construct.levels import check_nodes, condense, even_counts
 from hlnet.tree.hierarchy import Outline, group_name
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=6), max_leaves=16).filter(bool)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hlnet.errors import TreeError, UsageError
-from hlnet.tree.build.budget import Budget, UnitCost, fit_counts, tree_for_budget
-from hlnet.tree.build.levels import condense, even_counts
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.construct.budget import Budget, UnitCost, fit_counts, tree_for_budget
+from hlnet.tree.construct.levels import condense, even_counts
 from hlnet.tree.hierarchy import Outline
 from hlnet.tree.selection import read_selections
 

@@ -4,7 +4,7 @@ import pytest
 from helpers import wordnet_files
 
 from hlnet.errors import UsageError
-from hlnet.tree.build.wordnet import wordnet_outline
+from hlnet.tree.construct.wordnet import wordnet_outline
 
 tiny = wordnet_files.tiny
 
