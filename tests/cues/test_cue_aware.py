@@ -66,7 +66,8 @@ def test_a_gain_becomes_calibrated_evidence(tmp_path):
     )
     net = build()
     net.freeze_trunk()
-    train(net, data, data, config.model_copy(update={"frozen_trunk": True}), tmp_path, device="cpu")
+    on_features = {"frozen_trunk": True, "cache_views": 1}
+    train(net, data, data, config.model_copy(update=on_features), tmp_path, device="cpu")
     net = load_checkpoint(tmp_path / "last.safetensors")
     assert net.provenance.attention == trained_attention() and net.provenance.recipe["train"]["cue_aware"]
     image = data[0][0].expand(6, -1, -1, -1)

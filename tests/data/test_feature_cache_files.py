@@ -12,7 +12,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from helpers import cached_photos
+from helpers import cached_photos, runs
 from helpers.cached_photos import (
     BYTES,
     augmented,
@@ -144,7 +144,7 @@ def test_a_mapped_cache_is_sent_by_its_name(tmp_path, cache, monkeypatch):
         again = pickle.loads(sent)
         monkeypatch.chdir(tmp_path)
         assert torch.equal(again.features, data.features) and torch.equal(again.labels, data.labels)
-    spawned = DataLoader(part, batch_size=4, num_workers=1, multiprocessing_context="spawn")
+    spawned = DataLoader(part, batch_size=4, num_workers=1, multiprocessing_context=runs.server)
     ((features, labels),) = spawned
     assert labels.tolist() == [1, 1, 0, 0] and features.dtype == torch.float32
     views = torch.stack([(features == view.float()).flatten(1).all(1) for view in part.features])

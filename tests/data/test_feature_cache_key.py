@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.cached_photos import AUGMENT, SHAPE, TREE, augmented, build, in_another_process, photos
+from helpers.cached_photos import AUGMENT, SHAPE, TREE, augmented, build, in_a_new_interpreter, photos
 
 from hlnet.data.feature_cache import feature_key
 from hlnet.data.tree_data import TreeData, eval_transform, train_transform
@@ -135,8 +135,8 @@ def test_key_tells_apart_sources_and_transforms_that_say_nothing_of_themselves(t
     assert len({json.dumps(key, sort_keys=True) for key in keys}) == 8
 
 
-def test_key_is_the_same_in_another_process(tmp_path):
+def test_key_is_the_same_in_a_new_interpreter(tmp_path):
     key = feature_key(build(), augmented(tmp_path), 2, 3)
     code = "print(json.dumps(feature_key(net, augmented(folder), 2, 3)))"
-    other, _ = in_another_process(code, tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}).communicate(timeout=60)
+    other, _ = in_a_new_interpreter(code, tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}).communicate(timeout=60)
     assert json.loads(other) == json.loads(json.dumps(key))

@@ -1,7 +1,9 @@
 """Seven photos, networks with one trunk, and the folders of features that it computes; in other processes, too."""
 
+import json  # noqa: F401 - for the code
 import subprocess
 import sys
+import zlib  # noqa: F401 - for the code
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import scripts
+from hlnet.data.feature_cache import cached_features, feature_key  # noqa: F401 - for the code
 from hlnet.data.sampling import mixed, seeded
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, train_transform
@@ -89,10 +93,20 @@ def directly(net, data, views, seed):
     return torch.stack(rounds)
 
 
-def in_another_process(code, folder, **more):
-    """Start a Python that knows this module's names, the cache, ``folder`` and a network, ``net``."""
-    start = f"import json, sys, torch, zlib; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-    start += "from helpers.cached_photos import *; from hlnet.data.feature_cache import cached_features, feature_key\n"
-    start += f"torch.set_num_threads(1); folder = Path({str(folder)!r}); net = build()\n"
-    command = [sys.executable, "-W", "ignore", "-c", start + code]
+def in_another_process(code, folder):
+    """Run code in a process that knows this module's names, the cache, ``folder`` and a network, ``net``."""
+    return scripts.Other(_with_names, code, folder)
+
+
+def in_a_new_interpreter(code, folder, **more):
+    """The same in a Python of its own, which takes seconds to import torch."""
+    start = f"import sys; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+    start += f"from helpers.cached_photos import _with_names; _with_names({code!r}, Path({str(folder)!r}))"
+    command = [sys.executable, "-W", "ignore", "-c", start]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **more)
+
+
+def _with_names(code, folder):
+    torch.set_num_threads(1)
+    names = {"folder": folder, "net": build()}
+    exec(code, globals() | names)

@@ -1,5 +1,6 @@
 """What makes tests quick and is no part of what they check."""
 
+import gc
 from functools import cache
 
 import typer.main
@@ -11,6 +12,10 @@ from hlnet.training import run_folder
 
 def be_quick():
     """Once a process, before its first test or command."""
+    # What is imported by now stays, so it need not be looked through for garbage; and tests make little of that.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(30_000, 20, 20)
     # Building the command line takes a tenth of a second, and tests run more than a thousand commands.
     typer.main.get_command = typer.testing._get_command = cache(typer.main.get_command)
     run_folder.plot_curves = blank_curves  # tests/training/test_run_folder.py has the curves themselves
