@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +40,6 @@ from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.cluster import class_means, cluster_tree
 from hlnet.tree.io import write_tree
 from hlnet.tree.picture import draw_tree
-
-if TYPE_CHECKING:
-    from hlnet.model.cost import Profile
 
 BACKBONE, SPLIT_POINT = "resnet10t", 1
 

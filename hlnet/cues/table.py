@@ -107,6 +107,7 @@ class CueTable:
         Raises:
             UsageError: if a name fits two images, or no name fits any.
         """
+        self._images.clear()  # of other lists, which the table was asked about before
         found = [self.cues_of(image) for image in images]
         self.finish()
         return found
@@ -146,6 +147,7 @@ class CueTable:
                 f"{self._where}: none of the images named there ({some(left, 3)}) is among those that were looked at; "
                 "names are file names, or ends of paths such as cat/1.jpg"
             )
+        self._images.clear()  # the next images may lie elsewhere
         if left:
             log.warning(
                 "%s: %d of %d images named there fit none: %s", self._where, len(left), len(self._cues), some(left)

@@ -70,7 +70,7 @@ def calibrate(
         >>> report.score, net.provenance.rejection == report, net.provenance.temperature is not None
         ('energy', True, True)
     """
-    from hlnet.evaluation.logits import logits_of  # which measures calibration, too
+    from hlnet.evaluation.logits import logits_of
 
     score = score or default_score(net.provenance)
     if score not in SCORES:

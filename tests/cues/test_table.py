@@ -119,3 +119,14 @@ def test_cues_from_labels_are_for_evaluation():
         CueTable.from_labels().check(build(), CuePolicy(strength=2.0))
     with pytest.raises(UsageError, match="between 0 and 1"):
         CueTable.from_labels(wrong_share=1.5)
+
+
+def test_a_table_serves_one_folder_after_another():
+    table = CueTable({"1.jpg": [Cue(node="cat")], "2.jpg": [Cue(node="saw")]})
+    for folder in ("/a", "/b"):
+        rows = table.rows([f"{folder}/1.jpg", f"{folder}/2.jpg"])
+        assert [[cue.node for cue in row] for row in rows] == [["cat"], ["saw"]]
+    with pytest.raises(UsageError, match="both"):
+        table.rows(["/a/1.jpg", "/b/1.jpg"])
+    with pytest.raises(UsageError, match="none of the images"):  # whatever an earlier list had
+        table.rows(["/a/3.jpg"])
