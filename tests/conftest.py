@@ -1,5 +1,6 @@
 """Shared settings: one thread a process (tests run in several), and no network."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,3 +17,5 @@ def _quick():
     from helpers.quick import be_quick
 
     be_quick()
+    yield
+    gc.unfreeze()
