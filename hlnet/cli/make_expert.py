@@ -141,15 +141,19 @@ def make_expert(
             if verify:
                 steps = [write.Verification(source, files_to_verify), *steps]
             found = write.write_experts(source, list(zip(choices.values(), files, strict=True)), steps, on_step)
-    shown = expert_tables.MadeExperts(source, choices, wanted, budget, several, found, out if writes else None)
-    counted = writes or (dry_run and classes is not None)
-
-    def show() -> None:
-        shown.show(counted)
-        if dry_run:
-            output.hint("nothing was written: --dry-run")
-
-    output.result(as_json, lambda: shown.json(counted), show)
+    shown = expert_tables.MadeExperts(
+        source,
+        choices,
+        wanted,
+        budget,
+        several,
+        found,
+        out if writes else None,
+        counted=writes or (dry_run and classes is not None),
+    )
+    output.result(as_json, shown.json, shown.show)
+    if dry_run and not as_json:
+        output.hint("nothing was written: --dry-run")
 
 
 def _check_calibration(

@@ -106,6 +106,7 @@ def predict(
         raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet.cli.shared import output
     from hlnet.cli.shared.processes import Share
+    from hlnet.cues.table import CueMatching
     from hlnet.evaluation import prediction
     from hlnet.files import check_writable
 
@@ -120,7 +121,7 @@ def predict(
     if out is not None and share.first:
         check_writable(out)
     net = options.load_optimized(model, _device(device, share), dtype)
-    table, policy = None, None
+    matching, policy = None, None
     how = (attention_signal, cue_mode, reliability)
     if cue_options.wanted(cue, text, text_model, cues, prior, certain, *how):
         if not cue_options.wanted(cue, text, cues) and (prior is None or cue_options.wanted(certain, *how)):
@@ -129,31 +130,31 @@ def predict(
         if certain:
             cue_options.check_certain(net, model, *how, cues=everywhere)
         policy = cue_options.cue_policy(*how, net, certain, prior)
-        table = cue_options.cue_table(cues, net, everywhere)
+        matching = CueMatching(cue_options.cue_table(cues, net, everywhere))
         if (
             cues is not None
             and "-" not in images
-            and not any(map(table.cues_naming, options.image_files(images, "IMAGES")))
+            and not any(map(matching.cues_naming, options.image_files(images, "IMAGES")))
         ):
-            table.finish()  # which refuses a file for none of what may be many
+            matching.finish()  # which refuses a file for none of what may be many
     ends = min_confidence is not None or coverage is not None
     if share.first:
         _hint_at_doubts(net, images)
     if _are_few(images, batch_size):
         workers = 0
     found = prediction.predict(
-        net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, table, policy
+        net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, matching, policy
     )
-    if table is not None and policy is not None and table.all_cues:
-        cue_options.tell_stored(net, policy, table.all_cues)
-        if certain and table.everywhere:
-            cue_options.tell_certain(net, table.everywhere)
+    if matching is not None and policy is not None and (given := matching.table.all_cues):
+        cue_options.tell_stored(net, policy, given)
+        if certain and matching.table.everywhere:
+            cue_options.tell_certain(net, matching.table.everywhere)
     line = writer(form, net.provenance.rejection, top is not None or not ends)
     counts = _write(found, line, csv_row(COLUMNS) if form == "csv" else "", out, share, images)
     if counts is None:
         return
-    if table is not None and share.count == 1:  # of several processes, none has seen all images
-        table.finish()
+    if matching is not None and share.count == 1:  # of several processes, none has seen all images
+        matching.finish()
     if not counts["images"]:
         output.hint("no names of images came from standard input")
     if out is not None:

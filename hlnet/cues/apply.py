@@ -7,13 +7,11 @@ from functools import cached_property
 
 from torch import Tensor
 
-from hlnet.cues.certain import certain_logits
+from hlnet.cues.certain import certain_logits, check_certain
 from hlnet.cues.cue import Cue
 from hlnet.cues.effect import cue_effect
 from hlnet.cues.policy import CuePolicy
-from hlnet.errors import UsageError
 from hlnet.model.base import Network
-from hlnet.model.fast.optimize import InferenceNet
 
 
 class BatchLogits:
@@ -60,11 +58,7 @@ class BatchLogits:
         if not (any(cues) or policy.prior):
             return self.neutral
         if policy.certain:
-            if not isinstance(self.net, InferenceNet) or not self.net.has_branches:
-                raise UsageError(
-                    "certain cues skip branches: optimise the network (hlnet.optimize); a plain one has none"
-                )
-            logits = certain_logits(self.net, self.features, cues, competing)
+            logits = certain_logits(check_certain(self.net), self.features, cues, competing)
             return cue_effect(self.net, [()] * len(cues), policy, competing).shifted(logits)
         effect = cue_effect(self.net, cues, policy, competing)
         return effect.shifted(self.neutral if effect.gains is None else self._run(effect.gains))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hlnet.cues.cue import Cue
 from hlnet.errors import UsageError
-from hlnet.model.base import require_branches
+from hlnet.model.base import Network, require_branches
+from hlnet.model.cost import total_cost, unit_costs
 from hlnet.model.fast.optimize import InferenceNet
 from hlnet.model.fast.walk import FastTree
 from hlnet.model.hierarchical import NetworkConfig
@@ -38,6 +39,18 @@ def certain_classes(tree: ClassTree, cues: Sequence[Cue], competing: Sequence[in
     return tuple(sorted(left))
 
 
+def check_certain(net: Network) -> InferenceNet:
+    """The network, if it can skip branches.
+
+    Raises:
+        UsageError: if it is plain or not optimised.
+    """
+    require_branches(net, "to skip", "cue it by a bias or a scale")
+    if not isinstance(net, InferenceNet):
+        raise UsageError("certain cues skip branches: optimise the network first (hlnet.optimize)")
+    return net
+
+
 def certain_gmacs(
     net: InferenceNet, cues: Sequence[Sequence[Cue]], competing: Sequence[int] | None = None
 ) -> list[float]:
@@ -51,9 +64,7 @@ def certain_gmacs(
     Raises:
         UsageError: as :func:`certain_classes`; for a plain network.
     """
-    from hlnet.model.cost import total_cost, unit_costs
-
-    require_branches(net, "to skip", "cue it by a bias or a scale")
+    check_certain(net)
     assert isinstance(net.config, NetworkConfig)
     units, _ = unit_costs(net.config, net.transform)  # takes seconds; the rest is addition
     costs = {}

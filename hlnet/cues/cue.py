@@ -8,8 +8,7 @@ leaves and inner nodes, two classes and a thousand, one cue and several, are all
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -29,6 +28,29 @@ Probability = Annotated[float, Field(gt=0, lt=1)]
 MOST = 1e6
 
 Strength = Annotated[float, Field(ge=-MOST, le=MOST)]
+
+
+class Stated(Protocol):
+    """A cue, or a policy: it may state a reliability or a strength."""
+
+    @property
+    def reliability(self) -> float | None: ...
+    @property
+    def strength(self) -> float | None: ...
+
+
+AnyStated = TypeVar("AnyStated", bound=Stated)
+
+
+def check_one(stated: AnyStated) -> AnyStated:
+    """The same, if it does not state both.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if stated.reliability is not None and stated.strength is not None:
+        raise ValueError("a reliability and a strength both say how strongly a cue acts; give one of them")
+    return stated
 
 
 class Cue(BaseModel):
@@ -62,10 +84,7 @@ class Cue(BaseModel):
     mode: Mode | None = None
     classes: tuple[str, ...] | None = Field(default=None, repr=False)
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        check_one(self.reliability, self.strength)
-        return self
+    _one_of_two = model_validator(mode="after")(check_one)
 
     @property
     def is_silent(self) -> bool:
@@ -95,8 +114,7 @@ class Cue(BaseModel):
         """
         if self.classes is None:
             return select_classes(tree, self.node)
-        known = _positions(tree.classes)
-        return tuple(sorted(known[name] for name in self.classes if name in known))
+        return tuple(sorted(tree.positions[name] for name in self.classes if name in tree.positions))
 
 
 def cue_evidence(reliability: float, named: float, classes: float) -> float:
@@ -157,21 +175,3 @@ def stored_effect(provenance: Provenance, classes: int) -> str | None:
         return f"a bias of {evidence * (provenance.temperature or 1.0):+.3g} on the logit"
     curve = fitted.gain if fitted.mode == "gain" else fitted.scale
     return f"a {fitted.mode} of {curve_strength(curve, evidence):.4g}" if curve else None
-
-
-# ---------------------------------------------------------------------- helpers
-
-
-def check_one(reliability: float | None, strength: float | None) -> None:
-    """Refuse both.
-
-    Raises:
-        ValueError: if both are given.
-    """
-    if reliability is not None and strength is not None:
-        raise ValueError("a reliability and a strength both say how strongly a cue acts; give one of them")
-
-
-@lru_cache(maxsize=16)
-def _positions(classes: tuple[str, ...]) -> dict[str, int]:
-    return {name: position for position, name in enumerate(classes)}

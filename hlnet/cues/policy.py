@@ -1,12 +1,11 @@
-"""How cues act that do not say it themselves."""
+"""Cue policy: mode, default strength, certainty and prior."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from hlnet.cues.cue import Cue, Mode, Probability, Strength, check_one, stored_effect
 from hlnet.errors import UsageError
@@ -45,13 +44,10 @@ class CuePolicy(BaseModel):
     mode: Mode | None = None
     strength: Strength | None = None
     reliability: Probability | None = None
-    certain: bool = Field(default=False, exclude=True)
-    prior: Mapping[str, float] | None = Field(default=None, exclude=True)
+    certain: bool = False
+    prior: Mapping[str, float] | None = None
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        check_one(self.reliability, self.strength)
-        return self
+    _one_of_two = model_validator(mode="after")(check_one)
 
     @property
     def is_silent(self) -> bool:

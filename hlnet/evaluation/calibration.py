@@ -9,6 +9,9 @@ import torch
 
 from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import DataError, RunError, UsageError, some
+from hlnet.evaluation.logits import logits_of
+from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, outcomes, path_scores
+from hlnet.evaluation.metrics.paths import TreePaths
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
 from hlnet.evaluation.metrics.rejection import (
     SCORES,
@@ -70,8 +73,6 @@ def calibrate(
         >>> report.score, net.provenance.rejection == report, net.provenance.temperature is not None
         ('energy', True, True)
     """
-    from hlnet.evaluation.logits import logits_of
-
     score = score or default_score(net.provenance)
     if score not in SCORES:
         raise UsageError(f"there is no score '{score}'; expected {', '.join(SCORES)}")
@@ -159,9 +160,6 @@ def calibrate_paths(
         >>> report.images == len(data) // 2, net.provenance.conformal == report
         (True, True)
     """
-    from hlnet.evaluation.logits import logits_of
-    from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, outcomes, path_scores
-    from hlnet.evaluation.metrics.paths import TreePaths
 
     if len(net.tree.classes) < 2:
         raise UsageError(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, PlainSerializer
 from torch import Tensor
 
 from hlnet.cues.certain import certain_gmacs
@@ -28,6 +29,11 @@ from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy
 from hlnet.model.base import Network
 from hlnet.model.fast.optimize import InferenceNet
 from hlnet.tree.class_tree import ClassTree
+
+
+def _strength(policy: CuePolicy) -> dict[str, object]:
+    """A policy in a report, which says by itself whether cues were certain and what a prior did."""
+    return policy.model_dump(include={"mode", "strength", "reliability"})
 
 
 class CuedAccuracy(BaseModel):
@@ -47,7 +53,7 @@ class CuedAccuracy(BaseModel):
         gmacs: where only the cued classes ran, the mean cost of an image, the trunk included.
     """
 
-    attention: CuePolicy
+    attention: Annotated[CuePolicy, PlainSerializer(_strength)]
     modes: list[Mode]
     source: str
     images: int

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from hlnet.cues.apply import BatchLogits
 from hlnet.cues.cue import Cue
 from hlnet.cues.policy import CuePolicy
-from hlnet.cues.table import CueTable
+from hlnet.cues.table import CueMatching, CueTable
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform, loader
 from hlnet.errors import DataError, RunError, UsageError, one_line
@@ -96,7 +96,7 @@ def predict(
     min_confidence: float | None = None,
     coverage: float | None = None,
     workers: int = 0,
-    cues: CueTable | None = None,
+    cues: CueTable | CueMatching | None = None,
     policy: CuePolicy | None = None,
 ) -> Iterator[Prediction]:
     """The most probable classes of each image, in the order given.
@@ -120,8 +120,8 @@ def predict(
         coverage: how often the answered node is to hold the image's class, on average over images like those that the
             thresholds were fitted on (:func:`hlnet.calibrate_paths`); rejected ones count, too.
         workers: processes that load images while the network runs. They read paths ahead, a few batches of them.
-        cues: which cues images have; :meth:`hlnet.CueTable.finish` tells afterwards of names in it that no image has.
-            Whether an image is rejected is settled without them.
+        cues: which cues images have; a :class:`hlnet.cues.table.CueMatching` of the table can tell afterwards which of
+            its names no image has. Whether an image is rejected is settled without cues.
         policy: how cues act, and the prior; default: as :class:`hlnet.CuePolicy`.
 
     Raises:
@@ -144,9 +144,10 @@ def predict(
         raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
     if (cues or policy) and coverage is not None:
         raise UsageError("a coverage was fitted without cues, and does not hold under them; give a least confidence")
-    cues, policy, threshold = cues or CueTable(), policy or CuePolicy(), _threshold(net, min_confidence, coverage)
-    cues.check(net, policy)
-    return _predict(net, images, top, batch_size, threshold, workers, cues, policy)
+    matching = cues if isinstance(cues, CueMatching) else CueMatching(cues or CueTable())
+    policy, threshold = policy or CuePolicy(), _threshold(net, min_confidence, coverage)
+    matching.table.check(net, policy)
+    return _predict(net, images, top, batch_size, threshold, workers, matching, policy)
 
 
 def _threshold(net: Network, min_confidence: float | None, coverage: float | None) -> float | None:
@@ -182,7 +183,7 @@ def _predict(
     batch_size: int,
     threshold: float | None,
     workers: int,
-    cues: CueTable,
+    cues: CueMatching,
     policy: CuePolicy,
 ) -> Iterator[Prediction]:
     net.eval()

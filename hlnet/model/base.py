@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -58,7 +59,7 @@ def require_branches(net: MayHaveBranches, purpose: str, mend: str = "", name: s
         raise UsageError(f"{subject} has no branches {purpose}" + (f"; {mend}" if mend else ""))
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A classifier with a trunk: a :class:`hlnet.HierarchicalNet`, a :class:`hlnet.PlainNet` or an inference form.
 
     Attributes:
@@ -76,9 +77,9 @@ class Network(nn.Module):
     provenance: Provenance
 
     @property
+    @abstractmethod
     def has_branches(self) -> bool:
         """Whether a tree of branches follows the trunk."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -95,9 +96,9 @@ class Network(nn.Module):
         """The input that the network wants, where timm's ``resolve_data_config`` looks for it."""
         return self.transform.model_dump()
 
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """The trunk's output for images ``[B, 3, H, W]``: ``[B, C, h, w]``."""
-        raise NotImplementedError
 
 
 class TrainableNetwork(Network):
@@ -110,18 +111,18 @@ class TrainableNetwork(Network):
     frozen: bool
 
     @property
+    @abstractmethod
     def trunk_module(self) -> nn.Module:
         """The timm module that trunk weights are loaded into."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def trunk_names(self) -> set[str]:
         """Names, within ``trunk_module``, of the tensors that belong to the trunk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def freeze_trunk(self, frozen: bool = True) -> None:
         """Train only what lies behind the split point. Or undo that."""
-        raise NotImplementedError
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Which layer a parameter belongs to, as timm's optimizers ask for rates by layer (``layer_decay``)."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -24,10 +26,6 @@ from hlnet.model.transform import InputTransform
 from hlnet.model.trunk import Trunk, check_size, create_backbone
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
-
-#: What was counted in this process, with the config, whose arguments must stay alive for their texts to be keys.
-_COUNTED: dict[tuple[Any, ...], tuple[NetworkConfig, list[Part], tuple[int, int, int]]] = {}
-_PLAIN: dict[tuple[Any, ...], tuple[BackboneChoice, Cost]] = {}
 
 
 def figure(value: float) -> str:
@@ -161,13 +159,7 @@ def unit_costs(
         >>> [unit.params for unit in units]
         [8543296, 870912, 218368, 55041]
     """
-    key = (repr(config), transform and transform.input_size)
-    if key not in _COUNTED:
-        trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
-        transform = transform or trunk.transform
-        parts = _unit_costs(config, trunk, check_size(trunk, transform), transform.input_size)
-        _COUNTED[key] = config, parts, transform.input_size
-    _, parts, size = _COUNTED[key]
+    parts, size = _counted(_ByText(config), transform and transform.input_size)
     return list(parts), size
 
 
@@ -190,13 +182,9 @@ def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
 
 def plain_cost(config: BackboneChoice, classes: int, input_size: tuple[int, int, int]) -> Cost:
     """The cost of the timm model itself, with this many classes."""
-    key = (config.backbone, repr(config.backbone_args), classes, input_size)
-    if key not in _PLAIN:
-        model = create_backbone(config.backbone, config.backbone_args | {"num_classes": classes}).eval()
-        params = sum(tensor.numel() for tensor in model.parameters())
-        macs = count_macs(model, torch.zeros(1, *input_size))
-        _PLAIN[key] = config, Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=_bytes(model))
-    return _PLAIN[key][1].model_copy()
+    arguments = _ByText(config.backbone_args)
+    params, macs, stored = _counted_plain(config.backbone, arguments, classes, input_size)
+    return Cost(classes=classes, params=params, gmacs=macs / 1e9, bytes=stored)
 
 
 def network_cost(net: Network) -> Cost:
@@ -247,6 +235,46 @@ def with_reductions(found: Profile) -> Profile:
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, eq=False)
+class _ByText(Generic[Value]):
+    """A value as part of a cache's key, though it cannot be hashed: equal where its text is.
+
+    The value lives as long as the key, so that a text with an address in it keeps its meaning.
+    """
+
+    value: Value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByText) and repr(self.value) == repr(other.value)
+
+    def __hash__(self) -> int:
+        return hash(repr(self.value))
+
+
+@lru_cache(maxsize=64)
+def _counted(
+    key: _ByText[NetworkConfig], input_size: tuple[int, int, int] | None
+) -> tuple[tuple[Part, ...], tuple[int, int, int]]:
+    """:func:`unit_costs`, which takes seconds."""
+    config = key.value
+    trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args).eval()
+    transform = trunk.transform if input_size is None else InputTransform(input_size=input_size)
+    return tuple(_unit_costs(config, trunk, check_size(trunk, transform), transform.input_size)), transform.input_size
+
+
+@lru_cache(maxsize=64)
+def _counted_plain(
+    backbone: str, arguments: _ByText[dict[str, Any]], classes: int, input_size: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Parameters, multiply-accumulates and bytes of a timm model."""
+    model = create_backbone(backbone, arguments.value | {"num_classes": classes}).eval()
+    params = sum(tensor.numel() for tensor in model.parameters())
+    return params, count_macs(model, torch.zeros(1, *input_size)), _bytes(model)
 
 
 class _OneNode(nn.Module):

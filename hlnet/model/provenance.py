@@ -131,15 +131,13 @@ class Provenance(BaseModel):
         """A file without the field goes by its recipe."""
         if not isinstance(given, dict) or "one_vs_all" in given:
             return given
-        recipe = given.get("recipe")
-        train = recipe.get("train") if isinstance(recipe, dict) else None
-        return given | {"one_vs_all": isinstance(train, dict) and train.get("loss") == "bce"}
+        return given | {"one_vs_all": _says_bce(given.get("recipe"))}
 
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Only networks of detectors say so."""
+        """Without what the recipe says as well, or what goes without saying."""
         found: dict[str, Any] = serialize(self)
-        if not self.one_vs_all:
+        if not self.one_vs_all and not _says_bce(self.recipe):
             found.pop("one_vs_all", None)
         return found
 
@@ -153,3 +151,8 @@ class Provenance(BaseModel):
         return Provenance(
             recipe=recipe, one_vs_all=one_vs_all, parent_counts=self.parent_counts, next_index=self.next_index
         )
+
+
+def _says_bce(recipe: Any) -> bool:
+    train = recipe.get("train") if isinstance(recipe, dict) else None
+    return isinstance(train, dict) and train.get("loss") == "bce"

@@ -79,7 +79,7 @@ class TrainConfig(Settings):
         if self.cache_views and not self.frozen_trunk:
             raise ValueError("training on cached features (cache_views) needs frozen_trunk")
         if self.unfreeze_epochs and not self.frozen_trunk:
-            raise ValueError("unfreeze_epochs thaws a frozen trunk: it needs frozen_trunk")
+            raise ValueError("unfreeze_epochs is for a frozen trunk: it needs frozen_trunk")
         if self.cache_views and self.unfreeze_epochs:
             raise ValueError(
                 "cached features (cache_views) are of a trunk that stays frozen: leave unfreeze_epochs out"

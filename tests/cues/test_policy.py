@@ -42,3 +42,8 @@ def test_what_the_file_holds_is_logged(caplog, policy, said):
     caplog.set_level("INFO", "hlnet")
     CuePolicy(**policy).log_stored(Provenance(attention=FITTED), 6)
     assert said in caplog.text and bool(caplog.text) == bool(said)
+
+
+def test_a_policy_survives_being_written():
+    policy = CuePolicy(mode="bias", reliability=0.8, certain=True, prior={"cat": 0.5, "saw": 0.5})
+    assert CuePolicy(**policy.model_dump()) == policy

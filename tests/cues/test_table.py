@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from hlnet.cues.cue import Cue
 from hlnet.cues.policy import CuePolicy
-from hlnet.cues.table import CueTable
+from hlnet.cues.table import CueMatching, CueTable
 from hlnet.data.images import LabelledImages, image_names
 from hlnet.errors import UsageError
+from hlnet.model.fast.optimize import optimize
 
 
 def cue(node):
@@ -48,7 +49,7 @@ def test_one_name_of_two_images():
 def test_relative_images_are_where_they_are(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     table = CueTable({str(tmp_path / "a" / "1.jpg"): [cue("cat")]})
-    assert table.cues_of("a/1.jpg") == table.cues_of("./a/../a/1.jpg") == [cue("cat")] and not table.cues_of("1.jpg")
+    assert table.rows(["a/1.jpg", "./a/../a/1.jpg", "1.jpg"]) == [[cue("cat")], [cue("cat")], []]
 
 
 @pytest.mark.parametrize("name", ["3.jpg", "at/1.jpg", "1", "dog/cat/1.jpg", "../1.jpg", "/1.jpg", "1.JPG", "jpg"])
@@ -70,9 +71,9 @@ def test_any_names_and_images(names, images):
     cues = {"/".join(name): [cue("/".join(name))] for name in names}
     images = sorted(images)
     fits = {name: [i for i, image in enumerate(images) if ("", *image)[-len(name) :] == name] for name in names}
-    table = CueTable(cues)
+    matching = CueMatching(CueTable(cues))
     try:
-        found = [table.cues_of("/" + "/".join(image)) for image in images]
+        found = [matching.cues_of("/" + "/".join(image)) for image in images]
     except UsageError:
         assert any(len(which) > 1 for which in fits.values())
         return
@@ -80,10 +81,10 @@ def test_any_names_and_images(names, images):
     for i, own in enumerate(found):
         assert sorted(one.node for one in own) == sorted("/".join(name) for name in names if i in fits[name])
     if any(fits.values()):
-        table.finish()
+        matching.finish()
     else:
         with pytest.raises(UsageError, match="none of the images"):
-            table.finish()
+            matching.finish()
 
 
 def test_what_images_of_a_data_set_are_called():
@@ -111,7 +112,7 @@ def test_cues_that_cannot_act_are_refused_with_their_source():
     with pytest.raises(UsageError, match=r"^this network holds no scale"):
         CueTable(everywhere=[cue("cat")], source="heard.csv").check(net, scale)
     CueTable(everywhere=[cue("cat")]).check(net, CuePolicy(reliability=0.9))
-    CueTable(everywhere=[cue("cat")]).check(net, CuePolicy(certain=True))
+    CueTable(everywhere=[cue("cat")]).check(optimize(net), CuePolicy(certain=True))
 
 
 def test_cues_from_labels_are_for_evaluation():
@@ -130,3 +131,17 @@ def test_a_table_serves_one_folder_after_another():
         table.rows(["/a/1.jpg", "/b/1.jpg"])
     with pytest.raises(UsageError, match="none of the images"):  # whatever an earlier list had
         table.rows(["/a/3.jpg"])
+
+
+def test_another_kind_of_wrong_cue_is_refused():
+    with pytest.raises(UsageError, match="'nonsense': expected random or sibling"):
+        CueTable.from_labels(wrong="nonsense")
+
+
+def test_certain_cues_are_refused_where_no_branch_could_be_skipped():
+    table, policy = CueTable(everywhere=[Cue(node="cat")]), CuePolicy(certain=True)
+    with pytest.raises(UsageError, match="plain network has no branches to skip"):
+        table.check(build("plain"), policy)
+    with pytest.raises(UsageError, match="optimise the network"):
+        table.check(build(), policy)
+    table.check(optimize(build()), policy)

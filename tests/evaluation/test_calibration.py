@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from hlnet.cli.shared.calibration import show_calibration
+from hlnet.cli.shared.calibration_tables import show_calibration
 from hlnet.data.images import LabelledImages
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader

@@ -1,4 +1,4 @@
-"""Layers of a backbone: as timm's own models number them; rates by layer and thawing, by the formulas."""
+"""Layers of a backbone: as timm's own models number them; rates by layer and unfreezing, by the formulas."""
 
 import pytest
 import timm
@@ -111,7 +111,7 @@ def test_backbone_that_tells_no_layers_is_refused(monkeypatch):
         ("vit_tiny_patch16_224", [*(f"blocks.{i}" for i in range(8, -1, -1)), "patch_embed"]),
     ],
 )
-def test_thawing_goes_from_the_end(backbone, stages, kind):
+def test_unfreezing_goes_from_the_end(backbone, stages, kind):
     net = create(backbone, kind)
     net.freeze_trunk()
     behind = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -130,7 +130,7 @@ def test_thawing_goes_from_the_end(backbone, stages, kind):
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "plain"])
-def test_thawed_stages_change_and_statistics_stay(kind):
+def test_unfreezed_stages_change_and_statistics_stay(kind):
     net, seen = build(kind, "resnet18"), {}
     net.transform = net.transform.adjusted(img_size=32)
     before = snapshot(net)

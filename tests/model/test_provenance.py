@@ -43,3 +43,10 @@ def test_cuts_stay_detectors(tmp_path):
     found = [cut_expert(net, "cat"), load_checkpoint(tmp_path / "dog.safetensors"), optimize(net).select("cat")]
     assert all(one.provenance.one_vs_all for one in found)
     assert torch.equal(found[1](torch.zeros(1, 3, 32, 32)), net(torch.zeros(1, 3, 32, 32))[:, 2:4])
+
+
+@pytest.mark.parametrize("recipe", [{}, SOFTMAX, BCE])
+@pytest.mark.parametrize("one_vs_all", [False, True])
+def test_what_is_written_is_read(recipe, one_vs_all):
+    provenance = Provenance(recipe=recipe, one_vs_all=one_vs_all)
+    assert Provenance.model_validate(provenance.model_dump(mode="json")) == provenance

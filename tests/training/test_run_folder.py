@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.short_trainings import build, config, fit, squares
+from PIL import Image
 
 import hlnet.training.loop
 from hlnet.data.tree_data import TreeData
@@ -109,3 +110,10 @@ def test_curves_are_the_history(tmp_path, monkeypatch, count):
             assert line.get_xdata().tolist() == [*range(1, count + 1)]
             assert line.get_ydata().tolist() == [factor * getattr(epoch, f"{part}_{what}") for epoch in history]
             assert (line.get_marker() == "o") == (count < 3)  # a line of one point could not be seen
+
+
+def test_a_run_draws_its_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(hlnet.training.run_folder, "plot_curves", plot_curves)  # not the tests' quick ones
+    fit(build(), out=tmp_path)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1170, 468) and len(picture.convert("L").getcolors()) > 20

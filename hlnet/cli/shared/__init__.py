@@ -6,7 +6,7 @@ setting_options    options of ``train``, made from the settings of a run
 output             results to stdout, as tables or JSON; progress and hints to stderr
 eval_tables        tables of ``eval``
 expert_tables      tables of ``make-expert``
-calibration        the report of ``make-expert --calibrate``
+calibration_tables the report of ``make-expert --calibrate``
 prediction_formats CSV, JSON lines and text of ``predict``
 tree_sources       classes and hierarchies of ``build-tree``
 processes          one command as several processes

@@ -113,7 +113,7 @@ def cue_policy(
             least, told = -MOST, "0 is neutral"
         if not least <= strength <= MOST:
             raise UsageError(f"--attention-signal {signal} must lie between {least:g} and {MOST:g} ({told})")
-    if signal == "auto" and (certain or net.provenance.attention is None):
+    if signal == "auto" and net.provenance.attention is None:
         raise UsageError(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hlnet.cli.shared import output
-from hlnet.cli.shared.calibration import show_calibration
+from hlnet.cli.shared.calibration_tables import show_calibration
 from hlnet.expert.candidates import Candidate, candidates, classes_by_node, compared, fitting, floor, one_class
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class MadeExperts:
         several: whether they may be more than one.
         found: what was found when each was written.
         out: the file or folder written, if any.
+        counted: whether a single expert's costs are shown beside the full and the plain network's.
     """
 
     source: ExpertSource
@@ -42,21 +43,22 @@ class MadeExperts:
     several: bool
     found: Sequence[dict[str, Any]]
     out: Path | None
+    counted: bool
 
     @property
     def kept(self) -> Collection[int]:
         """The classes of the first expert."""
         return next(iter(self.choices.values()))
 
-    def json(self, counted: bool) -> dict[str, Any]:
-        """All of it; with ``counted``, a single expert's costs beside the full and the plain network's."""
+    def json(self) -> dict[str, Any]:
+        """All of it, for machines."""
         tree, budget = self.source.tree, self.budget
         if self.several:
             pairs = zip(self.wanted, self.found, strict=True)
             shown: dict[str, Any] = {"experts": [described(one, tree, budget) | more for one, more in pairs]}
         else:
             shown = self.found[0] | {"classes": [tree.classes[i] for i in self.kept]}
-            if counted:
+            if self.counted:
                 shown |= self.source.profile(self.kept).model_dump(mode="json")
         if self.out:
             shown["fetched_bytes"] = self.source.fetched
@@ -64,12 +66,12 @@ class MadeExperts:
             shown["budget"] = budget_described(self.wanted, budget, tree, self.source.units, nodes=not self.several)
         return shown
 
-    def show(self, counted: bool) -> None:
+    def show(self) -> None:
         """The same as tables."""
         tree, budget = self.source.tree, self.budget
         if self.several:
             show_experts(self.wanted, self.found, budget, self.source.units)
-        elif counted:
+        elif self.counted:
             costs = self.source.profile(self.kept)
             output.show_tree(tree.prune(self.kept) if self.out else tree, kept=() if self.out else self.kept)
             output.show_profile(costs)

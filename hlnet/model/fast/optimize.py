@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any, NoReturn, Self
 
 import torch
@@ -26,6 +27,7 @@ from hlnet.model.fast.select import SelectedTree
 from hlnet.model.fast.walk import FastTree
 from hlnet.model.fast.weight_watch import WeightWatch
 from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.provenance import Provenance
 from hlnet.tree.class_tree import ClassTree
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,7 +78,8 @@ class InferenceNet(Network):
     def __init__(self, model: TrainableNetwork, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self._tree = model.config, model.tree
-        self.transform, self.provenance = model.transform, model.provenance
+        self.transform = model.transform
+        self.__dict__["_fitted"] = model  # not as a part of this one
         self.dtype, self._device = dtype, model.device
         self.head: FastTree | SelectedTree | None = FastTree(model.head, dtype) if model.has_branches else None
         trunk = model.trunk if isinstance(model, HierarchicalNet) else model.trunk_module
@@ -84,6 +87,8 @@ class InferenceNet(Network):
         fused, self._why_not_fused = fuse_or_why_not(trunk, probe)
         self.trunk: nn.Module = deepcopy(fused) if fused is trunk else fused  # its mode is its own
         self._weights = WeightWatch(trunk)
+
+    _fitted: Any
 
     @torch.no_grad()
     def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
@@ -139,6 +144,16 @@ class InferenceNet(Network):
         return self._device
 
     @property
+    def provenance(self) -> Provenance:  # what is fitted to this form is fitted to its network
+        """That of the network that it was made of; of a selection of fewer classes, one of its own."""
+        found: Provenance = self._fitted.provenance
+        return found
+
+    @provenance.setter
+    def provenance(self, provenance: Provenance) -> None:
+        self._fitted.provenance = provenance
+
+    @property
     def has_branches(self) -> bool:
         """Whether it has branches that can be cued."""
         return self.head is not None
@@ -172,7 +187,7 @@ class InferenceNet(Network):
         selected.head = SelectedTree(self.head, classes)
         if len(selected.head.rows[-1]) < len(self.tree.classes):  # what was fitted was fitted to all of them
             unfitted = {"temperature": None, "rejection": None, "conformal": None}
-            selected.provenance = self.provenance.model_copy(update=unfitted)
+            selected.__dict__["_fitted"] = SimpleNamespace(provenance=self.provenance.model_copy(update=unfitted))
         return selected
 
     @property

@@ -207,6 +207,20 @@ def test_stays_in_evaluation_mode(trunk, who):
     assert_near(run(net.eval(), images()), expected)
 
 
+def test_what_is_fitted_to_a_form_is_fitted_to_its_network():
+    net = build()
+    early, few = optimize(net), optimize(net).select("cat")
+    net.provenance = net.provenance.model_copy(update={"temperature": 2.0})
+    assert early.provenance is net.provenance and optimize(net).provenance.temperature == 2.0
+    early.provenance.temperature = 3.0
+    early.provenance = early.provenance.model_copy(update={"metrics": {"top1": 0.5}})
+    assert (net.provenance.temperature, net.provenance.metrics) == (3.0, {"top1": 0.5})
+    few.provenance.temperature = 4.0  # of fewer classes: another fit
+    few.provenance = few.provenance.model_copy(update={"metrics": {}})
+    assert (net.provenance.temperature, net.provenance.metrics) == (3.0, {"top1": 0.5})
+    assert net.state_dict().keys() & early.state_dict().keys() == set() and "_fitted" not in dict(early.named_modules())
+
+
 @pytest.mark.parametrize("make", [copy.deepcopy, copy.copy, pickle.dumps, lambda net: torch.save(net, io.BytesIO())])
 def test_is_neither_copied_nor_saved(make):
     fast = optimize(build())

@@ -25,7 +25,7 @@ RUNS = {
     "defaults": "--widths 8,4 --epochs 2 --workers 2",
     "noise": "--widths 8,4 --epochs 2 --workers 0 --ema-decay 0.9 --mixup 0.4 --cutmix 1 --clip-grad 1 "
     "--backbone-arg drop_path_rate=0.4 --mixed-precision bf16",
-    "thawing": "--widths 8,4 --epochs 3 --workers 0 --frozen-trunk --unfreeze-epochs 1 --opt sgd --layer-decay 0.7",
+    "unfreezing": "--widths 8,4 --epochs 3 --workers 0 --frozen-trunk --unfreeze-epochs 1 --opt sgd --layer-decay 0.7",
     "cached": "--widths 8,4 --epochs 3 --workers 0 --frozen-trunk --cache-views 2 --loss hierarchical --clip-grad 1",
     "plain": "--plain --epochs 2 --workers 2 --backbone-arg drop_rate=0.3 --loss bce --opt lookahead_adamw",
 }

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import hlnet
 from hlnet.cli.main import app
 from hlnet.cues.cue import Cue
+from hlnet.cues.table import CueMatching
 from hlnet.errors import UsageError
 from hlnet.evaluation.cue_report import attend
 from hlnet.model.fast.optimize import optimize
@@ -178,9 +179,9 @@ def test_names_that_are_no_text_have_their_cues(files, tmp_path):
     image = tmp_path / "a\udce9.png"
     image.write_bytes((files / "photos/val/tabby/0.png").read_bytes())
     net = hlnet.load_checkpoint(files / "full.safetensors")
-    table = hlnet.CueTable({image.name: [Cue(node="cat", reliability=0.9)]})
-    (found,) = hlnet.predict(net, [image], cues=table)
-    table.finish()
+    matching = CueMatching(hlnet.CueTable({image.name: [Cue(node="cat", reliability=0.9)]}))
+    (found,) = hlnet.predict(net, [image], cues=matching)
+    matching.finish()
     assert found.cues == ["cat"] and found.image.endswith(r"a\xe9.png")
 
 
