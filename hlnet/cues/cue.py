@@ -8,7 +8,7 @@ leaves and inner nodes, two classes and a thousand, one cue and several, are all
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,20 +30,8 @@ MOST = 1e6
 Strength = Annotated[float, Field(ge=-MOST, le=MOST)]
 
 
-class Stated(Protocol):
-    """A cue, or a policy: it may state a reliability or a strength."""
-
-    @property
-    def reliability(self) -> float | None: ...
-    @property
-    def strength(self) -> float | None: ...
-
-
-AnyStated = TypeVar("AnyStated", bound=Stated)
-
-
-def check_one(stated: AnyStated) -> AnyStated:
-    """The same, if it does not state both.
+def check_one(stated: Any) -> Any:
+    """A cue or a policy, if it does not state both a reliability and a strength.
 
     Raises:
         ValueError: if it does.
