@@ -44,7 +44,8 @@ def build_tree(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="A tree file, preset:NAME, a list of class names (.txt), a folder of image folders, or a data set.",
+            help="A tree file, preset:NAME, a table (.csv), a list of class names (.txt), another tool's label file, a "
+            "folder of image folders, or a data set.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The tree file to write: NAME.tree.json.")] = None,
@@ -56,6 +57,8 @@ def build_tree(
             "balanced, random."
         ),
     ] = "read",
+    file_format: options.TreeFormat = None,
+    header: options.Header = None,
     list_presets: Annotated[
         bool, typer.Option("--list", help="List the trees that come with hlnet, and stop.")
     ] = False,
@@ -183,6 +186,9 @@ def build_tree(
         sources.check_linkage(linkage, by == "confusions")
     shape = sources.shape_of(nodes, levels, budget, network, max_children, groups)
 
+    def classes() -> ClassTree:
+        return sources.classes_of(source, data_root, file_format, header)
+
     def features() -> tuple[ClassTree, Tensor]:
         trunk = sources.feature_trunk(
             backbone, split_point, pretrained, trunk_weights, backbone_arg, img_size, mean, std, device, seed
@@ -193,13 +199,13 @@ def build_tree(
     notes: list[str] = []
     match method:
         case "read":
-            tree = sources.read(source, shape)
+            tree = sources.read(source, shape, file_format, header)
         case "parallel":
-            tree = sources.classes_of(source, data_root).parallelized(levels or 3)
+            tree = classes().parallelized(levels or 3)
         case "balanced" | "random":
-            tree = sources.control(sources.classes_of(source, data_root), shape, seed if method == "random" else None)
+            tree = sources.control(classes(), shape, seed if method == "random" else None)
         case "wordnet":
-            outline, notes = sources.by_wordnet(sources.classes_of(source, data_root), wordnet, download)
+            outline, notes = sources.by_wordnet(classes(), wordnet, download)
             tree = shape.cut(outline)
         case "cluster" if by == "weights":
             tree = shape.cut(sources.by_weights(source, backbone, pretrained, trunk_weights, linkage))
@@ -210,14 +216,12 @@ def build_tree(
         case "cluster":
             tree = shape.cut(sources.by_features(*features(), linkage))
         case "llm":
-            classes, means = (
-                features() if pretrained or trunk_weights else (sources.classes_of(source, data_root), None)
-            )
+            known, means = features() if pretrained or trunk_weights else (classes(), None)
             if levels == 1:
                 raise UsageError("--levels 1 leaves no level for groups; --method read gives the classes alone")
-            wanted = shape.nodes_for(len(classes.leaves)) if shape.given else None
+            wanted = shape.nodes_for(len(known.leaves)) if shape.given else None
             if prompt:
-                sources.write_prompt(prompt, classes, wanted)
+                sources.write_prompt(prompt, known, wanted)
             if not answer and not llm_model:
                 if not prompt:
                     raise UsageError(
@@ -226,7 +230,7 @@ def build_tree(
                 line = f"prompt written to {prompt}; put it to a language model, and give its reply with --answer"
                 output.result(as_json, {"prompt": str(prompt)}, lambda: output.show(line))
                 return
-            tree, notes = sources.by_language_model(classes, wanted, answer, llm_model, base_url, means)
+            tree, notes = sources.by_language_model(known, wanted, answer, llm_model, base_url, means)
     if out is None:
         raise UsageError("give --out, the tree file to write")
     write_tree(tree, out)

@@ -9,7 +9,7 @@ import typer
 
 from hlnet.cli.shared import options
 from hlnet.errors import HlnetError, UsageError
-from hlnet.store.names import is_model_name
+from hlnet.store.names import is_model_folder, is_model_name
 
 if TYPE_CHECKING:
     from hlnet.tree.class_tree import ClassTree
@@ -19,7 +19,11 @@ app = typer.Typer(
 )
 
 Tree = Annotated[
-    str, typer.Argument(metavar="TREE", help="A tree file, preset:NAME, a folder, or the checkpoint of a network.")
+    str,
+    typer.Argument(
+        metavar="TREE",
+        help="A tree file, preset:NAME, a folder of image folders, or a network's checkpoint or run folder.",
+    ),
 ]
 
 
@@ -167,6 +171,8 @@ def convert(
         str | None,
         typer.Option(help="canonical, nested, paths, edges, newick, node-link, children or folders."),
     ] = None,
+    file_format: options.TreeFormat = None,
+    header: options.Header = None,
     levels: Annotated[
         int | None, typer.Option(min=1, help="Continue classes that end early to so many levels.")
     ] = None,
@@ -185,10 +191,11 @@ def convert(
     from hlnet.cli.shared import output
     from hlnet.tree.io import read_tree, write_tree
 
-    found = read(tree, levels)
+    found = read(tree, levels, file_format, header)
     write_tree(found, out, to)
     try:
-        whole = read_tree(out, found.num_levels) == found
+        with output.no_hints():  # how it is read was said of the source
+            whole = read_tree(out, found.num_levels) == found
     except HlnetError:
         whole = False
     if not whole:
@@ -196,13 +203,13 @@ def convert(
     output.show(f"{len(found.classes)} classes in {found.num_levels} level(s), written to {out}")
 
 
-def read(source: str, levels: int | None = None) -> ClassTree:
-    """A tree from wherever one may be: also out of a checkpoint."""
+def read(source: str, levels: int | None = None, format: str | None = None, header: bool | None = None) -> ClassTree:
+    """A tree from wherever one may be: also out of a checkpoint or a run folder."""
     from hlnet.tree.hierarchy import Outline
     from hlnet.tree.io import read_tree
 
-    if not is_model_name(source):
-        return read_tree(source, levels)
+    if not is_model_name(source) and not is_model_folder(source):
+        return read_tree(source, levels, format, header)
     from hlnet.store.checkpoint import read_header  # which needs torch
 
     tree = read_header(source).tree

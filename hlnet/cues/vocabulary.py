@@ -13,7 +13,8 @@ from functools import cached_property
 
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.wordnet import WordNet, is_wordnet_id
+from hlnet.tree.construct.wordnet import WordNet
+from hlnet.tree.nodes import is_wordnet_id
 
 _ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("es", ""), ("s", ""))
 

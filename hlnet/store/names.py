@@ -1,5 +1,7 @@
 """How a saved model may be named; apart from ``hlnet.store.locate``, since commands ask before they import it."""
 
+from pathlib import Path
+
 #: A repository on the Hub, and a folder here; as timm writes them.
 HUB, FOLDER = "hf-hub:", "local-dir:"
 #: The weights in a model folder, and the best ones in a run's.
@@ -17,3 +19,8 @@ def is_model_name(name: str) -> bool:
     (True, True, False)
     """
     return name.startswith((HUB, FOLDER)) or name.endswith(".safetensors")
+
+
+def is_model_folder(name: str) -> bool:
+    """Whether this is a folder that holds a network: a model folder, or the run folder of a training."""
+    return any((Path(name) / file).is_file() for file in (MODEL_FILE, BEST_FILE))

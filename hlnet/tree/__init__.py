@@ -6,6 +6,10 @@ selection          what a user writes to name classes
 hierarchy          a hierarchy of any depth, which levels are cut from
 io                 reading and writing trees: JSON, YAML, folders, and by their formats
 tables             ... CSV of paths or edges
+delimited          ... rows, delimiters, comments and missing values of tables
+headings           ... what a table's columns hold
+lists              ... text lists, numbered or indented
+label_files        ... label files of other tools
 graphs             ... Newick, node-link and children objects
 strict_yaml        YAML whose names stay as written
 measures           comparing trees, and what is odd about one

@@ -7,6 +7,7 @@ program's format must check (:func:`checked`, :func:`from_graph`) is here for th
 
 from __future__ import annotations
 
+import logging
 import re
 import reprlib
 from collections import Counter
@@ -14,6 +15,8 @@ from typing import Any
 
 from hlnet.errors import TreeError, one_line, some
 from hlnet.tree.hierarchy import Outline, group_name
+
+log = logging.getLogger("hlnet")
 
 # ---------------------------------------------------------------------- Newick
 
@@ -232,6 +235,16 @@ def from_graph(graph: Any, outlines: dict[Any, Outline]) -> Outline:
     return next(outlines[node] for node, count in graph.in_degree() if not count)
 
 
+def from_parents(graph: Any) -> Any:
+    """The same graph with its edges from parent to child: turned around where only that makes a tree."""
+    import networkx
+
+    if len(graph) < 2 or networkx.is_branching(graph) or not networkx.is_branching(turned := graph.reverse()):
+        return graph
+    log.info("links point from child to parent; they were turned around")
+    return turned
+
+
 def new_child(parent: Outline, name: str = "") -> Outline:
     """Another child of a node, after those that it has."""
     parent.children.append(Outline(name))
@@ -264,7 +277,7 @@ def _from_node_link(nodes: list[Any], links: list[Any]) -> Outline:
             if _key(link, end) not in outlines:
                 raise TreeError(f"the {end} of a link is none of the nodes: {_excerpt(link)}")
     plain = {"directed": True, "multigraph": False, "nodes": [{"id": key} for key in outlines], "edges": links}
-    return from_graph(networkx.node_link_graph(plain, edges="edges"), outlines)
+    return from_graph(from_parents(networkx.node_link_graph(plain, edges="edges")), outlines)
 
 
 def _from_children(data: dict[str, Any]) -> Outline:

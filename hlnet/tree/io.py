@@ -18,6 +18,8 @@ from hlnet.files import folder_beside, replacing
 from hlnet.tree import graphs, tables
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.hierarchy import Outline
+from hlnet.tree.label_files import read_labels
+from hlnet.tree.lists import read_list
 from hlnet.tree.strict_yaml import read_yaml
 
 CANONICAL, VERSION = "hlnet.tree", 1
@@ -33,30 +35,36 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "children": (".json",),
     "folders": ("",),
 }
+#: What a file or folder may be read as.
+READ_FORMATS = (*FORMATS, "labels", "list")
 SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in FORMATS.values() for suffix in suffixes if suffix))
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 
 
-def read_tree(source: str | Path, levels: int | None = None) -> ClassTree:
+def read_tree(
+    source: str | Path, levels: int | None = None, format: str | None = None, header: bool | None = None
+) -> ClassTree:
     """Read a class tree from a file or a folder.
 
     Args:
         source: one of these.
 
             - ``.json`` or ``.yaml``: the canonical ``*.tree.json``; nested mappings (see
-              :meth:`ClassTree.from_nested`); or another program's node-link graph or children objects (see
-              :func:`hlnet.tree.graphs.read_objects`), which networkx and D3 write.
+              :meth:`ClassTree.from_nested`); another program's node-link graph or children objects (see
+              :func:`hlnet.tree.graphs.read_objects`); or a label file (see :func:`hlnet.tree.label_files.read_labels`).
             - ``.csv`` or ``.tsv``: a table of paths or of edges (see :func:`hlnet.tree.tables.read_table`).
             - ``.nwk``, ``.newick`` or ``.tree``: Newick (see :func:`hlnet.tree.graphs.read_newick`).
-            - ``.txt``: a list of class names, one a line.
+            - ``.txt``: a list of class names (see :func:`hlnet.tree.lists.read_list`).
             - ``preset:NAME``: a tree that comes with hlnet (see :func:`shipped_trees`).
             - a folder of nested image folders (its ``train`` folder, if it has one), whose classes are numbered in
               alphabetical order.
         levels: continue classes that end early to this many levels; default: the depth of the deepest.
+        format: what the file holds, one of ``READ_FORMATS``; default: judged by its suffix and content.
+        header: whether a table's first row is a header; default: judged by its words.
 
     Raises:
-        UsageError: if there is no such file or folder, or its kind is not known.
+        UsageError: if there is no such file or folder, or its kind or the format is not known.
         TreeError: if what it holds is not a class tree.
 
     Example:
@@ -67,18 +75,22 @@ def read_tree(source: str | Path, levels: int | None = None) -> ClassTree:
         >>> read_tree(folder / "pets.yaml") == read_tree(folder / "pets.csv")
         True
     """
+    if format is not None and format not in READ_FORMATS:
+        raise UsageError(
+            f"there is no format '{format}': choose from {', '.join(READ_FORMATS)}.{did_you_mean(format, READ_FORMATS)}"
+        )
     path = _shipped(str(source)[len(PRESET) :]) if str(source).startswith(PRESET) else Path(source)
     try:
         if not str(source) or not path.exists():
             raise UsageError(f"there is no file or folder '{source}' to read a class tree from")
-        found = _nested_folders(path) if path.is_dir() else _read_file(path)
+        found = _nested_folders(path) if path.is_dir() else _read_file(path, format, header)
         if isinstance(found, Outline):
             return found.to_tree(levels)
         if isinstance(found, dict) and found.get("format") == CANONICAL:
             tree = tree_from_json(found)
             if levels in {None, tree.num_levels}:
                 return tree
-            return ClassTree.from_nested(tree.to_nested(), levels).with_ids(tree.ids)
+            return Outline.of(tree).to_tree(levels)
         return ClassTree.from_nested(found, levels)
     except TreeError as error:
         raise TreeError(f"'{path}': {one_line(error, limit=500)}") from error
@@ -212,31 +224,49 @@ def _shipped(name: str) -> Path:
     return SHIPPED / f"{name}.tree.json"
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path, format: str | None, header: bool | None) -> Any:
     """The outline that a file of another program's format holds, or what a nested or canonical one does."""
     suffix = path.suffix.lower()
-    if suffix not in {*SUFFIXES, ".txt"}:
+    if format is None and suffix not in {*SUFFIXES, ".txt"}:
         raise UsageError(
             f"'{path}': a class tree is read from {', '.join(SUFFIXES)}, .txt or a folder, "
             f"not '{path.suffix}'.{did_you_mean(suffix, SUFFIXES)}"
         )
+    if format == "folders":
+        raise UsageError(f"'{path}' is a file; --format folders reads a folder")
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        if suffix == ".txt":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        if suffix in DELIMITERS:
-            return tables.read_table(text, DELIMITERS[suffix])
-        if suffix in FORMATS["newick"]:
+        if format == "list" or (format is None and suffix == ".txt"):
+            return read_list(text, plain=format == "list")
+        if format in {"paths", "edges"} or (format is None and suffix in DELIMITERS):
+            kind: Any = format
+            return tables.read_table(text, DELIMITERS.get(suffix, ","), header, kind)
+        if format == "newick" or (format is None and suffix in FORMATS["newick"]):
             return graphs.read_newick(text)
-        is_json = suffix == ".json"
-        data = json.loads(text, object_pairs_hook=_mapping_without_doubles) if is_json else read_yaml(text)
-        if isinstance(data, dict) and data.get("format") == CANONICAL:
-            return data
-        return graphs.read_objects(data) or data
+        return _from_data(_data(text, suffix), format)
     except TreeError:
         raise
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise TreeError(f"not readable as {suffix[1:].upper()}: {one_line(error)}") from error
+
+
+def _data(text: str, suffix: str) -> Any:
+    """What JSON or YAML text holds."""
+    if suffix in {".yaml", ".yml"}:
+        return read_yaml(text)
+    return json.loads(text, object_pairs_hook=_mapping_without_doubles)
+
+
+def _from_data(data: Any, format: str | None) -> Any:
+    """The outline in an object of another program's format; nested names and canonical trees stay as they are."""
+    if format in {"nested", "canonical"} or (isinstance(data, dict) and data.get("format") == CANONICAL):
+        return data
+    found = (graphs.read_objects(data) if format != "labels" else None) or (
+        read_labels(data) if format in {None, "labels"} else None
+    )
+    if found is None and format is not None:
+        raise TreeError(f"it is no file of the format {format}")
+    return data if found is None else found
 
 
 def _format(path: Path, name: str | None) -> str:
@@ -285,6 +315,10 @@ def _check_free(path: Path) -> None:
 
 
 def _nested_folders(root: Path) -> dict[str, Any]:
+    if weights := next(root.glob("*.safetensors"), None):
+        raise TreeError(
+            f"the folder holds a network ('{weights.name}'), not image folders; hlnet.load_checkpoint gives its tree"
+        )
     train = root / "train"
     nested = _folder(train if train.is_dir() else root, ())
     if not nested:

@@ -6,6 +6,7 @@ Notable here: this is the one place that turns a tree's names round. ``ClassTree
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,3 +110,13 @@ class NodeNames:
         """What to raise for a word that means no node."""
         near = did_you_mean(word, self.words) or f" It has {', '.join(list(self.classes)[:4])} …"
         return SelectionError(f"the tree has no class or node '{word}'.{near}")
+
+
+def is_wordnet_id(text: str) -> bool:
+    """Whether a text has the form of a noun synset's id.
+
+    Example:
+        >>> is_wordnet_id("n02123045"), is_wordnet_id("02123045-n"), is_wordnet_id("tabby")
+        (True, True, False)
+    """
+    return re.fullmatch(r"n\d{8}|\d{8}-n", text, re.IGNORECASE) is not None

@@ -1,53 +1,52 @@
 """Hierarchies in tables, as a spreadsheet or pandas writes them: paths (a row leads down to a class) or edges.
 
-Notable here: the words in the first row tell which of the two a table is, and whether that row is a header. Edges are
-first collected in a graph, so rows may come in any order, and a message says what is wrong with all of them together.
+Edges are first collected in a graph, so rows may come in any order, and a message says what is wrong with all of them
+together.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Literal
 
-from hlnet.errors import TreeError, one_line
-from hlnet.tree.graphs import checked, from_graph, new_child, quoted
+from hlnet.errors import TreeError, some
+from hlnet.tree.delimited import MISSING, Rows, split_rows
+from hlnet.tree.graphs import checked, from_graph, from_parents, new_child, quoted
+from hlnet.tree.headings import Columns, is_header, name_bare_columns, name_columns, normal_heading
 from hlnet.tree.hierarchy import Outline
 
-#: Words that head columns, in lower case without blanks, underscores and hyphens.
-HEADING = re.compile(
-    r"level[0-9]+|id|(wn|wordnet|synset|node)id|synset|((class|label|original)(id|index)|index)"
-    r"|(super|sub|parent|fine|coarse|class|group|category|leaf)?(name|label)|parent|child|source|target"
-    r"|(super|sub|parent|fine|coarse)?(class|group|category)|leaf|domain|kingdom|phylum|order|family|genus|species"
-)
-IDS = {"wnid", "wordnetid", "synsetid", "synset", "nodeid"}
-INDICES = {"classid", "labelid", "originalid", "classindex", "labelindex", "originalindex"}
+log = logging.getLogger("hlnet")
+_DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def read_table(text: str, delimiter: str = ",") -> Outline:
-    """Read a table of edges or of paths.
+def read_table(
+    text: str, delimiter: str = ",", header: bool | None = None, kind: Literal["paths", "edges"] | None = None
+) -> Outline:
+    """Read a table of edges or of paths; the log says in one line what was taken for what.
 
-    The first row is a header if it has ``parent`` and ``child``, or ``source`` and ``target``, or if more than half of
-    its cells are words that head columns: ``level 1`` and so on, ``id``, ``index``, ``name``, ``label``, ``wnid``,
-    ``synset``, ``class``, ``group`` or ``category`` (also with ``super``, ``sub``, ``parent``, ``fine``, ``coarse``
-    before and ``name``, ``label``, ``id``, ``index`` after it), or a rank of biology. Case, blanks, underscores and
-    hyphens make no difference. Blanks around a cell are dropped and empty rows passed over.
+    *Edges*, under a header with a parent column (``parent``, ``parent_id``, ``parentNameUsageID``, ``source``, …): each
+    row names a node by ``child``, ``id`` or ``name``, and its parent by the same. It may give the node's ``id``, its
+    ``index`` and its ``name``. An empty parent is the trunk. Where no parent is empty, a single root stands for the
+    trunk, and several are level 1. Links from child to parent (``source``, ``target``) are turned around where only
+    that makes a tree.
 
-    *Edges*, under a header that has ``parent`` and ``child`` (or ``source`` and ``target``): each row names a node and
-    its parent, and may give the node's ``id``, its ``index`` and, where ``child`` is only a key, its ``name``; other
-    columns are ignored. An empty parent is the trunk. Where no parent is empty, a single root stands for the trunk, and
-    several are level 1.
+    *Paths*, otherwise: each row is a class, one cell a rank. Ranks that are known by their headings are put in order,
+    coarse to fine; a column such as ``name`` is the class below them; others are read from left to right. A class may
+    leave ranks empty: it then lies below the lowest rank that is filled. The columns ``id`` (or ``wnid`` …) and
+    ``index`` describe the class. A row that stands several times counts once.
 
-    *Paths*, otherwise: each row leads from the coarsest group to a class, one cell a level; a class that ends early
-    leaves its last cells empty. The columns ``id`` (or ``wnid``, ``synset``) and ``index`` (or ``class id``, ``label
-    id``, if it holds whole numbers) describe the class, every other one is a level; those headed ``level 1`` and so on
-    come in the order of their numbers.
+    Words for a missing value (``NA``, ``nan``, …) are empty cells, lines that begin with ``#`` comments. See
+    :mod:`hlnet.tree.headings` for the headings, and :mod:`hlnet.tree.delimited` for the delimiter.
 
     Args:
         text: of the file.
-        delimiter: between cells. In place of commas, where the first line has none, ``;`` or tabs are taken.
+        delimiter: between cells, where several fit.
+        header: whether the first row is a header; default: judged by its words and shape.
+        kind: ``"paths"`` or ``"edges"``; default: by the header.
 
     Raises:
         TreeError: for rows that make no tree; it names them.
@@ -55,51 +54,39 @@ def read_table(text: str, delimiter: str = ",") -> Outline:
     Example:
         >>> read_table("level 1,level 2,index\\ncat,tabby,281\\nsaw,,491\\n").to_tree().to_nested()
         {'cat': {'tabby': 281}, 'saw': 491}
-        >>> read_table("parent,child\\nthing,cat\\nthing,saw\\ncat,tabby\\n").to_tree().to_nested()
-        {'cat': {'tabby': 0}, 'saw': 1}
+        >>> read_table("species;genus\\nFelis catus;Felis\\nCanis lupus;Canis\\n").to_tree().to_nested()
+        {'Felis': {'Felis catus': 0}, 'Canis': {'Canis lupus': 1}}
     """
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if delimiter == "," and "," not in first:  # where numbers have commas, spreadsheets part cells otherwise
-        delimiter = next((other for other in ";\t" if other in first), delimiter)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows = []
+    rows = split_rows(text, delimiter)
+    first = rows.cells[0][1]
+    headed = is_header(first, [cells for _, cells in rows.cells[1:]]) if header is None else header
+    while headed and len(first) > 1 and not first[-1]:
+        first.pop()
+    below = rows.cells[1:] if headed else rows.cells
+    if not below:
+        raise TreeError("there is no class below the header; if the first row is a class, give --no-header")
+    width = len(first) if headed else max(len(cells) for _, cells in below)
+    for number, cells in below:
+        if any(cells[width:]):
+            raise TreeError(f"row {number} has more cells than the header, which has {width}")
+        cells[:] = (cells + [""] * width)[:width]
+    values = [cells for _, cells in below]
+    columns = name_columns(first, values) if headed else name_bare_columns(values)
+    if kind == "edges" and columns.parent is None:
+        if len(columns.levels) != 2:
+            raise TreeError("a table of edges has a column of parents and one of children; head them parent,child")
+        columns.parent, columns.key = columns.levels
+    if kind == "paths" and columns.parent is not None:
+        raise TreeError("the header speaks of parents, so this is a table of edges; --format edges reads it")
+    if columns.parent is not None and columns.key is not None:
+        root, remarks = _from_edges(below, columns), [f"parents in {_heading(columns, columns.parent)}"]
+    else:
+        root, remarks = _from_paths(below, columns)
+    _report(rows, headed, columns, remarks, len(root.leaves()))
     try:
-        for number, cells in enumerate(lines, start=1):
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                rows.append((number, stripped))
-    except csv.Error as error:
-        raise TreeError(f"line {lines.line_num} is not readable: {one_line(error)}") from error
-    if not rows:
-        raise TreeError("the table is empty")
-    header = [re.sub(r"[\s_-]", "", cell.lower()) for cell in rows[0][1]]
-    ends = next((pair for pair in (("parent", "child"), ("source", "target")) if {*pair} <= {*header}), None)
-    if not ends and 2 * sum(bool(HEADING.fullmatch(cell)) for cell in header) <= sum(map(bool, rows[0][1])):
-        return checked(_from_paths(rows, []))
-    while not header[-1]:
-        header.pop()
-    for i, cell in enumerate(header):
-        column = [cells[i] for _, cells in rows[1:] if len(cells) > i and cells[i]]
-        if cell in INDICES:
-            cell = "index" if all(_NUMBER.fullmatch(written) for written in column) else "id"
-        header[i] = "id" if cell in IDS else cell
-    if doubled := [cell for cell, count in Counter(header).items() if cell and count > 1]:
-        written = [f"'{rows[0][1][i]}'" for i, cell in enumerate(header) if cell == doubled[0]]
-        raise TreeError(f"{' and '.join(written)} head columns of one kind ('{doubled[0]}'); keep one of them")
-    if "" in header:
-        raise TreeError(f"column {header.index('') + 1} has no heading; name it, or take the column away")
-    for number, cells in rows[1:]:
-        if any(cells[len(header) :]):
-            raise TreeError(f"row {number} has more cells than the header, which has {len(header)}")
-        cells[:] = (cells + [""] * len(header))[: len(header)]
-    places = [i for i, cell in enumerate(header) if re.fullmatch(r"level[0-9]+", cell)]
-    order = list(range(len(header)))
-    for place, i in zip(places, sorted(places, key=lambda i: int(header[i][5:])), strict=True):
-        order[place] = i
-    header = [header[i] for i in order]
-    for _, cells in rows[1:]:
-        cells[:] = [cells[i] for i in order]
-    return checked(_from_edges(rows[1:], header, *ends) if ends else _from_paths(rows[1:], header))
+        return checked(root)
+    except TreeError as error:
+        raise TreeError(f"{error}{_order_hint(below, columns)}") from error
 
 
 def write_paths(root: Outline, delimiter: str = ",") -> str:
@@ -157,25 +144,27 @@ def write_edges(root: Outline, delimiter: str = ",") -> str:
 # ---------------------------------------------------------------------- helpers
 
 
-def _from_edges(rows: list[tuple[int, list[str]]], header: list[str], parent_word: str, child_word: str) -> Outline:
+def _from_edges(rows: list[tuple[int, list[str]]], columns: Columns) -> Outline:
     import networkx
 
+    assert columns.parent is not None and columns.key is not None
     graph = networkx.DiGraph()
     outlines: dict[str, Outline] = {}
     for number, cells in rows:
-        described = dict(zip(header, cells, strict=True))
-        parent, child = described[parent_word], described[child_word]
+        parent, child = cells[columns.parent], cells[columns.key]
         if not child:
-            raise TreeError(f"row {number} names no {child_word}")
+            raise TreeError(f"row {number} names no {columns.headings[columns.key] if columns.headings else 'child'}")
         if graph.has_edge(parent, child):
             raise TreeError(f"row {number} puts '{child}' under {quoted([parent])} once more")
         graph.add_edge(parent, child)
         for key in (parent, child):
             outlines.setdefault(key, Outline(key))
         node = outlines[child]
-        node.name = described.get("name") or described.get("label") or child
-        node.id = described.get("id") or None
-        node.index = _whole_number(described.get("index", ""), f"row {number}")
+        node.name = _cell(cells, columns.name) or child
+        node.id = _cell(cells, columns.id) or None
+        node.index = _whole_number(_cell(cells, columns.index), f"row {number}")
+    if not columns.headings or normal_heading(columns.headings[columns.parent]) == "source":  # which says less
+        graph = from_parents(graph)
     roots = [key for key in graph if not graph.in_degree(key)]
     if "" not in graph and len(roots) > 1:
         outlines[""] = Outline("")
@@ -183,34 +172,78 @@ def _from_edges(rows: list[tuple[int, list[str]]], header: list[str], parent_wor
     return from_graph(graph, outlines)
 
 
-def _from_paths(rows: list[tuple[int, list[str]]], header: list[str]) -> Outline:
+def _from_paths(rows: list[tuple[int, list[str]]], columns: Columns) -> tuple[Outline, list[str]]:
     root = Outline("")
     places: dict[tuple[int, str], Outline] = {}  # by the parent's identity and the name
     classes: dict[int, int] = {}  # the row of each class
+    repeated = gaps = 0
     for number, cells in rows:
-        described = dict(zip(header, cells, strict=False))
-        path = [cell for i, cell in enumerate(cells) if not header or header[i] not in {"id", "index"}]
-        while path and not path[-1]:
-            path.pop()
+        ranks = [cells[i] for i in columns.levels]
+        path = [cell for cell in ranks if cell]
         if not path:
             raise TreeError(f"row {number} names no class")
-        if "" in path:
-            raise TreeError(f"row {number} has an empty cell before '{path[-1]}'; only the last levels may be left out")
+        gaps += "" in ranks[: len(ranks) - ranks[::-1].index(path[-1])]
+        index = _whole_number(_cell(cells, columns.index), f"row {number}")
+        identifier = _cell(cells, columns.id) or None
         node = root
         for i, name in enumerate(path, start=1):
             place = (id(node), name)
             if new := place not in places:
                 places[place] = new_child(node, name)
             node = places[place]
-            if id(node) in classes or (i == len(path) and not new):
+            last = i == len(path)
+            if last and id(node) in classes and (node.index, node.id) == (index, identifier):
+                repeated += 1
+            elif id(node) in classes or (last and not new):
                 what = f"the class of row {classes[id(node)]}" if id(node) in classes else "a group of an earlier row"
                 raise TreeError(
                     f"row {number}: '{'/'.join(path[:i])}' is {what}; give each class one row, and none below it"
+                    f"{_order_hint(rows, columns)}"
                 )
-        classes[id(node)] = number
-        node.id = described.get("id") or None
-        node.index = _whole_number(described.get("index", ""), f"row {number}")
-    return root
+        classes.setdefault(id(node), number)
+        node.index, node.id = index, identifier
+    remarks = [f"repeated rows: {repeated}"] if repeated else []
+    return root, remarks + ([f"rows with empty ranks between: {gaps} (closed)"] if gaps else [])
+
+
+def _order_hint(rows: list[tuple[int, list[str]]], columns: Columns) -> str:
+    """Advice where the ranks seem to run from fine to coarse."""
+    counts = [len({cells[i] for _, cells in rows}) for i in columns.levels]
+    if len(counts) > 1 and counts == sorted(counts, reverse=True) and counts[0] > counts[-1]:
+        return " (the columns seem to run from fine to coarse: put the coarsest first)"
+    return ""
+
+
+def _report(rows: Rows, headed: bool, columns: Columns, remarks: list[str], classes: int) -> None:
+    """One line in the log that says what was taken for what."""
+    first = rows.cells[0]
+    parts = [f"cells separated by {_DELIMITER_NAMES.get(rows.delimiter, repr(rows.delimiter))}"]
+    if headed:
+        parts.append(f"row {first[0]} is the header")
+        ranks = " > ".join(columns.headings[i] for i in columns.levels)
+        parts += [f"ranks {ranks}{' (put in order)' if columns.reordered else ''}"] if columns.levels else []
+    else:
+        shown = rows.delimiter.join(first[1])
+        parts.append(f"no header: row {first[0]} ('{shown[:60]}') was taken for a class (else give --header)")
+    for what, column in (("id", columns.id), ("index", columns.index)):
+        if column is not None:
+            parts.append(f"{what} in {_heading(columns, column) or f'column {column + 1}'}")
+    parts += remarks
+    if columns.unused:
+        parts.append("not used: " + some([f"'{columns.headings[i]}'" for i in columns.unused]))
+    if rows.missing:
+        parts.append(f"cells such as NA: {rows.missing} (taken as empty)")
+    if rows.comments:
+        parts.append(f"comment lines: {rows.comments}")
+    log.info("table read: %s; classes: %d", "; ".join(parts), classes)
+
+
+def _heading(columns: Columns, column: int | None) -> str:
+    return f"'{columns.headings[column]}'" if columns.headings and column is not None else ""
+
+
+def _cell(cells: list[str], column: int | None) -> str:
+    return "" if column is None else cells[column]
 
 
 _NUMBER = re.compile(r"([0-9]{1,18})([.,]0*)?")  # a spreadsheet may have made 281.0 of 281
@@ -230,6 +263,17 @@ def _extra_columns(nodes: Sequence[Outline]) -> dict[str, Callable[[Outline], st
 
 
 def _table(rows: list[list[str]], delimiter: str) -> str:
+    """The text of a table; what would be read as a comment stands in quotes.
+
+    Raises:
+        TreeError: if a name is a word for a missing value.
+    """
     text = io.StringIO(newline="")
-    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    plain = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    quoted_rows = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        if wrong := next((cell for cell in row if cell in MISSING), None):
+            raise TreeError(f"a table cannot hold the name '{wrong}', a missing value; choose another format")
+        writer = plain if not row[0].startswith("#") else quoted_rows
+        writer.writerow(row)
     return text.getvalue()

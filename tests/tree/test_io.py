@@ -122,7 +122,7 @@ def test_reads_nested(tmp_path, name, text):
     assert read_tree(put(tmp_path, name, text)) == ClassTree.from_nested(PETS)
 
 
-@pytest.mark.parametrize("text", ["cat\ndog\n", "\ufeffcat\r\n\r\n  dog  ", "\n\ncat\ndog"])
+@pytest.mark.parametrize("text", ["cat\ndog\n", "\ufeffcat\r\n\r\ndog  ", "\n\ncat\ndog"])
 def test_reads_a_list(tmp_path, text):
     path = put(tmp_path, "t.txt", text)
     assert read_tree(str(path)) == ClassTree.from_nested(["cat", "dog"])
@@ -163,7 +163,7 @@ DAMAGED = {
     "endless number": ("t.json", '{"a": ' + "1" * 5000 + "}", "t.json"),
     "not UTF-8": ("t.txt", "été".encode("latin-1"), "TXT"),
     "UTF-16": ("t.json", json.dumps(PETS).encode("utf-16"), "JSON"),
-    "slash": ("t.txt", "a/b\n", "a/b"),
+    "slash": ("t.txt", "a/b\nc\nd\n", "a/b"),
     "doubled line": ("t.txt", "a\nb\na\n", "'a'"),
     "deep json": ("t.json", '{"a":' * 50000 + "1" + "}" * 50000, "t.json"),
     "deep list": ("t.json", "[" * 300 + "]" * 300, "t.json"),
@@ -249,3 +249,32 @@ def test_failed_write_leaves_the_old_tree(tmp_path):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(RunError, match="folder"):
         write_tree(tree, tmp_path / "folder.json")
+
+
+def test_the_folder_of_a_network_is_no_tree(tmp_path):
+    put(tmp_path, "best.safetensors", "")
+    (tmp_path / "model").mkdir()
+    with pytest.raises(TreeError, match=r"holds a network \('best.safetensors'\)"):
+        read_tree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, text, format, header, nested",
+    [
+        ("t.csv", "class,order\na,b\n", None, False, {"class": {"order": 0}, "a": {"b": 1}}),
+        ("t.csv", "old,new\na,b\n", None, True, {"a": {"b": 0}}),
+        ("t.csv", "a,b\na,c\n", "edges", False, {"b": 0, "c": 1}),
+        ("t.txt", "a;b\nc;d\n", "list", None, {"a;b": 0, "c;d": 1}),
+        ("t.txt", "a,b\nc,d\n", "paths", None, {"a": {"b": 0}, "c": {"d": 1}}),
+        ("t.json", '{"0": "a", "1": "b"}', "labels", None, {"a": 0, "b": 1}),
+        ("t.dat", "(a,b);", "newick", None, {"a": 0, "b": 1}),
+    ],
+)
+def test_format_and_header_overrule_the_guess(tmp_path, name, text, format, header, nested):
+    assert read_tree(put(tmp_path, name, text), format=format, header=header).to_nested() == nested
+
+
+@pytest.mark.parametrize("format, words", [("nweick", "newick"), ("folders", "is a file"), ("node-link", "no file of")])
+def test_a_format_that_it_is_not(tmp_path, format, words):
+    with pytest.raises(HlnetError, match=words):
+        read_tree(put(tmp_path, "t.json", '{"a": 0}'), format=format)

@@ -28,6 +28,18 @@ MODEL_NAMES = (
 )
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"A network of hlnet's: {MODEL_NAMES}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+TreeFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="What a tree's file holds, where the guess is wrong: canonical, nested, paths, edges, newick, node-link, "
+        "children, labels or list.",
+    ),
+]
+Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether a table's first row is a header [default: by its words]."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is random.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]

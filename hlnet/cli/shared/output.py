@@ -41,6 +41,18 @@ def say_no_hints() -> None:
     logging.getLogger("hlnet").setLevel(logging.ERROR)
 
 
+@contextmanager
+def no_hints() -> Iterator[None]:
+    """Keep the library's log to itself for a while."""
+    log = logging.getLogger("hlnet")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def hints(messages: Sequence[str], more: str, limit: int = 12) -> None:
     """Several such lines; ``more`` says where to find those beyond the limit."""
     for message in messages[:limit]:

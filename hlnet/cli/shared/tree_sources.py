@@ -52,28 +52,33 @@ def shape_of(
     return Shape(options.integers(nodes, "--nodes"), levels, limit, units, max_children, groups)
 
 
-def classes_of(source: str, data_root: Path | None = None) -> ClassTree:
+def classes_of(
+    source: str, data_root: Path | None = None, format: str | None = None, header: bool | None = None
+) -> ClassTree:
     """The classes of a tree, a list of names, a folder or a data set; whatever tree they are in."""
     from hlnet.tree.class_tree import ClassTree
     from hlnet.tree.construct.wordnet import with_names
     from hlnet.tree.io import read_tree
 
     if source.startswith("preset:") or Path(source).exists():
-        return with_names(read_tree(source))
+        return with_names(read_tree(source, format=format, header=header))
     from hlnet.data.sources import load_data
 
     return with_names(ClassTree.from_nested(list(load_data(source, "train", data_root).classes)))
 
 
-def read(source: str, shape: Shape) -> ClassTree:
+def read(source: str, shape: Shape, format: str | None, header: bool | None) -> ClassTree:
     """SOURCE's own nesting; cut, if more is asked for than levels that its classes can be continued to."""
+    from hlnet.tree.hierarchy import Outline
     from hlnet.tree.io import read_tree
 
     if source == "digits":
         raise UsageError("'digits' has no nesting to read; give --method parallel, or --method cluster --nodes 2,5")
-    tree = read_tree(source)
+    tree = read_tree(source, format=format, header=header)
     reshaped = shape.reshaped(tree)
-    return read_tree(source, shape.levels) if reshaped is None else reshaped
+    if reshaped is not None or not shape.levels:
+        return reshaped or tree
+    return Outline.of(tree).to_tree(shape.levels)
 
 
 def control(classes: ClassTree, shape: Shape, seed: int | None) -> ClassTree:

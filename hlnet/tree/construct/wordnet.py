@@ -24,20 +24,11 @@ from typing import Any
 from hlnet.errors import HlnetError, RunError, UsageError, one_line
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.hierarchy import Outline
+from hlnet.tree.nodes import is_wordnet_id
 
 SHARED = ("/usr/share/wordnet", "/usr/local/share/wordnet", "/usr/local/WordNet-3.0", "/opt/homebrew/opt/wordnet")
 WAYS = "install Debian's wordnet-base, name the folder of a dictionary, or download one"
 _ID = re.compile(r"n(\d{8})|(\d{8})-n", re.IGNORECASE)
-
-
-def is_wordnet_id(text: str) -> bool:
-    """Whether a text has the form of a noun synset's id.
-
-    Example:
-        >>> is_wordnet_id("n02123045"), is_wordnet_id("02123045-n"), is_wordnet_id("tabby")
-        (True, True, False)
-    """
-    return _ID.fullmatch(text) is not None
 
 
 class WordNet:

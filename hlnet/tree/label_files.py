@@ -1,0 +1,162 @@
+"""Class names in the JSON and YAML files of other tools: Keras, Hugging Face, COCO, Open Images, Ultralytics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hlnet.errors import TreeError, some
+from hlnet.tree.graphs import checked
+from hlnet.tree.hierarchy import Outline
+from hlnet.tree.nodes import is_wordnet_id
+
+log = logging.getLogger("hlnet")
+
+
+def read_labels(data: Any) -> Outline | None:
+    """Read what a label file of another tool holds; ``None`` if it is none of them.
+
+    The log says in one line how it was read.
+
+    - Keras: ``{"0": ["n01440764", "tench"]}``, an index with an id and a name;
+    - Hugging Face: ``{"0": "tench"}``, or a ``config.json`` that holds it as ``id2label``;
+    - ``{"n01440764": "tench"}``, an id with a name; and lists of such pairs;
+    - Ultralytics: the ``names`` of a data file (``path``, ``train``, ``val``, ``nc``);
+    - COCO: ``categories``, each with a ``name``, an ``id`` and perhaps a ``supercategory``;
+    - Open Images: ``LabelName`` with a list ``Subcategory``.
+
+    Raises:
+        TreeError: if it begins like one of these and is no tree, or is a kind of file that holds no classes.
+
+    Example:
+        >>> read_labels({"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}).to_tree().ids
+        {'tench': 'n01440764', 'goldfish': 'n01443537'}
+        >>> read_labels({"categories": [{"id": 2, "name": "car", "supercategory": "vehicle"}]}).to_tree().to_nested()
+        {'vehicle': {'car': 2}}
+    """
+    for name, reader in _READERS.items():
+        if root := reader(data):
+            root = checked(root)
+            log.info("read as %s; classes: %d", name, len(root.leaves()))
+            return root
+    _refuse_others(data)
+    return None
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _indexed(data: Any) -> Outline | None:
+    """``{"0": "tench"}`` or ``{"0": ["n01440764", "tench"]}``."""
+    data = data.get("id2label", data) if isinstance(data, Mapping) else data
+    if not (isinstance(data, Mapping) and data and all(_is_index(key) for key in data)):
+        return None
+    if not all(isinstance(value, str) or _is_pair(value) for value in data.values()):
+        return None
+    nodes = []
+    for index, value in sorted(((int(key), value) for key, value in data.items()), key=lambda item: item[0]):
+        identifier, name = (None, value) if isinstance(value, str) else value
+        nodes.append(Outline(name, index=index, id=identifier))
+    return Outline("", nodes)
+
+
+def _identified(data: Any) -> Outline | None:
+    """``{"n01440764": "tench"}``, or a list of such pairs."""
+    pairs = list(data.items()) if isinstance(data, Mapping) else data
+    if not isinstance(pairs, list) or not pairs or not all(_is_pair(pair) for pair in pairs):
+        return None
+    if not all(is_wordnet_id(identifier) for identifier, _ in pairs):
+        return None
+    return Outline("", [Outline(name, id=identifier) for identifier, name in pairs])
+
+
+def _ultralytics(data: Any) -> Outline | None:
+    if not isinstance(data, Mapping) or "names" not in data:
+        return None
+    if not {*data} & {"path", "train", "val", "test", "nc", "download", "yaml_file", "kpt_shape"}:
+        return None
+    names = data["names"]
+    if isinstance(names, Mapping):
+        return _indexed(names)
+    if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
+        return Outline("", [Outline(str(name), index=i) for i, name in enumerate(names)])
+    raise TreeError("its 'names' are neither a list nor numbered names")
+
+
+def _coco(data: Any) -> Outline | None:
+    listed = data.get("categories") if isinstance(data, Mapping) else data
+    if not isinstance(listed, list) or not listed or not all(isinstance(item, Mapping) for item in listed):
+        return None
+    if not all(isinstance(item.get("name"), str) and isinstance(item.get("id"), int) for item in listed):
+        return None
+    root = Outline("")
+    groups: dict[str, Outline] = {}
+    for item in listed:
+        above, group = root, item.get("supercategory")
+        if isinstance(group, str) and group and group != "none":
+            if group not in groups:
+                groups[group] = Outline(group)
+                root.children.append(groups[group])
+            above = groups[group]
+        above.children.append(Outline(item["name"], index=item["id"]))
+    return root
+
+
+def _open_images(data: Any) -> Outline | None:
+    """The hierarchy of Open Images; of a label that stands in several places, the first counts."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("LabelName"), str) or "Subcategory" not in data:
+        return None
+    root = Outline("")
+    waiting: list[tuple[Outline, Any]] = [(root, item) for item in reversed(data["Subcategory"] or ())]
+    seen: set[str] = set()
+    repeated = []
+    while waiting:
+        above, item = waiting.pop()
+        label = item.get("LabelName") if isinstance(item, Mapping) else None
+        if not isinstance(label, str):
+            raise TreeError("an entry of 'Subcategory' has no 'LabelName'")
+        if label in seen:
+            repeated.append(label)
+            continue
+        seen.add(label)
+        # A class tree's names hold no slash; Freebase itself writes m.0bl9f as well as /m/0bl9f.
+        node = Outline(label.strip("/").replace("/", "."), id=label)
+        above.children.append(node)
+        waiting += [(node, below) for below in reversed(item.get("Subcategory") or ())]
+    if repeated:
+        log.info("labels in several places, of which the first one was taken: %s", some(repeated))
+    return root if root.children else None
+
+
+def _refuse_others(data: Any) -> None:
+    """Name what is known and holds no class tree.
+
+    Raises:
+        TreeError: for such a file.
+    """
+    if isinstance(data, Mapping) and data.get("type") in {"FeatureCollection", "Feature", "Topology"}:
+        raise TreeError("it is a map in GeoJSON, not a class tree")
+    if isinstance(data, list) and data and all(isinstance(item, Mapping) for item in data):
+        keys = some(sorted({f"'{key}'" for item in data[:20] for key in item}))
+        raise TreeError(
+            f"it is a list of objects with {keys}, a format that is not known; expected nested names, a list of names, "
+            "nodes with links, objects with children, or COCO's categories with 'id' and 'name'"
+        )
+
+
+def _is_index(key: Any) -> bool:
+    return isinstance(key, int) or (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(item, str) for item in value)
+
+
+_READERS: dict[str, Callable[[Any], Outline | None]] = {
+    "original indices with class names": _indexed,
+    "ids with class names": _identified,
+    "the 'names' of an Ultralytics data file, which holds no tree": _ultralytics,
+    "COCO's categories": _coco,
+    "Open Images' hierarchy": _open_images,
+}
