@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 if len(sys.argv) < 3:
     sys.exit(__doc__)
@@ -22,7 +22,9 @@ shorter = int(side / about["transform"]["crop_pct"])
 inputs = {name: np.ones((1, *given["shape"][1:]), np.float32) for name, given in about["inputs"].items()}
 for path in sys.argv[2:]:
     # The middle of the image, its shorter side resized first; the graph takes pixels in 0..1 and normalises them.
-    image = Image.open(path).convert("L" if channels == 1 else "RGB")
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")  # upright, and transparent pixels on white
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
     size = [shorter * length // min(image.size) for length in image.size]
     if about["transform"]["crop_mode"] == "squash":
         size = [shorter, shorter]

@@ -9,14 +9,42 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hlnet.errors import HlnetError, RunError, UsageError
 
+#: Names of image files end so; :data:`hlnet.data.pixels.FORMATS` are the formats behind them.
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm",
+        ".pbm", ".pnm", ".jp2", ".j2k",
+    }
+)  # fmt: skip
 #: How the names of folders with drafts begin.
 DRAFTS = ".hlnet-"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's: macOS and Windows leave such behind.
+
+    >>> is_hidden("._0.jpg"), is_hidden("__MACOSX"), is_hidden("Thumbs.db"), is_hidden("cat.jpg")
+    (True, True, True, False)
+    """
+    return name.startswith(".") or name in {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir"}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in alphabetical order; where all of them are numbers, in that of the numbers.
+
+    >>> in_order(["10", "9", "1"]), in_order(["10", "9", "a"])
+    (['1', '9', '10'], ['10', '9', 'a'])
+    """
+    every = list(names)
+    if all(name.isascii() and name.isdecimal() for name in every):
+        return sorted(every, key=lambda name: (int(name), name))
+    return sorted(every)
 
 
 def read_text(path: str | Path, name: str | None = None, error: type[HlnetError] = UsageError) -> str:

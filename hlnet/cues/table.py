@@ -19,6 +19,7 @@ from hlnet.cues.oracle import DrawnCue
 from hlnet.cues.policy import CuePolicy
 from hlnet.errors import UsageError, some
 from hlnet.model.base import Network
+from hlnet.tree.nodes import normal_name
 
 log = logging.getLogger("hlnet")
 
@@ -62,7 +63,7 @@ class CueTable:
         self.by_name: dict[str, list[Cue]] = {}
         self.written: dict[str, str] = {}
         for name, own in (by_image or {}).items():
-            key = os.path.normpath(name.replace("\\", "/"))
+            key = os.path.normpath(normal_name(name).replace("\\", "/"))
             self.by_name.setdefault(key, []).extend(own)
             self.written.setdefault(key, name)
         self.lengths = sorted({key.count("/") + 1 for key in self.by_name})
@@ -154,7 +155,7 @@ class CueMatching:
         Raises:
             UsageError: as :meth:`cues_of`.
         """
-        whole = os.path.abspath(image).replace("\\", "/")
+        whole = normal_name(os.path.abspath(image)).replace("\\", "/")
         pieces = whole.split("/")
         found: list[Cue] = []
         for length in self.table.lengths:

@@ -1,5 +1,6 @@
 """Labelled images.
 
+pixels             an image as a network takes it: upright, opaque, 8 bits
 images             images with labels, opened when they are asked for
 sources            folders, digits, timm's sources
 shards             WebDataset shards, read at random

@@ -9,6 +9,7 @@ from typing import BinaryIO, Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from hlnet.data.pixels import plain_image, readable_formats
 from hlnet.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -25,6 +26,7 @@ class LabelledImages:
         load: gives the image at a position.
         files: the file that each image is, or lies in, where there is one.
         members: what each image is called in its file, where that holds several.
+        folders: the folder of each class below the data set's, where there is one: ``"church/outdoor"``.
     """
 
     name: str
@@ -33,6 +35,7 @@ class LabelledImages:
     load: Callable[[int], Image.Image]
     files: tuple[Path, ...] = ()
     members: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,15 +53,21 @@ def image_names(images: LabelledImages) -> list[str]:
 
 
 def open_image(path: str | Path, content: BinaryIO | None = None) -> Image.Image:
-    """Read one image file completely; of one that is open already, ``path`` is what it is called.
+    """Read one image file completely, as :func:`hlnet.data.pixels.plain_image` has it.
+
+    Args:
+        path: the file; of one that is open already, what it is called.
+        content: the open file.
 
     Raises:
         DataError: if it is missing, truncated or no image.
     """
     try:
-        with Image.open(content or path) as image:
+        with Image.open(content or path, formats=readable_formats()) as image:
             image.load()
-            return image
+            return plain_image(image)
+    except DataError as error:
+        raise DataError(f"cannot read image '{path}': {error}") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = (
             "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error

@@ -6,7 +6,7 @@ differ; so a label is a class *name* until the tree says which logit that is.
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -18,9 +18,14 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
+from hlnet.data.image_files import counted, image_folders
 from hlnet.data.images import LabelledImages, Split, open_image
+from hlnet.data.pixels import plain_image
 from hlnet.errors import DataError, UsageError, one_line
-from hlnet.tree.io import IMAGE_SUFFIXES
+from hlnet.files import IMAGE_SUFFIXES
+from hlnet.tree.nodes import normal_name, qualified_names
+
+log = logging.getLogger("hlnet")
 
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
 
@@ -41,7 +46,7 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
 
     Raises:
         UsageError: if there is no such folder, split or source.
-        DataError: if it holds no images, or two folders of images share a name.
+        DataError: if it holds no images, or images outside any class's folder.
 
     Example:
         >>> digits = load_data("digits", "val")
@@ -86,26 +91,17 @@ def _folder(root: Path, split: Split) -> LabelledImages:
         raise UsageError(
             f"'{root}' has no '{split}' folder; expected train/ and val/ with one folder a class, found {found}"
         )
-    files: dict[str, list[Path]] = {}
-    homes: dict[str, Path] = {}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(place)
-        images = sorted(here / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        if images and here == folder:
-            raise DataError(f"'{folder}' holds images outside any class folder, such as '{images[0].name}'")
-        if images and here.name in files:
-            raise DataError(
-                f"two folders of images are called '{here.name}' ('{homes[here.name]}' and '{here}'); "
-                "class names must be unique"
-            )
-        if images:
-            files[here.name], homes[here.name] = images, here
-    if not files:
+    inside, passed = image_folders(folder)
+    if stray := inside.pop((), None):
+        raise DataError(f"'{folder}' holds images outside any class folder, such as '{stray[0].name}'")
+    if not inside:
         raise DataError(f"'{folder}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    labels = tuple(label for label, paths in enumerate(files.values()) for _ in paths)
-    every = tuple(path for paths in files.values() for path in paths)
-    return LabelledImages(f"'{folder}'", tuple(files), labels, partial(_load_file, every), every)
+    if passed:
+        log.info("'%s': passed over what is no image that is read: %s", folder, counted(passed))
+    labels = tuple(label for label, paths in enumerate(inside.values()) for _ in paths)
+    every = tuple(path for paths in inside.values() for path in paths)
+    names, places = tuple(map(normal_name, qualified_names(list(inside)))), tuple(map("/".join, inside))
+    return LabelledImages(f"'{folder}'", names, labels, partial(_load_file, every), every, folders=places)
 
 
 def _digits(split: Split) -> LabelledImages:
@@ -138,7 +134,12 @@ def _from_timm(name: str, split: Split, root: str | Path | None) -> LabelledImag
     labels = _labels(dataset)
     if not classes or labels is None:
         raise UsageError(f"data source '{name}' does not tell its class names and labels, which a class tree needs")
-    return LabelledImages(f"'{name}'", tuple(map(str, classes)), tuple(labels), partial(_load_item, dataset, name))
+    return LabelledImages(
+        f"'{name}'",
+        tuple(normal_name(str(name)) for name in classes),
+        tuple(labels),
+        partial(_load_item, dataset, name),
+    )
 
 
 # What loads an image travels to worker processes: functions of the module with their data, not closures.
@@ -154,7 +155,7 @@ def _load_pixels(pixels: np.ndarray[Any, Any], position: int) -> Image.Image:
 
 def _load_item(dataset: Any, name: str, position: int) -> Image.Image:
     try:
-        image: Image.Image = dataset[position][0]
+        image = plain_image(dataset[position][0])
     except Exception as error:  # each source has its own ways to fail
         raise DataError(f"cannot read image {position} of '{name}': {one_line(error)}") from error
     return image

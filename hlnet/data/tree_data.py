@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hlnet.data.images import LabelledImages
+from hlnet.data.pixels import plain_image
 from hlnet.errors import DataError, UsageError, some
 from hlnet.model.transform import InputTransform
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.nodes import normal_name
 
 
 class TreeData(Dataset[tuple[Tensor, int]]):
@@ -49,7 +51,7 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         subset: bool = False,
         outside: bool = False,
     ) -> None:
-        known = [tree.node_names.classes.get(name) for name in images.classes]
+        known = [_class_of(tree, name, folder) for name, folder in _names_and_folders(images)]
         if doubled := [tree.classes[i] for i, count in Counter(known).items() if i is not None and count > 1]:
             raise DataError(f"two classes of {images.name} are one in the tree, by name and by id: {some(doubled)}")
         unknown = [name for name, found in zip(images.classes, known, strict=True) if found is None]
@@ -151,6 +153,20 @@ def _stand_apart(_worker: int) -> None:
         os.setpgid(0, 0)
 
 
+def _names_and_folders(images: LabelledImages) -> list[tuple[str, str]]:
+    return list(zip(images.classes, images.folders or images.classes, strict=True))
+
+
+def _class_of(tree: ClassTree, name: str, folder: str) -> int | None:
+    """The class that a data set's name means, else its folder, such as ``church/outdoor``."""
+    names = tree.node_names
+    found = names.classes.get(normal_name(name))
+    if found is None and "/" in folder:
+        below = {names.below[path] for path in names.words.get(normal_name(folder), [])}
+        found = next((classes[0] for classes in below if len(below) == len(classes) == 1), None)
+    return found
+
+
 class _Prepare:
     """Convert to the network's channels, then transform as timm does with these settings. A class, so that worker
     processes can receive it; and two can be told apart, by their settings."""
@@ -161,6 +177,4 @@ class _Prepare:
         self.then: Callable[[Image.Image], Tensor] = create_transform(**settings)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
-            image = image.convert("I").point(lambda value: value / 257).convert("L")
-        return self.then(image.convert(self.mode))
+        return self.then(plain_image(image).convert(self.mode))

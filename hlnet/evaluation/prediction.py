@@ -16,6 +16,7 @@ from hlnet.cues.apply import BatchLogits
 from hlnet.cues.cue import Cue
 from hlnet.cues.policy import CuePolicy
 from hlnet.cues.table import CueMatching, CueTable
+from hlnet.data.image_files import image_files
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform, loader
 from hlnet.errors import DataError, RunError, UsageError, one_line
@@ -90,7 +91,7 @@ class Prediction(BaseModel):
 
 def predict(
     net: Network,
-    images: Iterable[str | Path],
+    images: str | Path | Iterable[str | Path],
     top: int = 5,
     batch_size: int = 16,
     min_confidence: float | None = None,
@@ -113,7 +114,8 @@ def predict(
 
     Args:
         net: a full network, an expert or a plain network.
-        images: paths. One that cannot be read gives a :class:`Prediction` with ``error`` and does not end the run.
+        images: paths; or one path, of an image, of a folder of them or a pattern. One that cannot be read gives a
+            :class:`Prediction` with ``error`` and does not end the run.
         top: how many labels; never more than there are classes.
         batch_size: images that run together; memory does not grow with the number of images.
         min_confidence: the probability that the answered node has at least.
@@ -144,6 +146,8 @@ def predict(
         raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
     if (cues or policy) and coverage is not None:
         raise UsageError("a coverage was fitted without cues, and does not hold under them; give a least confidence")
+    if isinstance(images, str | Path):
+        images = image_files([images])
     matching = cues if isinstance(cues, CueMatching) else CueMatching(cues or CueTable())
     policy, threshold = policy or CuePolicy(), _threshold(net, min_confidence, coverage)
     matching.table.check(net, policy)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hlnet.errors import SelectionError, TreeError
-from hlnet.tree.nodes import Node, NodeNames
+from hlnet.tree.nodes import Node, NodeNames, normal_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -365,6 +365,7 @@ class ClassTree:
             >>> ClassTree.parallel(["tench"]).with_ids({"tench": "n01440764"}).leaves[0].id
             'n01440764'
         """
+        ids = {normal_name(name): identifier for name, identifier in ids.items()}
         paths = {node.path for row in self.levels for node in row}
         by_path = {leaf.path: ids[leaf.name] for leaf in self.leaves if leaf.name in ids and leaf.name not in paths}
         by_path |= {path: ids[path] for path in paths & ids.keys()}
@@ -432,7 +433,7 @@ def _name(key: Any, where: str) -> str:
         raise TreeError(f"{where}: a list holds class names only; write inner nodes as 'name: …' in a mapping")
     if isinstance(key, bool) or not isinstance(key, str | int):
         raise TreeError(f"{where}: a name must be text, got {key!r}; put it in quotes")
-    name = str(key)
+    name = normal_name(str(key))
     if not name or "/" in name or not name.isprintable() or name != name.strip():
         raise TreeError(
             f"{where}: {name!r} is no name for a node: it must be printable, without '/' and without blanks around it"

@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 
 from hlnet.errors import RunError, TreeError, UsageError, did_you_mean, one_line
-from hlnet.files import folder_beside, replacing
+from hlnet.files import IMAGE_SUFFIXES, folder_beside, in_order, is_hidden, replacing
 from hlnet.tree import graphs, tables
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.hierarchy import Outline
 from hlnet.tree.label_files import read_labels
 from hlnet.tree.lists import read_list
+from hlnet.tree.nodes import qualified_names
 from hlnet.tree.strict_yaml import read_yaml
 
 CANONICAL, VERSION = "hlnet.tree", 1
@@ -39,7 +40,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 READ_FORMATS = (*FORMATS, "labels", "list")
 SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in FORMATS.values() for suffix in suffixes if suffix))
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 
 
 def read_tree(
@@ -320,24 +320,45 @@ def _nested_folders(root: Path) -> dict[str, Any]:
             f"the folder holds a network ('{weights.name}'), not image folders; hlnet.load_checkpoint gives its tree"
         )
     train = root / "train"
-    nested = _folder(train if train.is_dir() else root, ())
+    nested = _folder(train if train.is_dir() else root, set())
     if not nested:
         raise TreeError("there are no folders in it; expected one folder a class, nested or flat")
-    return nested
+    return _with_qualified_names(nested)
 
 
-def _folder(folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    real = folder.resolve()
-    if real in above:
-        raise TreeError(f"folder '{folder}' contains itself through a link: a tree has no cycles")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    folders = [entry for entry in entries if entry.is_dir()]
-    images = (entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry not in folders)
-    if folders and above and any(images):
+def _folder(folder: Path, visited: set[Path]) -> dict[str, Any]:
+    """The folders inside, each once: a link may lead back to one that was met before."""
+    is_root = not visited
+    visited.add(folder.resolve())
+    entries = {entry.name: entry for entry in folder.iterdir() if not is_hidden(entry.name)}
+    folders = [entries[name] for name in in_order(name for name, entry in entries.items() if entry.is_dir())]
+    images = (entry for entry in entries.values() if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir())
+    if folders and not is_root and any(images):
         raise TreeError(
             f"folder '{folder}' holds both images and folders; a class's images belong in a folder of their own"
         )
-    return {entry.name: _folder(entry, (*above, real)) for entry in folders}
+    return {entry.name: _folder(entry, visited) for entry in folders if entry.resolve() not in visited}
+
+
+def _with_qualified_names(nested: dict[str, Any]) -> dict[str, Any]:
+    """The same folders; classes of one name in several groups are told apart, see :func:`qualified_names`."""
+    paths: list[tuple[str, ...]] = []
+
+    def visit(inside: dict[str, Any], above: tuple[str, ...]) -> None:
+        for name, below in inside.items():
+            if below:
+                visit(below, (*above, name))
+            else:
+                paths.append((*above, name))
+
+    visit(nested, ())
+    result: dict[str, Any] = {}
+    for path, name in zip(paths, qualified_names(paths), strict=True):
+        place = result
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[name] = {}
+    return result
 
 
 def _mapping_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

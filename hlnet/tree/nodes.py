@@ -6,11 +6,16 @@ Notable here: this is the one place that turns a tree's names round. ``ClassTree
 
 from __future__ import annotations
 
+import logging
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hlnet.errors import SelectionError, did_you_mean, some
+
+log = logging.getLogger("hlnet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,10 @@ class NodeNames:
         self.classes = {leaf.id: position for position, leaf in enumerate(leaves) if leaf.id is not None}
         self.classes |= {leaf.name: position for position, leaf in enumerate(leaves)}
         self.leaves = [leaf.path for leaf in leaves]
-        self.words = self.named | {path: [path] for path in self.below}
+        # A class that was told apart from others of its name is found by its folders, too: church/outdoor.
+        folders = {path: _folders_of(path) for path in self.leaves}
+        self.words = {folder: [path] for path, folder in folders.items() if folder}
+        self.words |= self.named | {path: [path] for path in self.below}
 
     def path(self, word: str) -> str:
         """The path of the one node that a word means: a class by name or id before any node by path, id or name.
@@ -87,6 +95,7 @@ class NodeNames:
         Raises:
             SelectionError: if there is no such node, with those of names near to it, or several.
         """
+        word = normal_name(word)
         if word in self.classes:
             return self.leaves[self.classes[word]]
         paths = self.words.get(word)
@@ -110,6 +119,44 @@ class NodeNames:
         """What to raise for a word that means no node."""
         near = did_you_mean(word, self.words) or f" It has {', '.join(list(self.classes)[:4])} …"
         return SelectionError(f"the tree has no class or node '{word}'.{near}")
+
+
+def normal_name(name: str) -> str:
+    """The name in Unicode's composed form (NFC), in which names are compared: macOS writes them decomposed.
+
+    Example:
+        >>> normal_name("E\\u0301pervier") == "\\u00c9pervier"
+        True
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def qualified_names(paths: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each class that is unique: its own or, where several share it, with its group in parentheses.
+
+    Example:
+        >>> qualified_names([("church", "outdoor"), ("market", "outdoor"), ("market", "indoor")])
+        ['outdoor (church)', 'outdoor (market)', 'indoor']
+    """
+    names = [path[-1] for path in paths]
+    for above in range(1, max(map(len, paths), default=1)):
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        if not shared:
+            break
+        for i, path in enumerate(paths):
+            if names[i] in shared and len(path) > above:
+                names[i] = f"{path[-1]} ({', '.join(path[-1 - above : -1])})"
+    changed = [name for name, path in zip(names, paths, strict=True) if name != path[-1]]
+    if changed:
+        log.info("folders of one name in several groups are classes with the group in parentheses: %s", some(changed))
+    return names
+
+
+def _folders_of(path: str) -> str:
+    """``church/outdoor`` of ``church/outdoor (church)``; nothing for a path without such a name."""
+    *above, name = path.split("/")
+    groups = name[name.rfind(" (") + 2 : -1].split(", ") if name.endswith(")") and " (" in name else []
+    return "/".join([*above, name[: name.rfind(" (")]]) if groups and above[-len(groups) :] == groups else ""
 
 
 def is_wordnet_id(text: str) -> bool:

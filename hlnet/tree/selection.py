@@ -18,6 +18,7 @@ from pathlib import Path
 from hlnet.errors import SelectionError, UsageError, one_line, some
 from hlnet.files import read_text
 from hlnet.tree.class_tree import ClassTree
+from hlnet.tree.nodes import normal_name
 
 log = logging.getLogger("hlnet")
 
@@ -39,7 +40,8 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
       where only one has it;
     - ``@file``: a text file with one selection a line; blank lines and lines that start with ``#`` do not count;
     - an original index (``281``) or an inclusive range of them (``281-285``), of which at least one must be present;
-      how many are not is told in the log ``hlnet``;
+      how many are not is told in the log ``hlnet``. Where both ends are names of classes, as in folders called 0 to 9,
+      the range is one of names;
     - a glob over names, ids and paths (``*terrier``, ``animal/*``).
 
     A minus before a term takes its classes away, wherever it stands (``animal -animal/dog``, ``animal,-@dull.txt``);
@@ -234,7 +236,7 @@ class _Selector:
             if isinstance(text, int):
                 yield str(text) if text < 0 else "", self.between(abs(text), abs(text), str(text))
                 continue
-            for term in self.split(text.strip()):
+            for term in self.split(normal_name(text.strip())):
                 minus = term if term.startswith("-") and term not in self.names.words else ""
                 name = term[1:].lstrip() if minus else term
                 if name.startswith("@") and name not in self.names.words:
@@ -279,6 +281,8 @@ class _Selector:
         if name in self.names.words:
             return self.names.below[self.names.path(name)]
         if match := _INDEX_OR_RANGE.fullmatch(name):
+            if numbers := self.named_between(match[1], match[2] or match[1]):
+                return numbers
             return self.between(int(match[1]), int(match[2] or match[1]), name)
         if any(sign in name for sign in "*?["):
             return self.matching(name)
@@ -286,16 +290,32 @@ class _Selector:
             raise SelectionError("a minus stands alone; it goes before a term, as in 'animal -animal/dog'")
         raise self.names.unknown(name)
 
+    def named_between(self, first: str, last: str) -> list[int]:
+        """Positions of the classes whose names are numbers in this range, where both its ends are names."""
+        classes = self.names.classes
+        if not (first in classes and last in classes):
+            return []
+        named = {int(name): i for name, i in classes.items() if name.isascii() and name.isdecimal()}
+        found = [i for number, i in sorted(named.items()) if int(first) <= number <= int(last)]
+        if found != self.indexed(int(first), int(last)):
+            log.info("range '%s-%s': the names of classes are meant, not their original indices", first, last)
+        return found
+
+    def indexed(self, first: int, last: int) -> list[int]:
+        """Positions of the classes whose original index lies in this range."""
+        start, end = bisect_left(self.by_index, (first, -1)), bisect_left(self.by_index, (last + 1, -1))
+        return [position for _, position in self.by_index[start:end]]
+
     def between(self, first: int, last: int, term: str) -> list[int]:
         if last < first:
             raise SelectionError(f"range '{term}' runs backwards; write '{last}-{first}'")
-        start, end = bisect_left(self.by_index, (first, -1)), bisect_left(self.by_index, (last + 1, -1))
-        if start == end:
+        found = self.indexed(first, last)
+        if not found:
             known = f"{self.by_index[0][0]}-{self.by_index[-1][0]}"
             raise SelectionError(f"no class has an original index in '{term}'; this tree's lie in {known}")
-        if absent := last + 1 - first - (end - start):
+        if absent := last + 1 - first - len(found):
             log.info("range '%s': the tree lacks %d of these %d indices", term, absent, last + 1 - first)
-        return [position for _, position in self.by_index[start:end]]
+        return found
 
     def matching(self, pattern: str) -> set[int]:
         fits = re.compile(translate(pattern)).fullmatch

@@ -220,7 +220,7 @@ ERRORS = """
 2 | eval {full} --data {photos} --cue-mod bias | --cue-mod & --cue-mode
 2 | predict {full} {photos}/val --out {root}/x.xlsx | x.xlsx & .csv, .jsonl or .txt
 2 | predict {full} {photos}/val --json --out {root}/x.csv | asks for csv, and --format for jsonl
-1 | predict {full} {root}/nothing.jpg | 1 of 1 images could not be read
+2 | predict {full} {root}/nothing.jpg | nothing.jpg
 """
 
 

@@ -388,8 +388,8 @@ REFUSED = """
 2 | {full} --classes cat --out e.safetensors --images {images} | --verify
 2 | {full} --classes cat --out e.safetensors --verify --images {empty} | empty' is a folder without images
 1 | {full} --classes cat --out e.safetensors --verify --images {images}/note.txt | note.txt
-1 | {full} --classes cat --out e.safetensors --verify --images {images}/no.png | no.png
-1 | {full} --each 1 --out many --verify --images {images} --images {images}/no.png | no.png
+2 | {full} --classes cat --out e.safetensors --verify --images {images}/no.png | no.png
+2 | {full} --each 1 --out many --verify --images {images} --images {images}/no.png | no.png
 2 | {full} --selections {groups} --out many --verify --images {images} --images {empty} | --images & empty'
 2 | {full} --classes cat --out e.safetensors --max-false-positive 0.01 | --max-false-positive & --calibrate
 2 | {full} --classes cat --dry-run --score energy --split val | --split, --score: only --calibrate
