@@ -42,7 +42,7 @@ def test_folder_is_its_images_in_order(root):
     ]
     assert sorted(found(root, str(root))) == sorted(IMAGES)
     assert found(root, root / "dogs", root / "a.jpg")[-1:] == ["a.jpg"]
-    with pytest.raises(UsageError, match="no file or folder 'nowhere.png'"):
+    with pytest.raises(UsageError, match=r"no file or folder 'nowhere\.png'"):
         image_files([root, "nowhere.png"])
 
 
