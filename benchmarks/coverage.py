@@ -3,7 +3,7 @@
     python benchmarks/coverage.py --data CIFAR runs/full runs/plain
 
 Temperature and thresholds come from the validation images (half of them each, as ``hlnet calibrate`` does), the figures
-from the test images. The commands in docs/experts.md train the two networks of docs/predict.md.
+from the test images. The commands in docs/only-some-classes.md train the two networks of docs/predict.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures on "none of these" in docs/experts.md: experts of one, two and five classes, and their controls.
+"""The figures on "none of these" in docs/none-of-these.md: experts of one, two and five classes, and their controls.
 
     python benchmarks/rejection.py --data IMAGEWOOF --unseen IMAGENETTE RUN [RUN ...]
 
