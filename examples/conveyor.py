@@ -1,9 +1,9 @@
-"""Five parts on a conveyor: one network knows ten parts, today's line carries five, and strangers must be reported.
+"""Five parts on a conveyor: a network of ten parts, an expert for today's five, and "none of these" for all others.
 
     python examples/conveyor.py
 
-Everything is made here: drawings of ten kinds of parts, a network trained on them (a minute on one core), an expert for
-today's five, a threshold for "none of these", and a belt on which now and then something else lies.
+The script makes everything: drawings of ten kinds of parts, a network trained on them (a minute on one core), an expert
+for today's five, a threshold for "none of these", and a belt that sometimes carries another part.
 """
 
 import argparse
@@ -103,16 +103,16 @@ data = {
 }
 settings = hlnet.TrainConfig(epochs=args.epochs, batch_size=32, lr=2e-3, workers=0)
 history = hlnet.train(net, data["train"], data["val"], settings, device="cpu")
-print(f"ten parts: {100 * max(epoch.val_top1 for epoch in history):.1f} % of the validation images are right")
+print(f"ten parts: {100 * max(epoch.val_top1 for epoch in history):.1f} % top-1 on validation images")
 
-# Today's five: cut, and let the expert say "none of these", wrongly accepting at most 5 % of strangers.
+# Cut an expert for today's five. Fit its threshold for "none of these": accept at most 5 % of other parts.
 expert = hlnet.cut_expert(net, TODAY)
 prepare = hlnet.eval_transform(expert.transform)
 known = hlnet.TreeData(hlnet.load_data(folder, "val"), expert.tree, prepare, outside=True)
 hlnet.calibrate(expert, known, max_false_positive=0.05)
-hlnet.save_checkpoint(expert, folder / "today.safetensors")  # the threshold travels with it
+hlnet.save_checkpoint(expert, folder / "today.safetensors")  # with the threshold
 
-# The belt.
+# Run the belt.
 fast = hlnet.optimize(hlnet.load_checkpoint(folder / "today.safetensors"))
 belt = [folder / "test" / name / f"{generator.integers(30)}.png" for name in generator.choice(TREE.classes, 12)]
 for found in hlnet.predict(fast, belt, top=1):
@@ -124,5 +124,5 @@ fresh = hlnet.TreeData(hlnet.load_data(folder, "test"), expert.tree, prepare, ou
 measured = hlnet.evaluate(fast, fresh, hlnet.loader(fresh, 50)).detection
 print(
     f"of 150 fresh images of today's parts {100 * measured.own_accepted:.0f} % are accepted, "
-    f"of as many strangers {100 * measured.outside_accepted:.0f} % (asked for: 5)"
+    f"of 150 images of other parts {100 * measured.outside_accepted:.0f} % (at most 5 requested)"
 )

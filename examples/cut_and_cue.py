@@ -7,7 +7,7 @@ import torch
 
 import hlnet
 
-# A tree: inner nodes are mappings, classes are names with their index in the data set.
+# A tree: inner nodes are mappings; classes are names with their index in the data set.
 tree = hlnet.ClassTree.from_nested(
     {
         "round": {"closed": {"0": 0, "6": 6, "8": 8, "9": 9}, "open": {"2": 2, "3": 3, "5": 5}},
@@ -27,12 +27,12 @@ val_data = hlnet.TreeData(hlnet.load_data("digits", "val"), tree, hlnet.eval_tra
 hlnet.train(net, train_data, val_data, hlnet.TrainConfig(epochs=3, lr=2e-3, workers=0), device="cpu")
 print("full network:", hlnet.evaluate(net, val_data, hlnet.loader(val_data, 60)).neutral.top1)
 
-# Cut: only the paths of these classes; their logits stay as they are.
+# Cut: keep only the branches of these classes. Their logits do not change.
 expert = hlnet.cut_expert(net, "round/closed")
 print("expert for", expert.tree.classes, "- largest change of a logit:", hlnet.verify_expert(expert, net))
 hlnet.save_checkpoint(expert, "closed.safetensors")
 
-# Cue: somebody says "eight"; scale the features of that branch.
+# Cue: outside information says "eight"; scale the features of that branch.
 images, labels = next(iter(hlnet.loader(val_data, 8)))
 eight = torch.full((8,), tree.classes.index("8"))
 with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A sound narrows what the camera looks for: on "meow", a network of 1000 classes becomes one of five house cats.
+"""A sound selects the classes: on "meow", only the five house cats of a network of 1000 classes run.
 
     python examples/meow.py                                       # untrained weights: the costs are right, labels not
     python examples/meow.py --model imagenet.safetensors --image photo.jpg --sound meow
@@ -25,26 +25,28 @@ else:
     torch.manual_seed(0)
     net = hlnet.create_model("n3hl_convnextv2_tiny", tree="preset:imagenet1k").eval()
 
-# The nodes that it speaks of: by their names, a table of common sounds, and WordNet where that is installed.
+# The nodes that the words name: by the names of nodes, a table of common sounds, and WordNet if it is installed.
 heard = hlnet.cues_from_text(args.sound, net.tree)
 if not heard:
     parser.error(f"nothing in the tree is known to sound like '{args.sound}'")
 selection = ",".join(cue.node for cue in heard)
 print(f"'{args.sound}' means {selection}")
 
-# What listening saves. The same as `hlnet profile MODEL --classes "other mammal/house cats"`.
+# The saving. The same as `hlnet profile MODEL --classes "other mammal/house cats"`.
 costs = hlnet.profile(net.config, net.tree, net.transform, classes=selection)
 for name, cost in (("plain", costs.plain), ("full", costs.full), ("expert", costs.expert)):
     print(f"{name:>6}: {cost.classes:4} classes, {cost.params / 1e6:7.3f} M parameters, {cost.gmacs:6.3f} GMACs")
 
-# On a small device, keep the expert alone; where sounds come and go, let the loaded network serve a part of itself.
+# On a small device, keep only the expert. If sounds change, select classes of the loaded network at run time.
 image = open_image(args.image) if args.image else None
 batch = hlnet.eval_transform(net.transform)(image)[None] if image else torch.randn(1, *net.transform.input_size)
 expert = hlnet.cut_expert(net, selection)
-listening = hlnet.optimize(net).select(selection)
+selected = hlnet.optimize(net).select(selection)
 with torch.inference_mode():
-    cut, chosen = expert(batch)[0], listening(batch)[0]
-print("largest difference between the cut expert and the network that listens:", float((cut - chosen).abs().max()))
+    cut, run = expert(batch)[0], selected(batch)[0]
+print(
+    "largest difference between the cut expert and the network with selected classes:", float((cut - run).abs().max())
+)
 if args.image:
-    for share, name in sorted(zip(cut.softmax(0).tolist(), expert.tree.classes, strict=True), reverse=True)[:3]:
-        print(f"{100 * share:6.2f} %  {name}")
+    for probability, name in sorted(zip(cut.softmax(0).tolist(), expert.tree.classes, strict=True), reverse=True)[:3]:
+        print(f"{100 * probability:6.2f} %  {name}")

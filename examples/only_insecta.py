@@ -1,9 +1,9 @@
-"""Only Insecta: an ecologist's trap needs 27 of ImageNet's 1000 classes, on a small computer.
+"""Only Insecta: cut 27 of ImageNet's 1000 classes for an insect trap with a small computer.
 
     python examples/only_insecta.py                                # untrained weights: the costs are right, labels not
     python examples/only_insecta.py --model imagenet.safetensors   # a trained one, or hf-hub:owner/name
 
-With a trained network, one command does it:
+With a trained network, one command does the same:
 
     hlnet make-expert imagenet.safetensors --classes @examples/insecta.txt --out insecta.safetensors --verify
 """

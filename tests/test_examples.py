@@ -56,4 +56,4 @@ def test_only_insecta(run, tmp_path):
 
 def test_conveyor(run):
     said = run("conveyor", "--epochs", 1)
-    assert said.count(" on the belt: ") == 12 and "of as many strangers" in said
+    assert said.count(" on the belt: ") == 12 and "images of other parts" in said

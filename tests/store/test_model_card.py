@@ -337,5 +337,5 @@ def test_card_is_the_same_each_time():
 def test_card_tells_what_coverage_is_fitted_to():
     fitted = PathConformal(thresholds=(0.2, 0.3), images=500, data="photos (val)")
     text = make_model_card(full(conformal=fitted)).text
-    assert "hold as often as asked for images like the\n  500 of `photos (val)` that" in text
+    assert "answers as often right as requested for images like the\n  500 of `photos (val)` that" in text
     assert "coverage" not in make_model_card(full()).text
