@@ -111,7 +111,7 @@ import sys
 from typer.testing import CliRunner
 from hlnet.cli.main import app
 result = CliRunner().invoke(app, ["--help"])
-assert result.exit_code == 0 and "Train a network." in result.output
+assert result.exit_code == 0 and "Train one classifier" in result.output
 sys.exit("imported" if "pydantic" in sys.modules else 0)
 """
     run("-c", script)

@@ -18,9 +18,9 @@ def app(
 ) -> None:
     """Open an interactive page: drop an image, cue and cut nodes, and watch what changes.
 
-    Click nodes of the tree to cue them or cut them away; the page shows the classes' logits and probabilities, what the
-    network costs, and what its branches see, before and after. Serves this machine only, without any request to
-    another one, until Ctrl-C; writes nothing.
+    Click nodes of the tree to cue them or to cut them. The page shows logits and probabilities, the cost of the
+    network, and the feature maps of branches, before and after. Serves only this machine and sends no request to
+    another one. Ctrl-C stops it. Writes nothing.
 
     **Examples**
 

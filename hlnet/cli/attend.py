@@ -32,13 +32,14 @@ def attend(
     ],
     split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = "val",
     plain: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A plain network of the same classes, cued by bias and scale.")
+        str | None,
+        typer.Option(metavar="MODEL", help="A plain network of the same classes as a baseline, with bias and scale."),
     ] = None,
     reliability: Annotated[
-        float, typer.Option(help="How often cues are right, between 0 and 1: what the stored setting is for.")
+        float, typer.Option(help="How often cues are right, between 0 and 1; --save stores the best setting for this.")
     ] = 0.9,
     wrong_cue: Annotated[
-        WrongCue, typer.Option(help="What wrong cues name where strengths are chosen; frontiers show all three.")
+        WrongCue, typer.Option(help="Kind of wrong cues for which strengths are chosen; the frontiers show all three.")
     ] = "random",
     cue_level: Annotated[
         int | None, typer.Option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
@@ -47,10 +48,10 @@ def attend(
     save: Annotated[
         bool,
         typer.Option(
-            "--save", help="Store the best setting, and the temperature of its probabilities, in MODEL's own file."
+            "--save", help="Store the best setting and the temperature of the probabilities in MODEL's own file."
         ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Store it in a copy of MODEL: a .safetensors file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Store them in a copy of MODEL: a .safetensors file.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the frontiers: .png, .svg or .pdf.")] = None,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
@@ -60,13 +61,15 @@ def attend(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Report what cues give and cost: by gain, bias and scale, right and wrong, beside a plain network.
+    """Measure how much correct cues help and wrong cues hurt, for each mechanism.
 
-    Strengths are chosen on one half of the images and judged on the other. Labels say what a right cue is, so the
-    figures are those of an oracle that errs as often as stated; every one under right cues has the one under wrong cues
-    beside it. --save or --out stores the best setting, which --attention-signal auto then takes.
+    A cue is outside information about the class of an image, such as a sound. Three mechanisms act on it: a gain scales
+    features, a bias shifts logits, a scale multiplies logits. The report has accuracy by strength and by reliability,
+    always under correct and under wrong cues, and for a --plain network as a baseline.
 
-    Reads a network and labelled images; writes only what --save, --out and --picture name.
+    Cues come from the labels (an oracle that errs as often as stated). Strengths are chosen on one part of the images;
+    the figures come from another part. --save or --out stores the best setting for --attention-signal auto. Writes only
+    the files of --save, --out and --picture.
 
     **Examples**
 

@@ -20,7 +20,7 @@ def calibrate(
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
     split: Annotated[
-        options.Split, typer.Option(help="Which part of the data; not one that it was trained on.")
+        options.Split, typer.Option(help="Which part of the data; not one that the network was trained on.")
     ] = "val",
     out: Annotated[
         Path | None, typer.Option(help="The .safetensors file to write; default: MODEL's own file, in one step.")
@@ -31,12 +31,12 @@ def calibrate(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Fit a network's probabilities to labelled images: they then come true as often as they say.
+    """Calibrate a network's probabilities on labelled images, so that 80 % means right 80 % of the time.
 
-    Fits the temperature by which logits are divided, and the thresholds that predict --coverage goes by. Half of the
-    images, drawn by chance, serve the one, half the other; at least 19 for a coverage of 0.95, 99 for 0.99, in each.
-    Images of classes that the network does not have are left out: with those, make-expert --calibrate fits "none of
-    these", which stays as it is. Weights do not change. A cut of the network, or training, drops what was fitted.
+    Fits two things: the temperature that divides the logits, and the thresholds of predict --coverage. A random half of
+    the images fits each; each half needs at least 19 images for a coverage of 0.95, 99 for 0.99. Weights and "none of
+    these" do not change. A cut of the network, and training, drop the fit. Images of classes that the network does not
+    have are left out; make-expert --calibrate uses them to fit "none of these".
 
     **Examples**
 

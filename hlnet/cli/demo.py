@@ -17,7 +17,7 @@ def demo(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """See everything once, on embedded handwritten digits, in about a minute.
+    """Run everything once on embedded handwritten digits: train, cut, measure, cue.
 
     Builds a tree by clustering, trains, cuts an expert, counts, times, cues; needs no data and no network. Writes a
     folder with the networks, pictures and report.html.

@@ -91,21 +91,21 @@ def evaluate(
     dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
-    """Measure accuracy: top-1, top-5, by class and by the tree; calibration; "none of these"; and what cues do.
+    """Measure accuracy by class and by the tree, calibration, "none of these", and the effect of cues.
 
-    Reads full, expert or plain networks and labelled images; writes nothing but --roc and --confusion. Images of
-    classes that the network does not have are left out of the accuracy, and counted. With --classes, only these classes
-    compete: for a full or plain network, that is the control beside an expert; --beside puts such controls into the
-    same table. --compare and --baseline add a paired test: the difference with its interval, and McNemar's p.
+    Reads full, expert or plain networks and labelled images; writes only --roc and --confusion. Images of classes that
+    the network does not have are counted and left out of the accuracy. With --classes, only these classes compete: so a
+    full or plain network is the control of an expert. --beside adds such controls to the same table. --compare and
+    --baseline add a paired test: the difference with its interval, and McNemar's p.
 
-    By the tree: how high up answer and truth meet (LCA height, 0 where right), precision, recall and F over the nodes
-    on their paths, accuracy at each level, and whether the likeliest nodes of all levels lie on one path.
+    By the tree: the height of the lowest common ancestor of answer and class (0 if right), precision, recall and F over
+    the nodes on their paths, accuracy at each level, and whether the likeliest nodes of all levels lie on one path.
 
-    Images of other classes are run where there is something to ask them: for a network that holds a threshold
-    (make-expert --calibrate), with one class only, or with --score. Any other folder of the data holds such images.
+    Images of other classes (any other folder of the data) run only for a network with a threshold (make-expert
+    --calibrate), for one with a single class, or with --score.
 
-    Cues: --attention-signal 1.8 scales the features of each image's own class, as in the paper. Where no --cues file
-    names them, they come from the labels, an oracle, so the same table says what they do when all are wrong.
+    Cues: --attention-signal 1.8 scales the features of each image's own class, as in the paper. Without a --cues file,
+    cues come from the labels (an oracle), so the same table also shows their effect if all are wrong.
 
     **Examples**
 

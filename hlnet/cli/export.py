@@ -51,9 +51,9 @@ def export(
 ) -> None:
     """Export a network to ONNX, torch.export, OpenVINO or ExecuTorch.
 
-    The file holds classes, tree and transform, takes images in 0..1 and normalises them itself. Its logits are compared
-    with torch's; where they differ, nothing is written. The packages come with the extras hlnet[onnx], hlnet[openvino]
-    and hlnet[executorch].
+    The file holds classes, tree and transform. It takes images in 0..1 and normalises them itself. Its logits are
+    compared with PyTorch's; if they differ, nothing is written. The extras hlnet[onnx], hlnet[openvino] and
+    hlnet[executorch] install the packages.
 
     **Examples**
 

@@ -23,7 +23,7 @@ def graft(
         str,
         typer.Option(
             metavar="NEW",
-            help="The new classes, as the data call them, between commas; FOLDER=NAME gives one another name.",
+            help="Class folders of the data to add, between commas; FOLDER=NAME gives a class another name.",
         ),
     ],
     data: Annotated[
@@ -34,26 +34,26 @@ def graft(
         list[str] | None,
         typer.Option(
             metavar="NODE",
-            help="The inner node they hang under (animal/dog; / is the trunk), or NAME=NODE for one of them; may come "
-            "again. Default: where each fits best.",
+            help="Parent of the new classes (animal/dog; / is the trunk), or NAME=NODE for one of them; repeatable. "
+            "Default: where each fits best.",
             show_default=False,
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     lr: Annotated[float, typer.Option(help="Learning rate at the top of the schedule.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
-    views: Annotated[int, typer.Option(min=1, help="How often, augmented anew, the network sees each image.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 32,
+    views: Annotated[int, typer.Option(min=1, help="Augmented views of each training image.")] = 4,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     data_root: options.DataRoot = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Add classes to a trained network: train their branches alone; nothing old changes.
+    """Add classes to a trained network: train only the branches of the new classes.
 
-    Takes a full network or an expert, and labelled images. Those of the network's own classes teach the new ones what
-    they are not, and show what becomes of the old ones' accuracy. Writes a checkpoint whose old logits are proven to be
-    the old network's.
+    The old weights and the old logits do not change; this is checked, and otherwise nothing is written. Needs a full
+    network or an expert, and labelled images of the new classes and of old ones. Images of old classes teach the new
+    branches what they are not, and show how the accuracy of the old classes changes.
 
     **Examples**
 

@@ -31,7 +31,7 @@ from hlnet.version import __version__
 
 app = typer.Typer(
     name="hlnet",
-    help="Hierarchy-aware image classifiers that can be cut, cued and costed.",
+    help="Train one image classifier for all your classes; cut out smaller, faster ones for some of them.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -67,7 +67,7 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
 ) -> None:
-    """Hierarchy-aware image classifiers that can be cut, cued and costed."""
+    """Train one image classifier for all your classes; cut out smaller, faster ones for some of them."""
     from hlnet.cli.shared import output
 
     output.show_log()

@@ -23,36 +23,39 @@ def make_expert(
     ] = None,
     each: Annotated[
         int | None,
-        typer.Option(min=1, metavar="LEVEL", help="An expert for each node of a level; 1 is nearest to the trunk."),
+        typer.Option(
+            min=1, metavar="LEVEL", help="Make an expert for each node of a level; 1 is nearest to the trunk."
+        ),
     ] = None,
     selections: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file of named selections: an expert for each.")
+        Path | None, typer.Option(help="YAML or JSON file of named selections; make an expert for each.")
     ] = None,
     under: Annotated[
         str | None,
         typer.Option(
-            metavar="BUDGET", help="Write only what keeps to 15M, 4.2GMAC or 40MB; without --out, tell what does."
+            metavar="BUDGET",
+            help="Write only experts within 15M, 4.2GMAC or 40MB; without --out, list the nodes whose experts fit.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would stay and what it costs; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would stay, and its cost; write nothing.")
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Prove that the kept weights are the full network's, and on random images that the logits are.",
+            help="Check that the kept weights are the full network's, and that the logits are, on random images.",
         ),
     ] = False,
     images: Annotated[
         list[Path] | None,
-        typer.Option(help="Image to --verify on instead, or folder of them; may be given several times."),
+        typer.Option(help="Image to --verify on instead of random ones, or a folder of images; repeatable."),
     ] = None,
     calibrate: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images of its own and of other classes: fit when it says 'none of these', and its temperature.",
+            help="Images of its own and of other classes: fit the threshold of 'none of these', and the temperature.",
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
@@ -64,7 +67,7 @@ def make_expert(
     score: Annotated[
         options.Score | None,
         typer.Option(
-            help="What tells own images from others; default: probability after --loss bce, else energy.",
+            help="Score that separates own images from others; default: probability after --loss bce, else energy.",
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
@@ -74,11 +77,12 @@ def make_expert(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Cut an expert: keep only the wanted classes' paths.
+    """Cut a smaller, faster network for some of the classes out of a trained one; no data, no training.
 
-    Out of a full network or another expert. Reads only the rows that it keeps; no training. Writes a checkpoint that
-    every command takes; of several experts, a folder of them. From hf-hub: only the needed bytes are fetched, but for
-    --verify, --each and --selections the whole file.
+    The result is an expert: it keeps the trunk and the branches of --classes, and its logits are those of MODEL. MODEL
+    is a full network or another expert. Writes a checkpoint that every command takes; for several experts, a folder of
+    them. Reads only the selected rows. From hf-hub: it fetches only their bytes; for --verify, --each and --selections,
+    the whole file. --calibrate also fits when the expert answers "none of these".
 
     **Examples**
 

@@ -20,9 +20,8 @@ def merge(
 ) -> None:
     """Merge experts: one network with the classes of all of them.
 
-    Experts of one network give bit for bit what cutting the union directly would have given. Networks with another
-    parent are refused, unless they stand on bitwise the same trunk and contradict each other nowhere. No image, no
-    training.
+    The result is bit for bit the expert of the union of their classes; no images, no training. Experts of different
+    networks are refused, unless their trunks are bitwise the same and no common node has different weights.
 
     **Examples**
 

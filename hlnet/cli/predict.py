@@ -77,16 +77,16 @@ def predict(
 ) -> None:
     """Label images: the path down the tree, with the probability of each node on it.
 
-    "animal 0.99 / cat 0.97 / tabby 0.41": a node's probability is the sum over the classes under it, a class's its
-    share among the network's own. With --min-confidence or --coverage, the answer ends at the node down to which the
-    network is sure. A network that holds a threshold (make-expert --calibrate) says "none of these" of images that
-    score below it; one that has a single class and no threshold gives its score.
+    "animal 0.99 / cat 0.97 / tabby 0.41": the probability of a node is the sum over the classes under it. With
+    --min-confidence or --coverage, the answer stops at the last node that is certain enough. A network with a threshold
+    (make-expert --calibrate) answers "none of these" for images that score below it. A network of a single class
+    without a threshold prints its score.
 
-    What is known from outside goes in as cues: --cue, --text, a file of --cues for single images, a --prior. With
-    reliabilities they shift logits by Bayes' rule, with factors they scale features.
+    Cues are outside information about the class: --cue, --text, a file of --cues for single images, a --prior. Cues
+    with a reliability shift logits by Bayes' rule; cues with a factor scale features.
 
-    Images are found, read and answered one after the other, in order, however many there are. One that cannot be read
-    is reported and does not end the run, but the exit code is then 1. Several processes share them:
+    Images are read and answered one after the other, in order, however many there are. An image that cannot be read is
+    reported and does not stop the run; the exit code is then 1. Several processes share the images:
     torchrun --nproc-per-node 2 -m hlnet predict MODEL photos --out answers.csv.
 
     **Examples**

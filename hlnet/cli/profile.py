@@ -46,7 +46,7 @@ def profile(
     dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
-    """Count and time a network: plain, full and expert side by side.
+    """Count parameters and operations, and measure latency: plain, full and expert network.
 
     Parameters, multiply-accumulates (by fvcore), bytes and latency, by level. Writes nothing.
 

@@ -58,9 +58,9 @@ def show(
 ) -> None:
     """Show what branches see in a few images, and what cues change.
 
-    Writes one HTML page that needs no network, and its pictures as PNG: feature maps of branches, as in the paper's
-    Fig. 4; with --cam, where the evidence for classes is; with --cue, probabilities and the cued branch, without a cue
-    and under each. What is compared is on one scale.
+    Writes one HTML page that loads nothing from the internet, and its pictures as PNG: feature maps of branches, as in
+    the paper's Fig. 4; with --cam, class activation maps; with --cue, probabilities and the cued branch, without and
+    with each cue. Maps of one level share a scale.
 
     **Examples**
 

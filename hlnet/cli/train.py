@@ -50,12 +50,16 @@ class TrainCommand(TyperCommand):
 
 
 def train() -> None:
-    """Train a network.
+    """Train one classifier for all classes of a tree; make-expert cuts smaller ones out of it later.
 
-    Settings come from a recipe (--config), and options replace them; without a recipe, the defaults below hold. Writes
-    a run folder: best.safetensors, last.safetensors, metrics.csv, curves.png, model/ with a model card, last.ckpt to
-    --resume from, and config.toml to repeat the run from. Ctrl-C saves and ends. For several processes put
-    `accelerate launch -m` or `torchrun --nproc-per-node N -m` before hlnet; DATA and options stay the same.
+    Needs labelled images (DATA) and a class tree (--tree; hlnet build-tree makes one). The early stages of a timm model
+    (--backbone) are the trunk, which all classes share; each node of the tree gets a small block of its own.
+
+    Settings come from a recipe (--config), and options override them; without a recipe, the defaults below hold. Writes
+    a run folder, which every command takes as MODEL: best.safetensors, last.safetensors, metrics.csv, curves.png,
+    model/ with a model card, last.ckpt to --resume from, and config.toml to repeat the run from. Ctrl-C saves and
+    stops. For several processes put `accelerate launch -m` or `torchrun --nproc-per-node N -m` before hlnet; DATA and
+    options stay the same.
 
     **Examples**
 
@@ -76,7 +80,7 @@ def _run(
         _option("Run", "Recipe to start from: a shipped one's name, a TOML file, or an earlier run's config.toml."),
     ] = None,
     list_recipes: Annotated[bool, _option("Run", "List the shipped recipes and stop.", "--list-recipes")] = False,
-    resume: Annotated[bool, _option("Run", "Go on where the run in OUT stopped.", "--resume")] = False,
+    resume: Annotated[bool, _option("Run", "Resume the run in OUT.", "--resume")] = False,
     overwrite: Annotated[bool, _option("Run", "Replace the run that OUT holds.", "--overwrite")] = False,
     save_minutes: Annotated[
         float, _option("Run", "Save the state at least this often, and after each epoch.", min=0.0, show_default="10")
@@ -86,7 +90,7 @@ def _run(
     cache_dir: Annotated[
         Path | None, _option("Trunk", "Keep cached features in files here, for later runs too; default: in memory.")
     ] = None,
-    cache_size: Annotated[str | None, _option("Trunk", "Most that these files may take: 500MB, 20GB …")] = None,
+    cache_size: Annotated[str | None, _option("Trunk", "Size limit of these files: 500MB, 20GB …")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default=False)] = None,
     device: options.Device = "auto",
     as_json: options.Json = False,

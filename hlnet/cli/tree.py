@@ -40,7 +40,7 @@ def show(
 ) -> None:
     """Print a tree, and draw it; with --classes, the paths of that expert are marked.
 
-    Reads a tree; writes the pictures that are asked for.
+    Reads a tree; writes the requested pictures.
 
     **Examples**
 
@@ -85,9 +85,9 @@ def check(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what is odd about a tree, and what a network on it will cost, before any training.
+    """Report problems of a tree, and the cost of a network with it, before you train.
 
-    Reads a tree; writes nothing. A tree with oddities is a tree all the same: the exit code is 0.
+    Reads a tree; writes nothing. Such problems are no errors: the exit code is 0.
 
     **Examples**
 
@@ -129,8 +129,8 @@ def compare(
 ) -> None:
     """Compare two trees on the classes that they share.
 
-    The Robinson-Foulds distance counts the groups of classes that only one of them has; the cophenetic correlation asks
-    whether classes that are close in one are close in the other. Reads two trees; writes nothing.
+    The Robinson-Foulds distance counts the groups of classes that only one of the trees has. The cophenetic correlation
+    says whether classes that are close in one tree are close in the other. Reads two trees; writes nothing.
 
     **Examples**
 
