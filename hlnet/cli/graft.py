@@ -67,7 +67,7 @@ def graft(
     from hlnet.expert.graft import graft_config
     from hlnet.files import check_writable
     from hlnet.model.base import require_branches
-    from hlnet.model.cost import network_cost
+    from hlnet.model.cost import network_cost, plain_cost
     from hlnet.model.hierarchical import HierarchicalNet
     from hlnet.store.checkpoint import read_header, save_checkpoint
     from hlnet.store.locate import locate_model
@@ -127,6 +127,7 @@ def graft(
             and report.old_before - report.old_after > 0.1
         ):
             output.hint("warning: the new classes win too often; train longer (--epochs), or give more old images")
+        output.hint_at_cost(after, plain_cost(grown.config, grown.num_classes, grown.transform.input_size))
         output.hint("fit: of the old network's probability, what classes under that node have on images of the new one")
         _show_change(report, before, after)
         difference = f"largest difference {report.max_logit_difference:.1g}, float64"

@@ -96,24 +96,29 @@ def _run(
     as_json: options.Json = False,
 ) -> None:
     from hlnet.cli.shared import output
-    from hlnet.store.hub import write_model_folder
-    from hlnet.store.names import MODEL_FOLDER
     from hlnet.training.run_config import shipped_recipes
-    from hlnet.training.run_parts import build_network, load_run_data
-    from hlnet.training.state import summary
-    from hlnet.tree.io import read_tree
 
     if list_recipes:
         output.show_table("Recipes", ["name", "what for"], [[name, text] for name, text in shipped_recipes().items()])
         return
     if out is None:
         raise UsageError("--out is needed: the run folder to write")
+    from hlnet.model.cost import network_cost, plain_cost
+    from hlnet.model.hierarchical import NetworkConfig
+    from hlnet.store.hub import write_model_folder
+    from hlnet.store.names import MODEL_FOLDER
+    from hlnet.training.run_parts import build_network, load_run_data
+    from hlnet.training.state import summary
+    from hlnet.tree.io import read_tree
+
     run, tree = _read_run(config, given, out, resume, overwrite)
     limit = options.byte_size(cache_size, "--cache-size")
     chosen = options.pick_device(device)
     others = int(os.environ.get("RANK", "0")) > 0  # of several processes, one speaks
     with output.quiet(others):
         net = build_network(run, read_tree(tree))
+        if isinstance(net.config, NetworkConfig):
+            output.hint_at_cost(network_cost(net), plain_cost(net.config, net.num_classes, net.transform.input_size))
         data = load_run_data(run, net)
         how = {"save_minutes": save_minutes, "cache_dir": cache_dir, "cache_size": limit, "log_with": log_with}
         started = time.perf_counter()

@@ -124,6 +124,8 @@ def train_transform(
         "scale": scale,
         "hflip": hflip,
         "color_jitter": 0.0,
+        "re_prob": reprob,
+        "re_mode": "pixel",
     }
     try:
         return _Prepare(settings)

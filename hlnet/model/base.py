@@ -120,6 +120,11 @@ class TrainableNetwork(Network):
     def trunk_names(self) -> set[str]:
         """Names, within ``trunk_module``, of the tensors that belong to the trunk."""
 
+    @property
+    def pretrained_names(self) -> set[str]:
+        """Names, within ``trunk_module``, of the tensors that pretrained weights fill."""
+        return self.trunk_names
+
     @abstractmethod
     def freeze_trunk(self, frozen: bool = True) -> None:
         """Train only what lies behind the split point. Or undo that."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Self
 
@@ -40,8 +39,7 @@ class PlainNet(TrainableNetwork):
     Args:
         config: its backbone and split point.
         tree: names and order of the classes; its inner nodes do not matter here.
-        pretrained: fetch timm's pretrained weights for the stages up to the split point; as in a
-            :class:`HierarchicalNet`, what lies behind starts from random ones.
+        pretrained: fetch timm's pretrained weights; only the classifier starts from random ones.
 
     Raises:
         BackboneError: if the backbone is unknown or has no such split point.
@@ -58,13 +56,12 @@ class PlainNet(TrainableNetwork):
 
     def __init__(self, config: PlainConfig, tree: ClassTree, pretrained: bool = False) -> None:
         super().__init__()
-        with nullcontext() if pretrained else torch.device("meta"):  # without weights, only its names are wanted
-            trunk = Trunk(config.backbone, config.split_point, pretrained, config.backbone_args)
+        with torch.device("meta"):  # only its names are wanted
+            trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
         self._trunk_names = set(trunk.model.state_dict())
         self._stage = trunk.stage
-        self.model = create_backbone(config.backbone, config.backbone_args | {"num_classes": len(tree.classes)})
-        if pretrained:
-            self.model.load_state_dict(trunk.model.state_dict(), strict=False)
+        arguments = config.backbone_args | {"num_classes": len(tree.classes)}
+        self.model = create_backbone(config.backbone, arguments, pretrained)
         self.config = config.model_copy(update={"split_point": trunk.split_point})
         self.tree = tree
         self.transform = InputTransform.of(self.model, config.backbone_args)
@@ -124,6 +121,13 @@ class PlainNet(TrainableNetwork):
     def trunk_names(self) -> set[str]:
         """Names, within ``trunk_module``, of the tensors that belong to the trunk."""
         return self._trunk_names
+
+    @property
+    def pretrained_names(self) -> set[str]:
+        """Names, within ``trunk_module``, of all tensors but the classifier's."""
+        named = getattr(self.model, "default_cfg", {}).get("classifier") or ()
+        classifiers = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+        return {name for name in self.model.state_dict() if not name.startswith(classifiers)}
 
     def no_weight_decay(self) -> set[str]:
         """Names of what the backbone exempts from weight decay, for timm's optimizers."""

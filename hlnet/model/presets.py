@@ -51,8 +51,9 @@ def create_model(
         pretrained: fetch timm's pretrained weights for the trunk.
         num_classes: with ``phl_*`` and no tree, builds that many private chains; otherwise it must agree with the tree.
         **overrides: fields of :class:`NetworkConfig` (``split_point``, ``block``, ``widths``, ``strides``,
-            ``backbone_args``). Without a preset, widths halve from level to level down to 32 (64 for ConvNeXt blocks)
-            and the last level has stride 2.
+            ``backbone_args``). Without a preset, widths follow from the C channels of the trunk's output: level 1 has
+            C / 8, at least 32 (2 C / 3 for ConvNeXt blocks), and each level half of the one above, at least 16, in
+            multiples of 8. The last level has stride 2.
 
     Raises:
         UsageError: if the tree is missing or does not fit, or a field is wrong.
@@ -60,7 +61,7 @@ def create_model(
 
     Example:
         >>> create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]}).config.widths
-        (64, 32)
+        (32, 16)
     """
     from hlnet.model.hierarchical import HierarchicalNet
 
@@ -97,7 +98,7 @@ def network_config(name: str, levels: int, **overrides: Any) -> NetworkConfig:
     if unknown := set(given) - set(NetworkConfig.model_fields):
         field = min(unknown)
         raise UsageError(f"a network has no setting '{field}'.{did_you_mean(field, NetworkConfig.model_fields)}")
-    fields = PRESETS.get(name) or _general_form(name, levels, given.get("block"))
+    fields = PRESETS.get(name) or _general_form(name, levels, given)
     try:
         return NetworkConfig(**{**fields, **given})
     except ValidationError as error:
@@ -120,15 +121,17 @@ def register_with_timm(_timm: Any = None) -> None:
 # ---------------------------------------------------------------------- helpers
 
 
-def _general_form(backbone: str, levels: int, block: str | None) -> dict[str, Any]:
-    block = block or ("convnext" if backbone.startswith("convnext") else "bottleneck")
-    narrowest = 64 if block == "convnext" else 32
-    return {
-        "backbone": backbone,
-        "block": block,
-        "widths": tuple(narrowest * 2 ** (levels - 1 - level) for level in range(levels)),
-        "strides": (1,) * (levels - 1) + (2,),
-    }
+def _general_form(backbone: str, levels: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's proportions for any trunk: ResNet50's 1024 channels give widths of 128, 64 and 32."""
+    block = given.get("block") or ("convnext" if backbone.startswith("convnext") else "bottleneck")
+    widths = given.get("widths")
+    if widths is None:
+        from hlnet.model.trunk import trunk_channels
+
+        channels = trunk_channels(backbone, given.get("split_point"), given.get("backbone_args"))
+        first = max(32, 2 * channels // 3 if block == "convnext" else channels // 8)
+        widths = tuple(max(16, (first >> level) // 8 * 8) for level in range(levels))
+    return {"backbone": backbone, "block": block, "widths": widths, "strides": (1,) * (levels - 1) + (2,)}
 
 
 def _as_tree(name: str, tree: Any, num_classes: int | None) -> ClassTree:

@@ -42,6 +42,9 @@ class InputTransform(BaseModel):
             model: the timm model.
             backbone_args: what it was built with; its ``img_size`` (one side, or height and width) and ``in_chans`` go
                 before the model's defaults.
+
+        Raises:
+            UsageError: for ``in_chans`` other than 1 and 3.
         """
         given = backbone_args or {}
         found = resolve_data_config({}, model=model)
@@ -49,6 +52,8 @@ class InputTransform(BaseModel):
         if size := given.get("img_size"):
             height, width = (size, size) if isinstance(size, int) else size
         channels = given.get("in_chans", channels)
+        if channels not in (1, 3):
+            raise UsageError(f"in_chans {channels}: images have 3 channels, or 1 for grey ones; others are not read")
         if channels == 1:  # one channel is normalised with the mean over the colours
             found |= {name: (sum(found[name]) / len(found[name]),) for name in ("mean", "std")}
         found["input_size"] = (channels, height, width)

@@ -7,6 +7,7 @@ parameters keep timm's names, so that timm's weight files fit.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, did_you_mean, one_line
 from hlnet.model.transform import InputTransform
+
+log = logging.getLogger("hlnet")
 
 
 class Trunk(nn.Module):
@@ -78,6 +81,20 @@ class Trunk(nn.Module):
         return features
 
 
+def trunk_channels(backbone: str, split_point: int | None = None, arguments: dict[str, Any] | None = None) -> int:
+    """Channels of a trunk's output, without building its weights.
+
+    Raises:
+        BackboneError: as :class:`Trunk`.
+
+    Example:
+        >>> trunk_channels("resnet50"), trunk_channels("resnet50", 1)
+        (1024, 256)
+    """
+    with torch.device("meta"):
+        return Trunk(backbone, split_point, backbone_args=arguments).channels
+
+
 def create_backbone(name: str, arguments: dict[str, Any] | None = None, pretrained: bool = False) -> nn.Module:
     """``timm.create_model`` with our errors.
 
@@ -131,8 +148,13 @@ def check_size(forward: Callable[[Tensor], Tensor], transform: InputTransform) -
         raise UsageError(f"the backbone cannot take images of {side} pixels (img_size): {one_line(error)}") from error
 
 
-def size_arguments(backbone: str, img_size: int | None) -> dict[str, Any]:
-    """What ``timm.create_model`` must be told of the image size: something for ViT and its like, nothing for CNNs."""
+def size_arguments(backbone: str, img_size: int | tuple[int, int] | None) -> dict[str, Any]:
+    """What ``timm.create_model`` must be told of the image size: something for ViT and its like, nothing for CNNs.
+
+    Args:
+        backbone: a timm model name.
+        img_size: the side of square images, or height and width.
+    """
     fixed = (
         img_size and timm.is_model(backbone) and getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False)
     )
@@ -153,15 +175,19 @@ def check_backbone(name: str) -> None:
         raise BackboneError(f"timm has no backbone '{name}'.{near} See timm.list_models() for all")
 
 
-def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str] | None = None) -> None:
+def load_trunk_weights(
+    trunk: nn.Module, path: str | Path, names: Collection[str] | None = None, also: Collection[str] = ()
+) -> None:
     """Fill a trunk from a file of timm weights: safetensors, or a ``.pth`` that loads with ``weights_only``.
 
-    What the file holds beyond the trunk, such as the last stage and the classifier, is ignored.
+    What the file holds beyond the trunk, such as the last stage and the classifier, is ignored. A prefix of all names,
+    such as ``model.`` or ``module.encoder_q.``, is taken off, and the log says so.
 
     Args:
         trunk: the timm module to fill, such as ``Trunk.model``.
         path: the file.
         names: the module's tensors that are wanted; default: all.
+        also: those that are taken where the file has them.
 
     Raises:
         UsageError: if there is no such file.
@@ -176,7 +202,12 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str
         raise CheckpointError(
             f"'{path}' is no file of weights that can be read safely; give safetensors, or a .pth of tensors only"
         ) from error
-    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if names is None or name in names}
+    every = trunk.state_dict()
+    wanted = {name: tensor for name, tensor in every.items() if names is None or name in names}
+    if prefix := _common_prefix(weights, wanted):
+        log.info("'%s': the prefix '%s' of its tensors' names was taken off", path, prefix)
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    wanted |= {name: every[name] for name in also if name in weights}
     optional = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in weights and name not in optional]
     if missing:
@@ -193,6 +224,15 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path, names: Collection[str
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _common_prefix(weights: Collection[str], wanted: Collection[str]) -> str:
+    """What stands before the names that are wanted, such as ``model.`` or ``module.encoder_q.``; mostly nothing."""
+    if not wanted or any(name in weights for name in wanted):
+        return ""
+    first = next(iter(wanted))
+    prefixes = [name[: -len(first)] for name in weights if name.endswith(f".{first}")]
+    return max(prefixes, key=lambda prefix: sum(prefix + name in weights for name in wanted), default="")
 
 
 def _resolve(backbone: str, split_point: int | None, stages: list[dict[str, Any]]) -> int:

@@ -359,7 +359,15 @@ class _Run:
             even = len(inputs) // 2 * 2  # timm mixes pairs
             inputs, labels = inputs[:even], labels[:even]
             inputs, targets = self.mixup(inputs, labels)
-        logits = self.module(inputs) if self.cues is None else self.module(inputs, self.cues(labels))
+        try:
+            logits = self.module(inputs) if self.cues is None else self.module(inputs, self.cues(labels))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                "batch normalisation cannot train on one image whose features are one pixel: give batch_size 2 or "
+                "more, more training images, or larger ones (img_size)"
+            ) from error
         loss = self.loss(logits, targets)
         if not torch.isfinite(loss):
             raise RunError(

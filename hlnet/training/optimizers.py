@@ -94,14 +94,18 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: 
     Raises:
         UsageError: if timm has none of that name, or the settings do not suit it.
     """
+    warmup = config.warmup_epochs
+    warmup = min(2, config.epochs / 10) if warmup is None else min(warmup, config.epochs - 1)
+    warmup = round(warmup * steps) / steps
     try:
         schedule, _ = create_scheduler_v2(
             optimizer,
             sched=config.sched,
-            num_epochs=config.epochs,
+            num_epochs=config.epochs - warmup,  # type: ignore[arg-type] # parts of epochs are whole steps
             decay_epochs=config.decay_epochs,
             decay_rate=config.decay_rate,
-            warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+            warmup_epochs=warmup,  # type: ignore[arg-type]
+            warmup_prefix=True,
             warmup_lr=config.min_lr,
             min_lr=config.min_lr,
             step_on_epochs=False,

@@ -38,9 +38,7 @@ def build_network(run: RunConfig, tree: ClassTree) -> TrainableNetwork:
         raise UsageError("pretrained and trunk_weights are two sources of the trunk's weights; give one")
     torch.manual_seed(run.train.seed)
     backbone = PRESETS.get(network.backbone, {}).get("backbone", network.backbone)
-    size = run.transform.get("input_size")
-    side = size[-1] if isinstance(size, list | tuple) and size else size
-    arguments = size_arguments(backbone, side if isinstance(side, int) else None) | network.backbone_args
+    arguments = size_arguments(backbone, _sides(run.transform.get("input_size"))) | network.backbone_args
     net: TrainableNetwork
     if network.plain:
         if unused := [name for name in ("block", "widths", "strides") if getattr(network, name) is not None]:
@@ -53,7 +51,9 @@ def build_network(run: RunConfig, tree: ClassTree) -> TrainableNetwork:
     if run.train.frozen_trunk and not (network.pretrained or network.trunk_weights):
         log.warning("the frozen trunk's weights are random; pretrained or trunk_weights give it some")
     if network.trunk_weights:
-        load_trunk_weights(net.trunk_module, Path(network.trunk_weights), net.trunk_names)
+        load_trunk_weights(net.trunk_module, Path(network.trunk_weights), net.trunk_names, net.pretrained_names)
+    if network.plain and (network.pretrained or network.trunk_weights):
+        log.info("all weights but the classifier's are pretrained")
     net.transform = net.transform.adjusted(**run.transform)
     check_size(net.eval().features, net.transform)
     return net
@@ -87,3 +87,11 @@ def load_run_data(run: RunConfig, net: TrainableNetwork) -> tuple[TreeData, Tree
     classes = len(net.tree.classes)
     log.info(f"{len(train_data)} training and {len(val_data)} validation images of {classes} classes")
     return train_data, val_data
+
+
+def _sides(size: object) -> int | tuple[int, int] | None:
+    """Height and width in a setting of the input's size: one side, or channels, height and width."""
+    if isinstance(size, list | tuple) and len(size) == 3:
+        height, width = size[1:]
+        return height if height == width else (height, width)
+    return size if isinstance(size, int) else None

@@ -59,8 +59,10 @@ class TrainConfig(Settings):
     weight_decay: NonNegativeFloat = setting(0.05, "Weight decay; biases and normalisation have none.", TRAINING)
     sched: str = setting("cosine", "timm schedule: cosine, step, …", TRAINING)
     min_lr: NonNegativeFloat = setting(1e-6, "Learning rate at the end of the schedule.", TRAINING)
-    warmup_epochs: NonNegativeInt = setting(
-        2, "Epochs of learning rates that rise from min_lr; they are the schedule's first.", TRAINING
+    warmup_epochs: NonNegativeFloat | None = setting(
+        None,
+        "Epochs of learning rates that rise from min_lr, before the schedule; by default 2, at most a tenth of all.",
+        TRAINING,
     )
     decay_epochs: PositiveInt = setting(30, "Epochs between the steps of schedules that have them.", TRAINING)
     decay_rate: Share = setting(0.1, "Factor on the learning rate at each of these steps.", TRAINING)

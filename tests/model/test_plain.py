@@ -3,12 +3,15 @@
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from hlnet.errors import BackboneError
 from hlnet.model.plain import PlainConfig, PlainNet
 from hlnet.model.transform import InputTransform
 from hlnet.model.trunk import Trunk
 from hlnet.store.checkpoint import load_checkpoint, save_checkpoint
+from hlnet.training.run_config import read_run_config
+from hlnet.training.run_parts import build_network
 from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": {"tabby": 281, "siamese": 284}, "saw": 491})
@@ -138,3 +141,12 @@ def test_checkpoint_round_trip(tmp_path, backbone, arguments):
 def test_backbone_that_is_none_is_refused(backbone, split):
     with pytest.raises(BackboneError, match=backbone):
         PlainNet(PlainConfig(backbone=backbone, split_point=split), TREE)
+
+
+def test_all_but_the_classifier_can_be_pretrained(tmp_path):
+    source, tree = timm.create_model("test_resnet"), ClassTree.from_nested(["cat", "dog"])
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    network = {"backbone": "test_resnet", "plain": True, "trunk_weights": str(tmp_path / "w.safetensors")}
+    net = build_network(read_run_config(given={"network": network}), tree)
+    same = {name for name, tensor in net.model.state_dict().items() if torch.equal(tensor, source.state_dict()[name])}
+    assert {*net.model.state_dict()} - same <= {"fc.weight", "fc.bias"}

@@ -133,12 +133,14 @@ def test_tree_of_other_levels_than_the_preset_is_refused():
     ("backbone", "levels", "block", "widths", "strides"),
     [
         ("resnet18", 1, None, (32,), (2,)),
-        ("resnet18", 3, None, (128, 64, 32), (1, 1, 2)),
-        ("vit_tiny_patch16_224", 4, None, (256, 128, 64, 32), (1, 1, 1, 2)),
-        ("convnextv2_atto", 1, None, (64,), (2,)),
+        ("resnet18", 3, None, (32, 16, 16), (1, 1, 2)),  # 256 channels
+        ("resnet50", 3, None, (128, 64, 32), (1, 1, 2)),
+        ("vit_tiny_patch16_224", 4, None, (32, 16, 16, 16), (1, 1, 1, 2)),
+        ("convnextv2_atto", 1, None, (104,), (2,)),
         ("convnext_tiny", 3, None, (256, 128, 64), (1, 1, 2)),
-        ("convnextv2_atto", 2, "bottleneck", (64, 32), (1, 2)),
-        ("resnet18", 2, "convnext", (128, 64), (1, 2)),
+        ("convnextv2_atto", 2, "bottleneck", (32, 16), (1, 2)),
+        ("resnet18", 2, "convnext", (168, 80), (1, 2)),
+        ("mobilenetv2_100", 3, None, (32, 16, 16), (1, 1, 2)),
     ],
 )
 def test_general_form(backbone, levels, block, widths, strides):

@@ -9,11 +9,15 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from hlnet.data.tree_data import eval_transform
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 from hlnet.model.trunk import Trunk, create_backbone, load_trunk_weights
+from hlnet.training.run_config import read_run_config
+from hlnet.training.run_parts import build_network
 from hlnet.tree.class_tree import ClassTree
 
 TREE = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
@@ -180,6 +184,33 @@ def test_weights_load(tmp_path, name, save, form):
     assert 0 < len(loaded) < len(weights)
     for key in untracked(loaded):
         assert torch.equal(loaded[key], weights[key]), key
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.encoder_q.", "backbone."])
+def test_a_prefix_of_all_names_is_taken_off_and_told(tmp_path, caplog, prefix):
+    source, target = create_backbone(TINY), create_backbone(TINY)
+    named = {f"{prefix}{name}": tensor for name, tensor in source.state_dict().items()}
+    save_file(named | {"head.weight": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with caplog.at_level("INFO", "hlnet"):
+        load_trunk_weights(target, tmp_path / "w.safetensors")
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in target.state_dict().items())
+    assert f"the prefix '{prefix}'" in caplog.text
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_other_channels_are_refused_on_one_line(channels):
+    with pytest.raises(UsageError, match=f"in_chans {channels}: images have 3 channels, or 1"):
+        Trunk(TINY, backbone_args={"in_chans": channels})
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", TINY])
+def test_images_that_are_not_square(backbone):
+    network = {"backbone": backbone, "widths": (4,), "strides": (1,)}
+    run = read_run_config(given={"network": network, "transform": {"input_size": [3, 48, 64]}})
+    net = build_network(run, ClassTree.from_nested(["cat", "dog"])).eval()
+    assert net.transform.input_size == (3, 48, 64)
+    assert eval_transform(net.transform)(Image.new("RGB", (300, 200))).shape == (3, 48, 64)
+    assert net.features(torch.zeros(1, 3, 48, 64)).shape[2:] == (3, 4)
 
 
 def test_only_the_names_asked_for_are_loaded(tmp_path):

@@ -18,7 +18,7 @@ from hlnet.training.state import Epoch
 optimizers = short_trainings.optimizers
 
 
-@pytest.mark.parametrize(("epochs", "warmup"), [(3, 0), (4, 2), (1, 2)])
+@pytest.mark.parametrize(("epochs", "warmup"), [(3, 0), (4, 2), (1, 2), (3, 0.5), (6, None)])
 def test_learning_rate_follows_the_cosine(optimizers, epochs, warmup):
     settings, found = config(epochs=epochs, warmup_epochs=warmup, lr=0.1, min_lr=0.01), []
 
@@ -27,9 +27,11 @@ def test_learning_rate_follows_the_cosine(optimizers, epochs, warmup):
             found.append({group["lr"] for group in optimizers[0].param_groups})
 
     history = fit(build(), settings, on_batch=note)  # 2 steps an epoch
-    total, rising = 2 * epochs, 2 * min(warmup, epochs - 1)
-    cosine = [0.01 + 0.09 * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total + 1)]
-    expected = [0.01 + 0.09 * step / rising for step in range(rising)] + cosine[rising:]
+    total, rising = 2 * epochs, round(2 * min(epochs / 10 if warmup is None else warmup, epochs - 1))
+    falling = total - rising
+    cosine = [0.01 + 0.09 * (1 + math.cos(math.pi * step / falling)) / 2 for step in range(falling + 1)]
+    expected = [0.01 + 0.09 * step / rising for step in range(rising)] + cosine
+    assert rising == total or max(expected) == pytest.approx(0.1)  # short runs reach the top, too
     assert all(len(rates) == 1 for rates in found)
     assert [rate for rates in found for rate in rates] == pytest.approx(expected[1:])  # after each step
     assert [epoch.lr for epoch in history] == pytest.approx(expected[:-1:2])
@@ -48,9 +50,9 @@ def test_learning_rate_follows_other_schedules(optimizers, sched, decay):
     fit(build(), settings, on_batch=note)  # 2 steps an epoch
     fallen = {
         "step": lambda t: 0.1 * 0.5 ** (t // 4),
-        "poly": lambda t: 0.01 + 0.09 * (1 - t / 12) ** 0.8 if t < 12 else 0.01,
+        "poly": lambda t: 0.01 + 0.09 * (1 - t / 10) ** 0.8 if t < 10 else 0.01,
     }
-    expected = [0.01 + 0.09 * step / 2 for step in range(2)] + [fallen[sched](step) for step in range(2, 13)]
+    expected = [0.01 + 0.09 * step / 2 for step in range(2)] + [fallen[sched](step) for step in range(11)]
     assert found == pytest.approx(expected[1:])
 
 

@@ -112,7 +112,7 @@ FLAGS = (
     "--data-root {root}/x --allow-missing --backbone test_resnet --plain --split-point 2 --trunk-weights {root}/trunk"
     ".safetensors --no-pretrained --backbone-arg drop_rate=0.25 --img-size 48 --mean 0.5 --std 0.1,0.2,0.3 --epochs 7 "
     "--batch-size auto --opt lamb --lr 0.25 --momentum 0.5 --weight-decay 0.125 --layer-decay 0.75 --sched step "
-    "--min-lr 0.001 --warmup-epochs 4 --decay-epochs 11 --decay-rate 0.5 --loss bce --smoothing 0.25 "
+    "--min-lr 0.001 --warmup-epochs 4.5 --decay-epochs 11 --decay-rate 0.5 --loss bce --smoothing 0.25 "
     "--cue-share 0.25 --cue-reliability 0.6,0.8 "
     "--hierarchical-alpha 0.5 --soft-labels-beta 4.5 --mixup 0.75 --cutmix 0.5 --clip-grad 2.5 --ema-decay 0.875 "
     "--mixed-precision no --aa none --scale 0.25,0.75 --hflip 0.25 --reprob 0.75 --skip-unreadable --frozen-trunk "

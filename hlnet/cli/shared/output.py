@@ -137,6 +137,17 @@ def show_profile(found: Profile) -> None:
         for name, change in changes
     ]
     show_table("Change", ["", *(words[label] for label in labels)], table)
+    hint_at_cost(found.expert or found.full, found.plain)
+
+
+def hint_at_cost(cost: Cost, plain: Cost) -> None:
+    """Say so where a network costs more than the plain one, that is the timm model that its trunk comes from."""
+    operations, parameters = cost.gmacs / plain.gmacs, cost.params / plain.params
+    if max(operations, parameters) > 1:
+        hint(
+            f"the network costs {operations:.2f} times the GMACs and {parameters:.2f} times the parameters of the "
+            "plain one; narrower branches (--widths) or fewer classes make it cheaper"
+        )
 
 
 def cost_cells(cost: Cost | Part) -> list[str]:
