@@ -157,7 +157,7 @@ class NormedLevel(BranchLevel):
         self, name: str, x: Tensor, family: Family, stride: int = 1, padding: int = 0, groups: int = 1
     ) -> Tensor:
         """The convolution of all siblings, or the one that they share, and its norm: ``[B, m * out, H', W']``."""
-        x = F.conv2d(x, _kernels(family[f"{name}_weight"]), None, stride, padding, groups=groups)
+        x = F.conv2d(x, kernels(family[f"{name}_weight"]), None, stride, padding, groups=groups)
         mean, var, weight, bias = (family[f"{name}_bn_{part}"].flatten() for part in ("mean", "var", "weight", "bias"))
         training = self.training and not (self.family_kept and name in self.shared)
         return F.batch_norm(x, mean, var, weight, bias, training, self.momentum, self.eps)
@@ -281,11 +281,11 @@ class ConvNeXtLevel(BranchLevel):
     def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
         children = family["scale"].shape[0]
         # Siblings share one normalised input: each one's scale and shift go into its own convolution, which is linear.
-        kernels = family["conv_in_weight"] * family["norm_in_weight"][:, None, :, None]
+        scaled = family["conv_in_weight"] * family["norm_in_weight"][:, None, :, None]
         shift = torch.einsum("noik,ni->no", family["conv_in_weight"], family["norm_in_bias"])
         normal = F.layer_norm(x.permute(0, 2, 3, 1), (self.in_channels,), eps=self.eps).permute(0, 3, 1, 2)
-        x = F.conv2d(normal, _kernels(kernels), (shift + family["conv_in_bias"]).flatten(), self.stride)
-        x = x.repeat(1, children // len(kernels), 1, 1)  # where siblings share the one that is there
+        x = F.conv2d(normal, kernels(scaled), (shift + family["conv_in_bias"]).flatten(), self.stride)
+        x = x.repeat(1, children // len(scaled), 1, 1)  # where siblings share the one that is there
 
         h = self._grouped("conv_dw", x, family, padding=3, groups=children * self.width)
         h = by_child(h, children).movedim(2, -1)  # [B, m, H, W, width]
@@ -300,7 +300,7 @@ class ConvNeXtLevel(BranchLevel):
         return by_child(h, children)
 
     def _grouped(self, name: str, x: Tensor, family: Family, padding: int = 0, groups: int = 1) -> Tensor:
-        weight, bias = _kernels(family[f"{name}_weight"]), family[f"{name}_bias"].flatten()
+        weight, bias = kernels(family[f"{name}_weight"]), family[f"{name}_bias"].flatten()
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
 
     def _response_norm(self, h: Tensor, family: Family) -> Tensor:
@@ -352,7 +352,7 @@ def by_child(x: Tensor, children: int) -> Tensor:
     return x.view(len(x), children, -1, *x.shape[2:])
 
 
-def _kernels(weight: Tensor) -> Tensor:
+def kernels(weight: Tensor) -> Tensor:
     """Stored convolution weights, ``[m, out, in]`` or ``[m, out, in, k * k]``, as ``[m * out, in, k, k]``."""
     side = math.isqrt(weight.shape[3]) if weight.dim() == 4 else 1
     return weight.reshape(-1, weight.shape[2], side, side)
