@@ -359,3 +359,23 @@ def kernels(weight: Tensor) -> Tensor:
 
 
 LEVELS: dict[Block, type[BottleneckLevel | ConvNeXtLevel]] = {"bottleneck": BottleneckLevel, "convnext": ConvNeXtLevel}
+
+
+def branch_levels(
+    siblings: Sequence[tuple[int, ...]],
+    in_channels: int,
+    block: Block,
+    widths: Sequence[int],
+    strides: Sequence[int],
+    sharing: Sharing = "none",
+    rank_leaves: bool = False,
+) -> list[BranchLevel]:
+    """The levels of a tree, each with its number of children by parent; see :class:`hlnet.NetworkConfig`."""
+    levels: list[BranchLevel] = []
+    for counts, width, stride in zip(siblings, widths, strides, strict=True):
+        if rank_leaves and len(levels) == len(siblings) - 1:
+            levels.append(RankLevel(counts, in_channels, width, stride))
+        else:
+            levels.append(LEVELS[block](counts, in_channels, width, stride, sharing))
+        in_channels = levels[-1].out_channels
+    return levels

@@ -27,7 +27,17 @@ from torch import Tensor, nn
 
 from hlnet.errors import UsageError
 from hlnet.model.base import TrainableNetwork
-from hlnet.model.branches import FAMILY, LEVELS, Block, BranchLevel, Family, Leaves, RankLevel, Sharing, pooled
+from hlnet.model.branches import (
+    FAMILY,
+    LEVELS,
+    Block,
+    ConvNeXtLevel,
+    Family,
+    Leaves,
+    Sharing,
+    branch_levels,
+    pooled,
+)
 from hlnet.model.provenance import Provenance
 from hlnet.model.shared import ClassRows, SharedStage
 from hlnet.model.trunk import Trunk, backbone_no_weight_decay
@@ -122,6 +132,13 @@ def level_of(name: str) -> int | None:
     return -1 if name.startswith(("head.leaves.", "head.class_rows.")) else None
 
 
+def shared_stage(config: NetworkConfig, channels: int) -> SharedStage | None:
+    """The stage that a config asks for, behind a trunk with this many channels."""
+    if not config.shared_width:
+        return None
+    return SharedStage(config.block, channels, config.shared_width, config.shared_blocks, config.shared_stride)
+
+
 class BranchTree(nn.Module):
     """All branches of a tree, and what they share before it: features of the trunk in, one logit per class out.
 
@@ -155,26 +172,17 @@ class BranchTree(nn.Module):
         self.stage = stage
         rows = None if row_channels is None else ClassRows(len(tree.classes), row_channels, norm=block == "convnext")
         self.class_rows = rows
-        self.levels = nn.ModuleList()
-        for siblings, width, stride in zip(tree.sibling_counts, widths, strides, strict=True):
-            if rank_leaves and len(self.levels) == tree.num_levels - 1:
-                level: BranchLevel = RankLevel(siblings, in_channels, width, stride)
-            else:
-                level = LEVELS[block](siblings, in_channels, width, stride, sharing)
-            self.levels.append(level)
-            in_channels = level.out_channels
-        self.leaves = Leaves(len(tree.classes), in_channels, norm=block == "convnext" and not rank_leaves)
+        levels = branch_levels(tree.sibling_counts, in_channels, block, widths, strides, sharing, rank_leaves)
+        self.levels = nn.ModuleList(levels)
+        self.leaves = Leaves(len(tree.classes), levels[-1].out_channels, norm=isinstance(levels[-1], ConvNeXtLevel))
         # Position of each parent's first child in the level below, for the walk in tree_logits().
         self._first_child = [list(accumulate(siblings, initial=0)) for siblings in tree.sibling_counts]
 
     @classmethod
     def of(cls, config: NetworkConfig, tree: ClassTree, channels: int) -> BranchTree:
         """Those that a config asks for, behind a trunk with this many channels."""
-        stage = None
-        if config.shared_width:
-            shape = (config.shared_width, config.shared_blocks, config.shared_stride)
-            stage = SharedStage(config.block, channels, *shape)
-            channels = stage.out_channels
+        stage = shared_stage(config, channels)
+        channels = channels if stage is None else stage.out_channels
         return cls(
             *(tree, channels, config.block, config.widths, config.strides),
             sharing=config.sharing,
