@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,8 +92,8 @@ def new_branches(net: HierarchicalNet, under: str, classes: Mapping[str, str | N
         rank_leaves=config.rank_leaves,
         row_channels=seen if config.class_rows else None,
     )
-    first: BranchLevel = branches.levels[0]  # type: ignore[assignment]
-    first.keep_family(head.levels[level], place)  # type: ignore[arg-type] # new siblings, in a family that is there
+    first: Any = branches.levels[0]
+    first.keep_family(head.levels[level], place)  # new siblings, in a family that is there
     return branches
 
 

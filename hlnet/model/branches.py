@@ -110,8 +110,8 @@ class BranchLevel(nn.Module, ABC):
         """
 
     def stack(self, name: str, *shape: int, init: float | None = None, buffer: bool = False) -> Tensor:
-        """Add a parameter ``[nodes, *shape]``, or ``[parents, *shape]`` if siblings share it, constant where ``init`` is
-        given; or a buffer."""
+        """Add a parameter or buffer ``[nodes, *shape]``, or ``[parents, *shape]`` if siblings share it, constant where
+        ``init`` is given."""
         shared = name.startswith(tuple(f"{part}_" for part in self.shared))
         values = torch.empty(len(self.sibling_counts) if shared else self.nodes, *shape)
         values = values if init is None else values.fill_(init)

@@ -2,8 +2,9 @@
 
 Notable here: the nodes of one level cost the same, so a network's cost is counted from its trunk and one node of each
 level, whatever the size of the tree. What children share is their parent's cost, which is there as often as the parent
-is: so a cost goes by the number of nodes alone, of the full network as of every expert. The counter is fvcore's; it counts one fused multiply-add as one, normalisation at
-2 (batch) or 5 (layer) an element, and neither activations nor additions.
+is: so a cost goes by the number of nodes alone, of the full network as of every expert. The counter is fvcore's; it
+counts one fused multiply-add as one, normalisation at 2 (batch) or 5 (layer) an element, and neither activations nor
+additions.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Part(BaseModel):
     params: int
     macs: int
     bytes: int
-    pieces: tuple[Part, ...] = Field((), exclude=True)
+    pieces: tuple[Part, ...] = Field(default=(), exclude=True)
 
     @classmethod
     def sum(cls, *pieces: Part) -> Part:
@@ -188,9 +189,7 @@ def unit_costs(
 def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
     """The cost of a network with these nodes at each level, from its :func:`unit_costs`."""
     check_levels(len(counts), [unit.name for unit in units[1:]])
-    parts = [
-        piece.times(n) for unit, n in zip(units, (1, *counts), strict=True) for piece in unit.pieces or (unit,)
-    ]
+    parts = [piece.times(n) for unit, n in zip(units, (1, *counts), strict=True) for piece in unit.pieces or (unit,)]
     return Cost(
         classes=counts[-1],
         nodes=tuple(counts),
@@ -334,7 +333,9 @@ def _unit_costs(config: NetworkConfig, trunk: Trunk, x: Tensor, size: tuple[int,
             x = stage(x)
         rows = None
         if config.class_rows:
-            counted = [_part("class rows", _Rows(ClassRows(n, x.shape[1], config.block == "convnext")), x) for n in (1, 2)]
+            counted = [
+                _part("class rows", _Rows(ClassRows(n, x.shape[1], config.block == "convnext")), x) for n in (1, 2)
+            ]
             rows, pooling = _apart(*counted)
             pieces[0][-1] = pieces[0][-1].plus(pooling)
         shape = (config.block, config.widths, config.strides, config.sharing, config.rank_leaves)

@@ -28,8 +28,8 @@ _LEAN: dict[str, Any] = {
     "rank_leaves": True,
 }
 
-#: Preset name to the fields of its NetworkConfig. Those of the paper: Table 1 and Sec. 4; strides and dims as its figures
-#: imply. Lean ones: with (17, 161, 1000) nodes at most 0.95 of the plain network's operations, and fewer parameters.
+#: Preset name to the fields of its NetworkConfig. The paper's: Table 1 and Sec. 4; strides and dims as its figures imply.
+#: Lean ones: with (17, 161, 1000) nodes at most 0.95 of the plain network's operations, and fewer parameters.
 PRESETS: dict[str, dict[str, Any]] = {
     "phl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (2, 2, 2)},
     "n3hl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (1, 1, 2)},
@@ -78,8 +78,8 @@ def create_model(
         pretrained: fetch timm's pretrained weights for the trunk.
         num_classes: with ``phl_*`` and no tree, builds that many private chains; otherwise it must agree with the tree.
         **overrides: fields of :class:`NetworkConfig` (``split_point``, ``block``, ``widths``, ``strides``,
-            ``backbone_args``, …). Without a preset, widths halve from level to level down to 32 (64 for ConvNeXt blocks)
-            and the last level has stride 2.
+            ``backbone_args``, …). Without a preset, widths halve from level to level down to 32 (64 for ConvNeXt
+            blocks) and the last level has stride 2.
 
     Raises:
         UsageError: if the tree is missing or does not fit, or a field is wrong.

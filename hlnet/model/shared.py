@@ -1,12 +1,13 @@
 """What all classes share before the tree: a few blocks on the trunk's output, and a linear row a class on theirs.
 
-Notable here: both belong to the head. They train while the trunk is frozen and its features are cached; and every expert
-has the blocks whole, and the rows of its own classes.
+Notable here: both belong to the head. They train while the trunk is frozen and its features are cached; and every
+expert has the blocks whole, and the rows of its own classes.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,8 @@ class SharedStage(nn.Sequential):
         super().__init__()
         self.out_channels = width
         if block == "convnext":
-            norms = {"norm_layer": LayerNorm2d, "norm_layer_cl": LayerNorm}
-            shape = {"depth": blocks, "stride": stride, "ls_init_value": 1.0, "use_grn": True}
+            norms: dict[str, Any] = {"norm_layer": LayerNorm2d, "norm_layer_cl": LayerNorm}
+            shape: dict[str, Any] = {"depth": blocks, "stride": stride, "ls_init_value": 1.0, "use_grn": True}
             self.append(ConvNeXtStage(in_channels, width, **shape, **norms))
             for module in self.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):  # as timm's ConvNeXt

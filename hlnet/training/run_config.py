@@ -24,9 +24,7 @@ from hlnet.training.train_config import TrainConfig
 class NetworkSettings(Settings):
     """Settings of the network to build; ``None`` stands for the backbone's or the preset's own."""
 
-    backbone: str = setting(
-        "n3hl_resnet50", "A preset (lean_resnet50, n3hl_resnet50 …) or any timm model.", NETWORK
-    )
+    backbone: str = setting("n3hl_resnet50", "A preset (lean_resnet50, n3hl_resnet50 …) or any timm model.", NETWORK)
     plain: bool = setting(False, "Train the timm model itself, without branches, as a baseline.", NETWORK)
     split_point: int | None = setting(None, "The trunk's last stage, negative from the end.", NETWORK)
     block: str | None = setting(None, "Type of the blocks: bottleneck or convnext.", NETWORK)

@@ -64,7 +64,7 @@ def maps_of(net: TrainableNetwork, images: Tensor, chosen: Sequence[int], level:
     images = images.to(net.device)
     if isinstance(net, PlainNet):
         start, stages = _plain_stages(net, images, level)
-        paths = [(stages, position) for position in chosen]
+        paths: list[tuple[Any, int]] = [(stages, position) for position in chosen]
     else:
         check_branches(net)
         last = net.tree.num_levels
@@ -112,7 +112,7 @@ class _Block(nn.Module):
 
 
 class _Path(nn.Module):
-    """One class's logit ``[B, 1]`` from the trunk's output; what is watched is that, or the output of a level's block."""
+    """One class's logit ``[B, 1]`` from the trunk's output; watched is that, or the output of a level's block."""
 
     def __init__(self, head: BranchTree, leaf: int, level: int) -> None:
         super().__init__()

@@ -188,8 +188,8 @@ class NaiveTree(nn.Module):
 def pairs(head: BranchTree, naive: NaiveTree) -> Iterator[tuple[str, Tensor, list[Tensor]]]:
     """Every stacked tensor with the naive tensors of its rows, as ``(name, stacked, rows)``; covers all of both.
 
-    Of what siblings share, the row of a parent is that of its first child. The stage, which is timm's here and there, has
-    no rows.
+    Of what siblings share, the row of a parent is that of its first child. The stage, which is timm's here and there,
+    has no rows.
     """
     ours, theirs = head.state_dict(keep_vars=True), naive.state_dict(keep_vars=True)
     used = set()

@@ -1,7 +1,7 @@
 """The blocks of siblings for inference: norms folded into the convolutions, weights packed, few steps.
 
 Notable here: siblings are cut into *chunks*, so that what a chunk computes on the way stays in the cache. What siblings
-share an input of is one dense product on its pixels, which lie as rows; what they share whole is computed once a family.
+make of a common input is one dense product on its pixels, which lie as rows; what they share is computed once a family.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class ConvNeXtChunk(nn.Module):
         self.shared = bool(level.shared)
         folded, grn, shift = fold_convnext(level, level.family(slice(start, end)))
         out = level.output_size(size)
-        self.conv_in: nn.Module
+        self.conv_in: Conv | Linear
         weight, bias = folded["conv_in"]
         if level.stride == 1:
             self.conv_in = _linear(weight[..., 0], bias, "none", batch * out[0] * out[1], dtype)
@@ -116,10 +116,11 @@ class ConvNeXtChunk(nn.Module):
         return self._reduced(pixels) if self.shared else pixels
 
     def _reduced(self, pixels: Tensor) -> Tensor:
-        if isinstance(self.conv_in, Linear):
-            return self.conv_in(pixels)
-        reduced: Tensor = self.conv_in(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return reduced
+        if isinstance(self.conv_in, Conv):
+            pixels = self.conv_in(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        else:
+            pixels = self.conv_in(pixels)
+        return pixels
 
     def forward(self, pixels: Tensor, gain: Tensor | None) -> Tensor:
         pixels = pixels.repeat(1, 1, 1, self.nodes) if self.shared else self._reduced(pixels)
@@ -191,6 +192,6 @@ def _linear(weight: Tensor, bias: Tensor, activation: str, rows: int, dtype: tor
     return Linear(weight.flatten(0, 1).to(dtype), bias.flatten().to(dtype), activation, rows)
 
 
-def _conv(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *geometry: tuple[int, int], **more: Any) -> Conv:
+def _conv(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *geometry: Any, **more: Any) -> Conv:
     """A convolution for each of the first dimension, ``[n, out, in]`` or ``[n, out, in, k * k]``."""
     return Conv(kernels(weight).to(dtype), None if bias is None else bias.flatten().to(dtype), *geometry, **more)
