@@ -28,7 +28,7 @@ _LEAN: dict[str, Any] = {
     "rank_leaves": True,
 }
 
-#: Preset name to the fields of its NetworkConfig. The paper's: Table 1 and Sec. 4; strides and dims as its figures imply.
+#: Preset name to the fields of its NetworkConfig. The paper's: Table 1 and Sec. 4, strides and dims as its figures say.
 #: Lean ones: with (17, 161, 1000) nodes at most 0.95 of the plain network's operations, and fewer parameters.
 PRESETS: dict[str, dict[str, Any]] = {
     "phl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (2, 2, 2)},
