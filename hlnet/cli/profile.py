@@ -21,7 +21,7 @@ def profile(
         str,
         typer.Argument(
             metavar="MODEL",
-            help=f"A preset (n3hl_resnet50 …), a timm model, or a saved network: {options.MODEL_NAMES}.",
+            help=f"A preset (lean_resnet50, n3hl_resnet50 …), a timm model, or a saved network: {options.MODEL_NAMES}.",
         ),
     ],
     tree: Annotated[Path | None, typer.Option(help="Class tree file, for a preset or a timm model.")] = None,

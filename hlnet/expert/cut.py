@@ -6,7 +6,6 @@ the Hub only their bytes are fetched; no image, no forward pass and no training 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from hlnet.errors import CheckpointError, UsageError
 from hlnet.model.base import TrainableNetwork, require_branches
-from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.model.provenance import Provenance, Rows
 from hlnet.store.checkpoint import Header, check_weights, empty_network, fill, header_of, opened, write_checkpoint
 from hlnet.store.remote_file import RemoteFile, in_parts
@@ -160,13 +159,6 @@ def _network(header: Header, weights: dict[str, Tensor], source: object) -> Hier
     assert isinstance(expert, HierarchicalNet)
     fill(expert, weights, str(source))
     return expert
-
-
-def level_of(name: str) -> int | None:
-    """The level that a stacked tensor belongs to, -1 for the leaves' own; None for the trunk's."""
-    if found := re.match(r"head\.levels\.(\d+)\.", name):
-        return int(found[1])
-    return -1 if name.startswith("head.leaves.") else None
 
 
 def _rows_of(tensor: Tensor, rows: Sequence[Sequence[int]], level: int | None) -> Tensor:

@@ -22,12 +22,11 @@ from hlnet.data.sampling import seeded
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.errors import RunError, UsageError, did_you_mean, some
 from hlnet.evaluation.logits import logits_of
-from hlnet.expert.cut import level_of
 from hlnet.expert.graft_training import GraftEpoch, NewBranches, OnBatch, Seen, images_a_step, look, train_branches
 from hlnet.expert.grow import TRUNK, find_parent, grow, inner_nodes
 from hlnet.expert.verify import verify_expert
 from hlnet.model.base import require_branches
-from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.training.stopping import shortages
 from hlnet.training.train_config import TrainConfig
 from hlnet.tree.class_tree import ClassTree

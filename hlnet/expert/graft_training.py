@@ -60,11 +60,15 @@ class Seen:
         labels: ``[V * N]``.
         logits: of its own classes, ``[V * N, K]``.
         features: what each parent hands to its children, float16, ``[V * N, C, h, w]``.
+        pooled: what the rows of classes see, ``[V * N, C]``; and their part of the logits, ``[V * N, K]``. Empty for
+            networks without rows.
     """
 
     labels: Tensor
     logits: Tensor
     features: list[Tensor]
+    pooled: Tensor
+    rows: Tensor
 
 
 def look(
@@ -84,18 +88,22 @@ def look(
     source = Seeded(data, config.seed, config.skip_unreadable)
     batches = loader(source, images_a_step(config), config.workers, sampler=range(total))  # type: ignore[arg-type]
     labels, logits, features = _Rows(total), _Rows(total), [_Rows(total) for _ in parents]
+    pooled, rows_logits, class_rows = _Rows(total), _Rows(total), net.head.class_rows
     for step, (images, targets) in enumerate(batches, start=1):
         with torch.no_grad(), torch.autocast(net.device.type, enabled=False):
             trunk = net.features(images.to(net.device))
             labels.add(targets)
             logits.add(net.head(trunk).float().cpu())
+            if class_rows is not None:
+                pooled.add(class_rows.pool(net.head.seen(trunk)).float().cpu())
+                rows_logits.add(class_rows(class_rows.pool(net.head.seen(trunk))).float().cpu())
             for path, rows in zip(parents, features, strict=True):
                 output = node_output(net.head, trunk, path).half().cpu()
                 if not output.isfinite().all():
                     raise DataError(f"features of node '{path}' exceed what float16 holds (65504); choose another one")
                 rows.add(output)
         tell(step, len(batches))
-    return Seen(labels.rows, logits.rows, [rows.rows for rows in features])
+    return Seen(labels.rows, logits.rows, [rows.rows for rows in features], pooled.rows, rows_logits.rows)
 
 
 class NewBranches(nn.Module):
@@ -121,12 +129,17 @@ class NewBranches(nn.Module):
         self.order = [names.index(name) for name in parents]
         if config.loss == "bce":  # detectors start at their share, or the first steps only teach them to say no
             for tree in self.by_parent.values():
-                nn.init.constant_(tree.leaves.bias, prior_logit(len(net.tree.classes) + len(parents)))
+                first = tree.class_rows or tree.leaves
+                nn.init.constant_(first.bias, prior_logit(len(net.tree.classes) + len(parents)))
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Logits of the new classes, ``[B, new]``, from what each parent hands to its children."""
-        logits = torch.cat([tree(x) for tree, x in zip(self.trees, features, strict=True)], dim=1)
-        return logits[:, self.order]
+        """Logits of the new classes without their rows, ``[B, new]``, from what each parent hands to its children."""
+        logits = [tree.tree_logits(x) for tree, x in zip(self.by_parent.values(), features, strict=True)]
+        return torch.cat(logits, dim=1)[:, self.order]
+
+    def rows(self, pooled: Tensor) -> Tensor:
+        """What the new classes' rows add to that."""
+        return torch.cat([tree.class_rows(pooled) for tree in self.trees], dim=1)[:, self.order]  # type: ignore[operator]
 
     def no_weight_decay(self) -> set[str]:
         """Names of norms, biases and scales, for timm's optimizers."""
@@ -164,9 +177,15 @@ def train_branches(
         chosen += images * torch.randint(config.cache_views, chosen.shape, generator=drawn)
         for step, rows in enumerate(chosen.split(size), start=1):
             logits = branches([features[rows].to(device).float() for features in seen.features])
-            logits = torch.cat([seen.logits[rows].to(device), logits], dim=1)
-            labels = seen.labels[rows].to(device)
-            loss = loss_of(logits, labels)
+            labels, old = seen.labels[rows].to(device), seen.logits[rows].to(device)
+            if not len(seen.pooled):
+                logits = torch.cat([old, logits], dim=1)
+                loss = loss_of(logits, labels)
+            else:
+                new = branches.rows(seen.pooled[rows].to(device))
+                logits = torch.cat([old, logits + new], dim=1)
+                alone = torch.cat([seen.rows[rows].to(device), new], dim=1)
+                loss = loss_of(logits, labels) + config.rows_loss * loss_of(alone, labels)
             if not torch.isfinite(loss):
                 raise RunError(f"the loss became {loss.item()} in epoch {epoch}, step {step}; try a lower lr")
             optimizer.zero_grad()

@@ -7,16 +7,17 @@ themselves, whose input is the parent's output, and need nothing of the old netw
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hlnet.errors import UsageError, did_you_mean, some
-from hlnet.expert.cut import level_of
 from hlnet.model.branches import BranchLevel
-from hlnet.model.hierarchical import BranchTree, HierarchicalNet
+from hlnet.model.hierarchical import BranchTree, HierarchicalNet, level_of
 from hlnet.model.provenance import Provenance
 from hlnet.store.checkpoint import Header, empty_network, fill
 from hlnet.tree.class_tree import ClassTree
@@ -73,17 +74,27 @@ def new_branches(net: HierarchicalNet, under: str, classes: Mapping[str, str | N
         classes: names, with an id or ``None``.
 
     Returns:
-        a tree of the levels below that node; :func:`node_output` is its input.
+        a tree of the levels below that node; :func:`node_output` is its input. What old siblings share is theirs too,
+        and does not train.
 
     Raises:
         TreeError: if a name cannot stand in a tree.
     """
-    level, _ = inner_nodes(net.tree)[under]
+    level, place = inner_nodes(net.tree)[under]
     tree = ClassTree.parallel(list(classes), net.tree.num_levels - level)
     tree = tree.with_ids({name: identifier for name, identifier in classes.items() if identifier is not None})
-    above: BranchLevel | None = net.head.levels[level - 1] if level else None
-    channels = net.trunk.channels if above is None else above.out_channels
-    return BranchTree(tree, channels, net.config.block, net.config.widths[level:], net.config.strides[level:])
+    head, config = net.head, net.config
+    seen = net.trunk.channels if head.stage is None else head.stage.out_channels
+    branches = BranchTree(
+        *(tree, head.levels[level - 1].out_channels if level else seen, config.block),
+        *(config.widths[level:], config.strides[level:]),
+        sharing=config.sharing,
+        rank_leaves=config.rank_leaves,
+        row_channels=seen if config.class_rows else None,
+    )
+    first: Any = branches.levels[0]
+    first.keep_family(head.levels[level], place)  # new siblings, in a family that is there
+    return branches
 
 
 def node_output(head: BranchTree, features: Tensor, under: str) -> Tensor:
@@ -92,14 +103,14 @@ def node_output(head: BranchTree, features: Tensor, under: str) -> Tensor:
     Args:
         head: the branches.
         features: of the trunk.
-        under: path of the node; of ``/``, the output is ``features``.
+        under: path of the node; of ``/``, the output is what the tree sees.
     """
     level, place = inner_nodes(head.tree)[under]
     chain = []
     while level:
         chain.append((level - 1, place))
         level, place = level - 1, head.tree.levels[level - 1][place].parent
-    x = features.contiguous(memory_format=torch.channels_last)
+    x = head.seen(features)
     for depth, row in reversed(chain):
         branch: BranchLevel = head.levels[depth]  # type: ignore[assignment]
         x = branch(x, branch.family(slice(row, row + 1)), None)[:, 0]
@@ -181,11 +192,8 @@ def grow(net: HierarchicalNet, branches: Mapping[str, BranchTree]) -> Hierarchic
         if level is None:
             weights[name] = old.detach().clone()
             continue
-        part = name.removeprefix("head.")
-        if level < 0:  # the leaves, which all have
-            new = [rows[part] for _, rows in added]
-        else:  # level 0 of a small tree is the one below its parent
-            new = [rows[part.replace(str(level), str(level - above), 1)] for above, rows in added if above <= level]
+        # All small trees have leaves; of levels, those below their parent.
+        new = [rows[_in_small_tree(name, above)] for above, rows in added if above <= level or level < 0]
         order = torch.tensor(orders[level], device=old.device)
         weights[name] = torch.cat([old, *(rows.to(old) for rows in new)]).index_select(0, order)
     known = net.provenance  # what was fitted was fitted to other classes
@@ -194,3 +202,8 @@ def grow(net: HierarchicalNet, branches: Mapping[str, BranchTree]) -> Hierarchic
     assert isinstance(larger, HierarchicalNet)
     fill(larger, weights, "the grown network")
     return larger.to(net.device)
+
+
+def _in_small_tree(name: str, above: int) -> str:
+    """What a tensor is called in a small tree that hangs under so many levels."""
+    return re.sub(r"(?<=^levels\.)\d+", lambda number: str(int(number[0]) - above), name.removeprefix("head."))

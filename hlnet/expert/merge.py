@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from hlnet.errors import UsageError
-from hlnet.expert.cut import level_of
 from hlnet.model.base import TrainableNetwork, require_branches
-from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance
 from hlnet.store.checkpoint import Header, empty_network, fill, header_of, opened
@@ -130,7 +129,7 @@ class _Part:
         Raises:
             UsageError: if they do not.
         """
-        ours, theirs = self.header.config.model_dump(), other.header.config.model_dump()
+        ours, theirs = dict(self.header.config), dict(other.header.config)
         unlike = [name for name in ours if ours[name] != theirs[name]]
         reason = "".join(f"{name} is {theirs[name]!r}, here {ours[name]!r}" for name in unlike[:1])
         if not reason and self.header.transform != other.header.transform:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hlnet.errors import RunError
-from hlnet.expert.cut import _rows_of, level_of
-from hlnet.model.hierarchical import HierarchicalNet
+from hlnet.expert.cut import _rows_of
+from hlnet.model.hierarchical import HierarchicalNet, level_of
 
 
 def verify_expert(expert: HierarchicalNet, full: HierarchicalNet, images: Tensor | None = None) -> float:

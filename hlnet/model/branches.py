@@ -1,8 +1,9 @@
 """One level of branches on stacked weights, and the leaves' logits.
 
 Notable here: every parameter carries the node as its first dimension, in tree order, so that an expert is a choice of
-rows. A level runs one *family* (the children of one parent) at a time: what siblings share is one dense convolution on
-their common input, what each has alone is one grouped convolution. There is no loop over siblings.
+rows. A level runs one *family* (the children of one parent) at a time: what has one input for all is one dense
+convolution, what each has alone is one grouped convolution. There is no loop over siblings. Weights that siblings share
+have one row a parent, and names that say so (:data:`FAMILY`).
 
 Each stacked tensor is split into families once per forward pass. (Slicing it family by family would make autograd fill
 one full-size gradient for each slice.) Convolution weights are stored as ``[nodes, out, in]``, or ``[nodes, out, in,
@@ -13,14 +14,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Block = Literal["bottleneck", "convnext"]
+Sharing = Literal["none", "shortcut", "reduce"]
 Family = dict[str, Tensor]  # the rows of one parent's children, of every stacked tensor of a level
+#: How the name of a tensor begins that siblings share: its rows follow the parents, not the nodes.
+FAMILY = "family_"
 
 
 class BranchLevel(nn.Module, ABC):
@@ -31,19 +38,27 @@ class BranchLevel(nn.Module, ABC):
         in_channels: channels of a parent's output.
         width: the block's width (paper, Table 1).
         stride: of the block.
+        sharing: which of its parts siblings share, see :attr:`shared_parts`.
     """
 
     out_channels: int
+    #: By kind of sharing, the parts (beginnings of tensor names) that siblings share.
+    shared_parts: ClassVar[dict[Sharing, tuple[str, ...]]] = {"none": ()}
 
-    def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
+    def __init__(
+        self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int, sharing: Sharing = "none"
+    ) -> None:
         super().__init__()
         self.sibling_counts = sibling_counts
         self.in_channels, self.width, self.stride = in_channels, width, stride
+        self.shared = self.shared_parts[sharing]
+        self.family_kept = False
+        self._starts = list(accumulate(sibling_counts, initial=0))
 
     @property
     def nodes(self) -> int:
         """Number of nodes of this level."""
-        return sum(self.sibling_counts)
+        return self._starts[-1]
 
     @property
     @abstractmethod
@@ -56,17 +71,29 @@ class BranchLevel(nn.Module, ABC):
 
     def families(self) -> list[Family]:
         """The rows of each parent's children, one split per stacked tensor."""
-        tensors = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
-        parts = {name: torch.split(tensor, list(self.sibling_counts)) for name, tensor in tensors.items()}
-        return [{name: rows[parent] for name, rows in parts.items()} for parent in range(len(self.sibling_counts))]
+        counts = list(self.sibling_counts)
+        parts = {
+            name.removeprefix(FAMILY): torch.split(tensor, 1 if name.startswith(FAMILY) else counts)
+            for name, tensor in self._stacked()
+        }
+        return [{name: rows[parent] for name, rows in parts.items()} for parent in range(len(counts))]
 
     def family(self, rows: slice) -> Family:
-        """Views of the rows of some siblings."""
-        first, count = rows.start, rows.stop - rows.start  # narrow() is quicker than indexing: experts at run time wait
+        """Views of the rows of some siblings that lie side by side."""
+        # narrow() is quicker than indexing: experts at run time wait.
+        own, parents = (rows.start, rows.stop - rows.start), (bisect_right(self._starts, rows.start) - 1, 1)
         return {
-            name: tensor.narrow(0, first, count)
-            for name, tensor in (*self._parameters.items(), *self._buffers.items())
-            if tensor is not None
+            name.removeprefix(FAMILY): tensor.narrow(0, *(parents if name.startswith(FAMILY) else own))
+            for name, tensor in self._stacked()
+        }
+
+    def choose(self, nodes: Sequence[int], parents: Sequence[int]) -> Family:
+        """The rows of any nodes and, of what siblings share, those of the given parents."""
+        device = next(self.parameters()).device
+        own, shared = (torch.tensor(rows, device=device) for rows in (nodes, parents))
+        return {
+            name.removeprefix(FAMILY): tensor.index_select(0, shared if name.startswith(FAMILY) else own)
+            for name, tensor in self._stacked()
         }
 
     @abstractmethod
@@ -75,23 +102,72 @@ class BranchLevel(nn.Module, ABC):
 
         Args:
             x: the parent's output, ``[B, in_channels, H, W]``.
-            family: the children's rows.
+            family: the children's rows; of what they share, one row.
             gain: ``[B, m]``, one factor per image and child on the input of the block's last convolution.
 
         Returns:
             ``[B, m, out_channels, H', W']`` for ``m`` children.
         """
 
-    def stack(self, name: str, *shape: int, init: float | None = None) -> None:
-        """Add a parameter ``[nodes, *shape]``, constant where ``init`` is given."""
-        values = torch.empty(self.nodes, *shape)
-        self.register_parameter(name, nn.Parameter(values if init is None else values.fill_(init)))
+    def stack(self, name: str, *shape: int, init: float | None = None, buffer: bool = False) -> Tensor:
+        """Add a parameter or buffer ``[nodes, *shape]``, or ``[parents, *shape]`` if siblings share it, constant where
+        ``init`` is given."""
+        shared = name.startswith(tuple(f"{part}_" for part in self.shared))
+        values = torch.empty(len(self.sibling_counts) if shared else self.nodes, *shape)
+        values = values if init is None else values.fill_(init)
+        name = FAMILY + name if shared else name
+        if buffer:
+            self.register_buffer(name, values)
+        else:
+            self.register_parameter(name, nn.Parameter(values))
+        stacked: Tensor = getattr(self, name)
+        return stacked
+
+    def keep_family(self, other: BranchLevel, parent: int) -> None:
+        """Take what the children of one parent share in another level, for good: it trains no more, statistics
+        included."""
+        self.family_kept = True
+        for name, tensor in other._stacked():
+            if name.startswith(FAMILY):
+                row = tensor.detach()[parent : parent + 1].clone()
+                setattr(self, name, nn.Parameter(row, requires_grad=False) if name in self._parameters else row)
+
+    def _stacked(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
+            if tensor is not None:
+                yield name, tensor
 
 
-class BottleneckLevel(BranchLevel):
+class NormedLevel(BranchLevel):
+    """A level whose convolutions have no bias and a batch norm each, as in timm's ResNet."""
+
+    eps, momentum = 1e-5, 0.1
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.stride), -(-size[1] // self.stride)  # padded: rounded up
+
+    def stack_conv(self, name: str, *shape: int, scale: float = 1.0) -> None:
+        """Add a convolution, ``[out, in]`` or ``[out, in, k * k]``, and its norm, which begins with this scale."""
+        fan_out = shape[0] * math.prod(shape[2:])
+        nn.init.normal_(self.stack(f"{name}_weight", *shape), std=math.sqrt(2 / fan_out))
+        for part, init in (("weight", scale), ("bias", 0.0), ("mean", 0.0), ("var", 1.0)):
+            self.stack(f"{name}_bn_{part}", shape[0], init=init, buffer=part in ("mean", "var"))
+
+    def conv_bn(
+        self, name: str, x: Tensor, family: Family, stride: int = 1, padding: int = 0, groups: int = 1
+    ) -> Tensor:
+        """The convolution of all siblings, or the one that they share, and its norm: ``[B, m * out, H', W']``."""
+        x = F.conv2d(x, kernels(family[f"{name}_weight"]), None, stride, padding, groups=groups)
+        mean, var, weight, bias = (family[f"{name}_bn_{part}"].flatten() for part in ("mean", "var", "weight", "bias"))
+        training = self.training and not (self.family_kept and name in self.shared)
+        return F.batch_norm(x, mean, var, weight, bias, training, self.momentum, self.eps)
+
+
+class BottleneckLevel(NormedLevel):
     """ResNet bottlenecks: 1x1 to ``width``, 3x3 with the stride, 1x1 to ``4 * width``, and a projected shortcut.
 
-    The block of the paper's PHL and N3HL (Table 1), as in timm's ``Bottleneck``.
+    The block of the paper's PHL and N3HL (Table 1), as in timm's ``Bottleneck``. Siblings may share the shortcut, or
+    that and the first convolution.
 
     Example:
         >>> level = BottleneckLevel((2, 1), in_channels=8, width=4, stride=2)
@@ -100,50 +176,57 @@ class BottleneckLevel(BranchLevel):
     """
 
     expansion = 4
-    eps, momentum = 1e-5, 0.1
+    shared_parts: ClassVar = {"none": (), "shortcut": ("shortcut",), "reduce": ("shortcut", "conv1")}
 
     @property
     def inner_width(self) -> int:
         return self.width
 
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // self.stride), -(-size[1] // self.stride)  # padded: rounded up
+    def __init__(
+        self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int, sharing: Sharing = "none"
+    ) -> None:
+        super().__init__(sibling_counts, in_channels, width, stride, sharing)
+        self.out_channels = self.expansion * width
+        self.stack_conv("conv1", width, in_channels)
+        self.stack_conv("conv2", width, width, 9)
+        # Zero: each block starts as its shortcut (timm's zero_init_last).
+        self.stack_conv("conv3", self.out_channels, width, scale=0.0)
+        self.stack_conv("shortcut", self.out_channels, in_channels)
+
+    def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
+        children, inputs, shortcuts = (len(family[f"{name}_weight"]) for name in ("conv3", "conv1", "shortcut"))
+        h = F.relu(self.conv_bn("conv1", x, family))
+        h = F.relu(self.conv_bn("conv2", h, family, self.stride, padding=1, groups=inputs))
+        if gain is not None:
+            h = h * gain.to(h.dtype).repeat_interleave(self.width, dim=1)[:, :, None, None]
+        h = by_child(self.conv_bn("conv3", h, family, groups=children), children)
+        return F.relu(h + by_child(self.conv_bn("shortcut", x, family, self.stride), shortcuts))
+
+
+class RankLevel(NormedLevel):
+    """Leaves of rank ``width``: a 1x1 convolution to that few channels, batch norm and ReLU.
+
+    With the pooling and the row of :class:`Leaves` that follow, a class is so many directions in its parent's features.
+    The gain acts on the output.
+
+    Example:
+        >>> level = RankLevel((2, 1), in_channels=8, width=3, stride=1)
+        >>> level(torch.zeros(1, 8, 7, 7), level.families()[0], None).shape
+        torch.Size([1, 2, 3, 7, 7])
+    """
+
+    @property
+    def inner_width(self) -> int:
+        return self.width
 
     def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
         super().__init__(sibling_counts, in_channels, width, stride)
-        self.out_channels = self.expansion * width
-        convs: dict[str, tuple[int, ...]] = {
-            "conv1": (width, in_channels),
-            "conv2": (width, width, 9),
-            "conv3": (self.out_channels, width),
-            "shortcut": (self.out_channels, in_channels),
-        }
-        for name, shape in convs.items():
-            self.stack(f"{name}_weight", *shape)
-            fan_out = shape[0] * math.prod(shape[2:])
-            nn.init.normal_(getattr(self, f"{name}_weight"), std=math.sqrt(2 / fan_out))  # as timm's ResNet
-            # Zero for the last one: each block starts as its shortcut (timm's zero_init_last).
-            self.stack(f"{name}_bn_weight", shape[0], init=0.0 if name == "conv3" else 1.0)
-            self.stack(f"{name}_bn_bias", shape[0], init=0.0)
-            self.register_buffer(f"{name}_bn_mean", torch.zeros(self.nodes, shape[0]))
-            self.register_buffer(f"{name}_bn_var", torch.ones(self.nodes, shape[0]))
+        self.out_channels = width
+        self.stack_conv("conv", width, in_channels)
 
     def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
-        children = family["conv1_weight"].shape[0]
-        h = F.relu(self._conv_bn("conv1", x, family))
-        h = F.relu(self._conv_bn("conv2", h, family, self.stride, padding=1, groups=children))
-        if gain is not None:
-            h = h * gain.to(h.dtype).repeat_interleave(self.width, dim=1)[:, :, None, None]
-        h = self._conv_bn("conv3", h, family, groups=children)
-        h = F.relu(h + self._conv_bn("shortcut", x, family, self.stride))
-        return _by_child(h, children)
-
-    def _conv_bn(
-        self, name: str, x: Tensor, family: Family, stride: int = 1, padding: int = 0, groups: int = 1
-    ) -> Tensor:
-        x = F.conv2d(x, _kernels(family[f"{name}_weight"]), None, stride, padding, groups=groups)
-        mean, var, weight, bias = (family[f"{name}_bn_{part}"].flatten() for part in ("mean", "var", "weight", "bias"))
-        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        h = by_child(F.relu(self.conv_bn("conv", x, family, self.stride)), len(family["conv_weight"]))
+        return h if gain is None else h * gain.to(h.dtype)[:, :, None, None, None]
 
 
 class ConvNeXtLevel(BranchLevel):
@@ -151,7 +234,8 @@ class ConvNeXtLevel(BranchLevel):
 
     The block of the paper's N3HLCNXV2, as in timm's ``ConvNeXtStage(depth=1, use_grn=True, ls_init_value=1.0)`` where
     that changes width or size (timm leaves the norm and convolution out where it does not; here they are always there).
-    The gain acts on the input of the second pointwise convolution, the block's last.
+    The gain acts on the input of the second pointwise convolution, the block's last. Siblings may share what leads to
+    ``width`` channels, which is shortcut and reduction at once.
 
     Example:
         >>> level = ConvNeXtLevel((2, 1), in_channels=8, width=4, stride=2)
@@ -160,6 +244,7 @@ class ConvNeXtLevel(BranchLevel):
     """
 
     eps = 1e-6
+    shared_parts: ClassVar = {"none": (), "reduce": ("norm_in", "conv_in")}
 
     @property
     def inner_width(self) -> int:
@@ -168,50 +253,54 @@ class ConvNeXtLevel(BranchLevel):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // self.stride, size[1] // self.stride
 
-    def __init__(self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int) -> None:
-        super().__init__(sibling_counts, in_channels, width, stride)
+    def __init__(
+        self, sibling_counts: tuple[int, ...], in_channels: int, width: int, stride: int, sharing: Sharing = "none"
+    ) -> None:
+        super().__init__(sibling_counts, in_channels, width, stride, sharing)
         self.out_channels = width
         kernel = 1 if stride == 1 else 2
         self.stack("norm_in_weight", in_channels, init=1.0)
         self.stack("norm_in_bias", in_channels, init=0.0)
-        self.stack("conv_in_weight", width, in_channels, kernel**2)
+        self._stack_weight("conv_in", width, in_channels, kernel**2)
         self.stack("conv_in_bias", width, init=0.0)
-        self.stack("conv_dw_weight", width, 1, 49)
+        self._stack_weight("conv_dw", width, 1, 49)
         self.stack("conv_dw_bias", width, init=0.0)
         self.stack("norm_weight", width, init=1.0)
         self.stack("norm_bias", width, init=0.0)
-        self.stack("fc1_weight", 4 * width, width)
+        self._stack_weight("fc1", 4 * width, width)
         self.stack("fc1_bias", 4 * width, init=0.0)
         self.stack("grn_weight", 4 * width, init=0.0)
         self.stack("grn_bias", 4 * width, init=0.0)
-        self.stack("fc2_weight", width, 4 * width)
+        self._stack_weight("fc2", width, 4 * width)
         self.stack("fc2_bias", width, init=0.0)
         self.stack("scale", width, init=1.0)
-        for name in ("conv_in", "conv_dw", "fc1", "fc2"):
-            nn.init.trunc_normal_(getattr(self, f"{name}_weight"), std=0.02)  # as timm's ConvNeXt
+
+    def _stack_weight(self, name: str, *shape: int) -> None:
+        nn.init.trunc_normal_(self.stack(f"{name}_weight", *shape), std=0.02)  # as timm's ConvNeXt
 
     def forward(self, x: Tensor, family: Family, gain: Tensor | None) -> Tensor:
         children = family["scale"].shape[0]
         # Siblings share one normalised input: each one's scale and shift go into its own convolution, which is linear.
-        kernels = family["conv_in_weight"] * family["norm_in_weight"][:, None, :, None]
+        scaled = family["conv_in_weight"] * family["norm_in_weight"][:, None, :, None]
         shift = torch.einsum("noik,ni->no", family["conv_in_weight"], family["norm_in_bias"])
         normal = F.layer_norm(x.permute(0, 2, 3, 1), (self.in_channels,), eps=self.eps).permute(0, 3, 1, 2)
-        x = F.conv2d(normal, _kernels(kernels), (shift + family["conv_in_bias"]).flatten(), self.stride)
+        x = F.conv2d(normal, kernels(scaled), (shift + family["conv_in_bias"]).flatten(), self.stride)
+        x = x.repeat(1, children // len(scaled), 1, 1)  # where siblings share the one that is there
 
         h = self._grouped("conv_dw", x, family, padding=3, groups=children * self.width)
-        h = _by_child(h, children).movedim(2, -1)  # [B, m, H, W, width]
+        h = by_child(h, children).movedim(2, -1)  # [B, m, H, W, width]
         h = F.layer_norm(h, (self.width,), eps=self.eps)
         h = h * family["norm_weight"][:, None, None, :] + family["norm_bias"][:, None, None, :]
         h = F.gelu(self._grouped("fc1", h.movedim(-1, 2).flatten(1, 2), family, groups=children))
-        h = self._response_norm(_by_child(h, children), family)
+        h = self._response_norm(by_child(h, children), family)
         if gain is not None:
             h = h * gain.to(h.dtype)[:, :, None, None, None]
         h = self._grouped("fc2", h.flatten(1, 2), family, groups=children)
         h = x + h * family["scale"].flatten()[:, None, None]
-        return _by_child(h, children)
+        return by_child(h, children)
 
     def _grouped(self, name: str, x: Tensor, family: Family, padding: int = 0, groups: int = 1) -> Tensor:
-        weight, bias = _kernels(family[f"{name}_weight"]), family[f"{name}_bias"].flatten()
+        weight, bias = kernels(family[f"{name}_weight"]), family[f"{name}_bias"].flatten()
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
 
     def _response_norm(self, h: Tensor, family: Family) -> Tensor:
@@ -258,15 +347,35 @@ def pooled(children: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(children.flatten(0, 1), 1).view(children.shape[:3])
 
 
-def _by_child(x: Tensor, children: int) -> Tensor:
+def by_child(x: Tensor, children: int) -> Tensor:
     """``[B, m * C, H, W]`` as ``[B, m, C, H, W]``."""
     return x.view(len(x), children, -1, *x.shape[2:])
 
 
-def _kernels(weight: Tensor) -> Tensor:
+def kernels(weight: Tensor) -> Tensor:
     """Stored convolution weights, ``[m, out, in]`` or ``[m, out, in, k * k]``, as ``[m * out, in, k, k]``."""
     side = math.isqrt(weight.shape[3]) if weight.dim() == 4 else 1
     return weight.reshape(-1, weight.shape[2], side, side)
 
 
-LEVELS: dict[Block, type[BranchLevel]] = {"bottleneck": BottleneckLevel, "convnext": ConvNeXtLevel}
+LEVELS: dict[Block, type[BottleneckLevel | ConvNeXtLevel]] = {"bottleneck": BottleneckLevel, "convnext": ConvNeXtLevel}
+
+
+def branch_levels(
+    siblings: Sequence[tuple[int, ...]],
+    in_channels: int,
+    block: Block,
+    widths: Sequence[int],
+    strides: Sequence[int],
+    sharing: Sharing = "none",
+    rank_leaves: bool = False,
+) -> list[BranchLevel]:
+    """The levels of a tree, each with its number of children by parent; see :class:`hlnet.NetworkConfig`."""
+    levels: list[BranchLevel] = []
+    for counts, width, stride in zip(siblings, widths, strides, strict=True):
+        if rank_leaves and len(levels) == len(siblings) - 1:
+            levels.append(RankLevel(counts, in_channels, width, stride))
+        else:
+            levels.append(LEVELS[block](counts, in_channels, width, stride, sharing))
+        in_channels = levels[-1].out_channels
+    return levels

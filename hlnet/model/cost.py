@@ -1,8 +1,10 @@
 """What a network costs: parameters, multiply-accumulates, bytes, latency; plain, full and expert side by side.
 
 Notable here: the nodes of one level cost the same, so a network's cost is counted from its trunk and one node of each
-level, whatever the size of the tree. The counter is fvcore's; it counts one fused multiply-add as one, normalisation at
-2 (batch) or 5 (layer) an element, and neither activations nor additions.
+level, whatever the size of the tree. What children share is their parent's cost, which is there as often as the parent
+is: so a cost goes by the number of nodes alone, of the full network as of every expert. The counter is fvcore's; it
+counts one fused multiply-add as one, normalisation at 2 (batch) or 5 (layer) an element, and neither activations nor
+additions.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hlnet.errors import UsageError
 from hlnet.model.base import BackboneChoice, Network
-from hlnet.model.branches import LEVELS, BranchLevel, Leaves, pooled
-from hlnet.model.hierarchical import NetworkConfig, check_levels
+from hlnet.model.branches import BranchLevel, ConvNeXtLevel, Leaves, branch_levels, pooled
+from hlnet.model.hierarchical import NetworkConfig, check_levels, shared_stage
+from hlnet.model.shared import ClassRows
 from hlnet.model.transform import InputTransform
 from hlnet.model.trunk import Trunk, check_size, create_backbone
 from hlnet.tree.class_tree import ClassTree
@@ -37,11 +40,12 @@ class Part(BaseModel):
     """The cost of one part of a network: the trunk, or one level with all its nodes.
 
     Attributes:
-        name: ``trunk``, ``level 1``, …
+        name: ``trunk``, ``shared stage``, ``level 1``, ``level 1, shared by siblings``, ``class rows``, …
         nodes: how many blocks it has (1 for the trunk).
         params: number of parameters.
         macs: multiply-accumulates for one image, by fvcore.
         bytes: of its weights and statistics as stored.
+        pieces: what it is the sum of, if it is one; it is not written out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +55,22 @@ class Part(BaseModel):
     params: int
     macs: int
     bytes: int
+    pieces: tuple[Part, ...] = Field(default=(), exclude=True)
+
+    @classmethod
+    def sum(cls, *pieces: Part) -> Part:
+        """The sum of some, by the first one's name."""
+        totals = {name: sum(getattr(piece, name) for piece in pieces) for name in ("params", "macs", "bytes")}
+        return cls(name=pieces[0].name, nodes=1, **totals, pieces=pieces) if len(pieces) > 1 else pieces[0]
+
+    def times(self, count: int, name: str | None = None) -> Part:
+        """So many of it; under another name."""
+        totals = {field: count * getattr(self, field) for field in ("nodes", "params", "macs", "bytes")}
+        return Part(name=name or self.name, **totals)
+
+    def plus(self, other: Part) -> Part:
+        """As one part, of as many nodes as this one."""
+        return Part.sum(self, other).model_copy(update={"nodes": self.nodes, "pieces": ()})
 
 
 class Latency(BaseModel):
@@ -150,6 +170,9 @@ def unit_costs(
 ) -> tuple[list[Part], tuple[int, int, int]]:
     """What every tree's cost is made of: the trunk, and one node of each level; and the size of the image counted.
 
+    To the trunk is counted what every expert has: the shared stage, and what the nodes of level 1 share; to a node what
+    its children share; to a leaf the row of its class. Of such sums, ``pieces`` are the parts.
+
     Raises:
         BackboneError, UsageError: if the network cannot be built.
 
@@ -166,10 +189,7 @@ def unit_costs(
 def total_cost(units: list[Part], counts: Sequence[int]) -> Cost:
     """The cost of a network with these nodes at each level, from its :func:`unit_costs`."""
     check_levels(len(counts), [unit.name for unit in units[1:]])
-    parts = [units[0]] + [
-        Part(name=unit.name, nodes=n, params=n * unit.params, macs=n * unit.macs, bytes=n * unit.bytes)
-        for unit, n in zip(units[1:], counts, strict=True)
-    ]
+    parts = [piece.times(n) for unit, n in zip(units, (1, *counts), strict=True) for piece in unit.pieces or (unit,)]
     return Cost(
         classes=counts[-1],
         nodes=tuple(counts),
@@ -277,8 +297,8 @@ def _counted_plain(
     return params, count_macs(model, torch.zeros(1, *input_size)), _bytes(model)
 
 
-class _OneNode(nn.Module):
-    """One node of a level, and its share of the leaves."""
+class _Nodes(nn.Module):
+    """All nodes of a level below one parent, and their share of the leaves."""
 
     def __init__(self, level: BranchLevel, leaves: Leaves | None) -> None:
         super().__init__()
@@ -292,30 +312,65 @@ class _OneNode(nn.Module):
         return logits
 
 
+class _Rows(nn.Module):
+    """The rows of the classes, on the map that they see."""
+
+    def __init__(self, rows: ClassRows) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.rows(self.rows.pool(x))
+        return logits
+
+
 def _unit_costs(config: NetworkConfig, trunk: Trunk, x: Tensor, size: tuple[int, int, int]) -> list[Part]:
-    """The trunk, whose output is ``x``, and one node of each level."""
-    images = torch.zeros(1, *size)
+    """The trunk, whose output is ``x``, and one node of each level, with what is counted to them."""
     with torch.no_grad():
-        params = sum(tensor.numel() for tensor in trunk.parameters())
-        parts = [Part(name="trunk", nodes=1, params=params, macs=count_macs(trunk, images), bytes=_bytes(trunk))]
-        for number, (width, stride) in enumerate(zip(config.widths, config.strides, strict=True), start=1):
-            level = LEVELS[config.block]((1,), x.shape[1], width, stride)
-            last = number == len(config.widths)
-            node = _OneNode(level, Leaves(1, level.out_channels, config.block == "convnext") if last else None).eval()
-            # The branches share their parent's normalisation and fold its scale into a convolution. Counted is the
-            # block as it is defined: a layer norm with scale and shift, and no folding.
-            handlers = {"aten::layer_norm": _layer_norm_macs, "aten::einsum": lambda inputs, outputs: 0}
-            parts.append(
-                Part(
-                    name=f"level {number}",
-                    nodes=1,
-                    params=sum(tensor.numel() for tensor in node.parameters()),
-                    macs=count_macs(node, x, handlers=handlers),
-                    bytes=_bytes(node),
-                )
-            )
-            x = level(x, level.families()[0], None)[:, 0]
-    return parts
+        pieces = [[_part("trunk", trunk, torch.zeros(1, *size))]]
+        if (stage := shared_stage(config, x.shape[1])) is not None:
+            pieces[0].append(_part("shared stage", stage.eval(), x))
+            x = stage(x)
+        rows = None
+        if config.class_rows:
+            counted = [
+                _part("class rows", _Rows(ClassRows(n, x.shape[1], config.block == "convnext")), x) for n in (1, 2)
+            ]
+            rows, pooling = _apart(*counted)
+            pieces[0][-1] = pieces[0][-1].plus(pooling)
+        shape = (config.block, config.widths, config.strides, config.sharing, config.rank_leaves)
+        single, double = (branch_levels([(n,)] * len(config.widths), x.shape[1], *shape) for n in (1, 2))
+        for number, levels in enumerate(zip(single, double, strict=True), start=1):
+            counted = []
+            for level in levels:
+                last = number == len(single)
+                norm = isinstance(level, ConvNeXtLevel)
+                leaves = Leaves(level.nodes, level.out_channels, norm) if last else None
+                counted.append(_part(f"level {number}", _Nodes(level, leaves).eval(), x))
+            if levels[0].shared:
+                node, family = _apart(*counted)
+                pieces[-1].append(family.times(1, f"level {number}, shared by siblings"))
+            else:  # counted is the block as it is defined, whatever one computes once for all siblings
+                node = counted[0]
+            pieces.append([node])
+            x = levels[0](x, levels[0].families()[0], None)[:, 0]
+        pieces[-1] += [rows] if rows is not None else []
+    return [Part.sum(*some) for some in pieces]
+
+
+def _part(name: str, module: nn.Module, x: Tensor) -> Part:
+    # The branches share their parent's normalisation and fold its scale into a convolution. Counted is a layer norm
+    # with scale and shift, and no folding.
+    own = isinstance(module, _Nodes)
+    handlers = {"aten::layer_norm": _layer_norm_macs, "aten::einsum": lambda inputs, outputs: 0} if own else None
+    params = sum(tensor.numel() for tensor in module.parameters())
+    return Part(name=name, nodes=1, params=params, macs=count_macs(module, x, handlers=handlers), bytes=_bytes(module))
+
+
+def _apart(one: Part, two: Part) -> tuple[Part, Part]:
+    """From the costs of one and of two alike that share something: what each has, and what is shared."""
+    each = two.plus(one.times(-1))
+    return each, one.plus(each.times(-1))
 
 
 def _bytes(module: nn.Module) -> int:

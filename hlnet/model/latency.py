@@ -101,7 +101,8 @@ def random_network(config: NetworkConfig, tree: ClassTree) -> HierarchicalNet:
     model = HierarchicalNet(config, tree, empty=True).eval()
     model.head.to_empty(device="cpu")
     for tensor in model.head.state_dict().values():
-        tensor.uniform_(0.01, 0.02)
+        if tensor.is_floating_point():
+            tensor.uniform_(0.01, 0.02)
     return model
 
 

@@ -232,6 +232,8 @@ class _Run:
         self.schedule = make_schedule(self.optimizer.optimizer, config, self.steps)
         self.cues = TrainingCues(net.tree, config.cue_share, config.cue_reliability) if config.cue_aware else None
         self.loss = make_loss(config, net.tree).to(accelerator.device)
+        has_rows = net.has_branches and net.head.class_rows is not None
+        self.rows_loss = config.rows_loss if has_rows else 0.0
         self.average = ModelEmaV3(trained, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
         smoothing = config.smoothing if config.loss in ("cross-entropy", "bce") else 0.0  # the others do not smooth
         self.mixup = (
@@ -359,16 +361,7 @@ class _Run:
             even = len(inputs) // 2 * 2  # timm mixes pairs
             inputs, labels = inputs[:even], labels[:even]
             inputs, targets = self.mixup(inputs, labels)
-        try:
-            logits = self.module(inputs) if self.cues is None else self.module(inputs, self.cues(labels))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UsageError(
-                "batch normalisation cannot train on one image whose features are one pixel: give batch_size 2 or "
-                "more, more training images, or larger ones (img_size)"
-            ) from error
-        loss = self.loss(logits, targets)
+        loss, logits = self._loss(inputs, labels, targets)
         if not torch.isfinite(loss):
             raise RunError(
                 f"the loss became {loss.item()} in epoch {number}, step {step}; try a lower lr, or clip_grad 1"
@@ -385,6 +378,23 @@ class _Run:
         with torch.no_grad():
             right = (logits.argmax(1) == labels).sum()
             self.totals += torch.stack([loss * len(labels), right, loss.new_tensor(len(labels))])
+
+    def _loss(self, inputs: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and the logits."""
+        gains = () if self.cues is None else (self.cues(labels),)
+        try:
+            if not self.rows_loss:
+                logits: Tensor = self.module(inputs, *gains)
+                return self.loss(logits, targets), logits
+            logits, rows = self.module(inputs, *gains, with_rows=True)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                "batch normalisation cannot train on one image whose features are one pixel: give batch_size 2 or "
+                "more, more training images, or larger ones (img_size)"
+            ) from error
+        return self.loss(logits, targets) + self.rows_loss * self.loss(rows, targets), logits
 
     def agreed(self, save: bool, stop: bool) -> tuple[bool, bool]:
         """Whether any process wants to save or stop."""
@@ -465,7 +475,10 @@ def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _start_as_detectors(net: TrainableNetwork) -> None:
     """Let each class begin at its share, or the first steps only teach all of them to say no."""
-    last: Any = net.model.get_classifier() if isinstance(net, PlainNet) else net.head.leaves  # type: ignore[operator]
+    if isinstance(net, PlainNet):
+        last: Any = net.model.get_classifier()  # type: ignore[operator]
+    else:  # where there are rows, they alone are to begin there too
+        last = net.head.class_rows or net.head.leaves
     for part in last if isinstance(last, tuple | list | nn.ModuleList) else [last]:  # some have two classifiers
         bias = getattr(part, "bias", None)
         if isinstance(bias, Tensor) and len(bias) == len(net.tree.classes):

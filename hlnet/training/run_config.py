@@ -24,12 +24,24 @@ from hlnet.training.train_config import TrainConfig
 class NetworkSettings(Settings):
     """Settings of the network to build; ``None`` stands for the backbone's or the preset's own."""
 
-    backbone: str = setting("n3hl_resnet50", "A preset (n3hl_resnet50 …) or any timm model.", NETWORK)
+    backbone: str = setting("n3hl_resnet50", "A preset (lean_resnet50, n3hl_resnet50 …) or any timm model.", NETWORK)
     plain: bool = setting(False, "Train the timm model itself, without branches, as a baseline.", NETWORK)
     split_point: int | None = setting(None, "The trunk's last stage, negative from the end.", NETWORK)
     block: str | None = setting(None, "Type of the blocks: bottleneck or convnext.", NETWORK)
     widths: tuple[int, ...] | None = setting(None, "Widths of the blocks, by level: 128,64,32.", NETWORK)
     strides: tuple[int, ...] | None = setting(None, "Strides of the blocks, by level: 1,1,2.", NETWORK)
+    shared_width: int | None = setting(
+        None, "Width of the blocks between trunk and tree that all classes share; 0 for none.", NETWORK, ge=0
+    )
+    shared_blocks: int | None = setting(None, "How many these are.", NETWORK, ge=1)
+    shared_stride: int | None = setting(None, "Stride of the first of them.", NETWORK, ge=1)
+    class_rows: bool | None = setting(
+        None, "Add to each logit a linear row of its class on what all classes share, pooled.", NETWORK
+    )
+    sharing: str | None = setting(None, "What siblings share: none, shortcut, or reduce (and shortcut).", NETWORK)
+    rank_leaves: bool | None = setting(
+        None, "Leaves of the last width's rank: a 1x1 convolution instead of a block.", NETWORK
+    )
     backbone_args: dict[str, Any] = setting(
         {}, "timm argument, name=value; repeatable.", NETWORK, option="backbone_arg"
     )

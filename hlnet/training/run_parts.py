@@ -11,6 +11,7 @@ from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, train_transform
 from hlnet.errors import UsageError, some
 from hlnet.model.base import TrainableNetwork
+from hlnet.model.hierarchical import NetworkConfig
 from hlnet.model.plain import PlainConfig, PlainNet
 from hlnet.model.presets import PRESETS, create_model
 from hlnet.model.trunk import check_size, load_trunk_weights, size_arguments
@@ -40,13 +41,14 @@ def build_network(run: RunConfig, tree: ClassTree) -> TrainableNetwork:
     backbone = PRESETS.get(network.backbone, {}).get("backbone", network.backbone)
     arguments = size_arguments(backbone, _sides(run.transform.get("input_size"))) | network.backbone_args
     net: TrainableNetwork
+    fields = [name for name in NetworkConfig.model_fields if name not in ("backbone", "backbone_args")]
+    shape = {name: getattr(network, name) for name in fields}
     if network.plain:
-        if unused := [name for name in ("block", "widths", "strides") if getattr(network, name) is not None]:
+        if unused := [name for name in fields if name != "split_point" and shape[name] is not None]:
             raise UsageError(f"{unused[0]} shapes branches, and a plain network has none; leave it or plain out")
         config = PlainConfig(backbone=backbone, split_point=network.split_point, backbone_args=arguments)
         net = PlainNet(config, tree, network.pretrained)
     else:
-        shape = {name: getattr(network, name) for name in ("split_point", "block", "widths", "strides")}
         net = create_model(network.backbone, tree, network.pretrained, backbone_args=arguments, **shape)
     if run.train.frozen_trunk and not (network.pretrained or network.trunk_weights):
         log.warning("the frozen trunk's weights are random; pretrained or trunk_weights give it some")

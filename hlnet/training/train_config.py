@@ -48,6 +48,9 @@ class TrainConfig(Settings):
     soft_labels_beta: PositiveFloat = setting(
         10.0, "Soft-labels loss: how fast targets fall with the distance in the tree; large is one-hot.", TRAINING
     )
+    rows_loss: NonNegativeFloat = setting(
+        0.3, "Weight of the loss of the class rows alone, for networks that have them.", TRAINING
+    )
     cue_aware: bool = setting(False, "Train with random cues, so that a gain acts as evidence of its weight.", TRAINING)
     cue_share: Share = setting(0.5, "Share of training images that get a cue.", TRAINING)
     cue_reliability: tuple[Reliability, Reliability] = setting(

@@ -137,14 +137,14 @@ def block_outputs(
             needed[above].add(position)
             position = tree.levels[above][position].parent
     found: dict[Place, Tensor] = {}
-    outputs = {0: features}
+    outputs = {0: head.seen(features)}
     for depth, rows in enumerate(needed):
         level: Any = head.levels[depth]
         parents = groupby(sorted(rows), key=lambda row: tree.levels[depth][row].parent)
         outputs = {
             row: child
             for parent, group in parents
-            for row, child in _children(level, outputs[parent], list(group), gains, tree.offsets[depth])
+            for row, child in _children(level, parent, outputs[parent], list(group), gains, tree.offsets[depth])
         }
         found |= {(depth, row): output for row, output in outputs.items() if (depth, row) in wanted}
     return found
@@ -232,10 +232,8 @@ def check_branches(net: Network) -> None:
 
 
 def _children(
-    level: BranchLevel, x: Tensor, rows: list[int], gains: Tensor | None, offset: int
+    level: BranchLevel, parent: int, x: Tensor, rows: list[int], gains: Tensor | None, offset: int
 ) -> Iterable[tuple[int, Tensor]]:
     """Some children of one parent, from its output."""
-    index = torch.tensor(rows, device=x.device)
-    family = {name: tensor.index_select(0, index) for name, tensor in level.family(slice(0, level.nodes)).items()}
-    gain = None if gains is None else gains[:, index.to(gains.device) + offset].to(x.device)
-    return zip(rows, level(x, family, gain).unbind(1), strict=True)
+    gain = None if gains is None else gains[:, [row + offset for row in rows]].to(x.device)
+    return zip(rows, level(x, level.choose(rows, [parent]), gain).unbind(1), strict=True)

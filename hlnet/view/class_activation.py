@@ -64,7 +64,7 @@ def maps_of(net: TrainableNetwork, images: Tensor, chosen: Sequence[int], level:
     images = images.to(net.device)
     if isinstance(net, PlainNet):
         start, stages = _plain_stages(net, images, level)
-        paths = [(stages, position) for position in chosen]
+        paths: list[tuple[Any, int]] = [(stages, position) for position in chosen]
     else:
         check_branches(net)
         last = net.tree.num_levels
@@ -72,7 +72,7 @@ def maps_of(net: TrainableNetwork, images: Tensor, chosen: Sequence[int], level:
             raise UsageError(f"level {level}: the network has 0 (the trunk) and levels 1 to {last}")
         with torch.no_grad():
             start = net.features(images)
-        paths = [(_Stages(_path(net.head, position), last if level is None else level), 0) for position in chosen]
+        paths = [(_Path(net.head, position, last if level is None else level), 0) for position in chosen]
     found = []
     with torch.enable_grad():
         start = start.detach().requires_grad_()  # the weights may all be frozen
@@ -111,15 +111,25 @@ class _Block(nn.Module):
         return output[:, 0]
 
 
-class _Leaf(nn.Module):
-    """One class's logit ``[B, 1]`` from its block's output."""
+class _Path(nn.Module):
+    """One class's logit ``[B, 1]`` from the trunk's output; watched is that, or the output of a level's block."""
 
-    def __init__(self, head: BranchTree, row: int) -> None:
+    def __init__(self, head: BranchTree, leaf: int, level: int) -> None:
         super().__init__()
-        self.leaves, self.row = head.leaves, row
+        self.head, self.leaf = head, leaf
+        rows = head.tree.rows([leaf])
+        blocks = (_Block(block, row) for block, (row,) in zip(head.levels, rows, strict=True))
+        self.stages = nn.ModuleList([nn.Identity(), *blocks])
+        self.watched = self.stages[level]
 
     def forward(self, x: Tensor) -> Tensor:
-        logit: Tensor = self.leaves(pooled(x[:, None]), slice(self.row, self.row + 1))
+        trunk, *blocks = self.stages
+        x = seen = self.head.seen(trunk(x))
+        for block in blocks:
+            x = block(x)
+        logit: Tensor = self.head.leaves(pooled(x[:, None]), slice(self.leaf, self.leaf + 1))
+        if (rows := self.head.class_rows) is not None:
+            logit = logit + rows(rows.pool(seen))[:, self.leaf : self.leaf + 1]
         return logit
 
 
@@ -133,12 +143,6 @@ class _PlainHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model.forward_head(x)
         return logits
-
-
-def _path(head: BranchTree, leaf: int) -> list[nn.Module]:
-    """The blocks on the way to a class, and what makes its logit of the last."""
-    rows = head.tree.rows([leaf])
-    return [*(_Block(level, row) for level, (row,) in zip(head.levels, rows, strict=True)), _Leaf(head, leaf)]
 
 
 def _plain_stages(net: PlainNet, images: Tensor, level: int | None) -> tuple[Tensor, _Stages]:

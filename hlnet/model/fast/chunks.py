@@ -1,17 +1,19 @@
 """The blocks of siblings for inference: norms folded into the convolutions, weights packed, few steps.
 
 Notable here: siblings are cut into *chunks*, so that what a chunk computes on the way stays in the cache. What siblings
-share is one dense product on the pixels of their input, which lie as rows. Weights are folded in float32 at least and
-rounded after that.
+make of a common input is one dense product on its pixels, which lie as rows; what they share is computed once a family.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hlnet.model.branches import BottleneckLevel, BranchLevel, ConvNeXtLevel, Leaves
+from hlnet.model.branches import BottleneckLevel, BranchLevel, ConvNeXtLevel, Leaves, RankLevel, kernels
+from hlnet.model.fast.folding import exact, fold_convnext, fold_norms
 from hlnet.model.fast.kernels import Conv, Linear
 
 
@@ -31,77 +33,98 @@ class BottleneckChunk(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.width, self.stride, self.dtype = end - start, level.width, level.stride, dtype
-        folded = {name: _folded(level, name, start, end, dtype) for name in ("conv1", "conv2", "conv3", "shortcut")}
+        self.shared = level.shared
+        folded = fold_norms(level, level.family(slice(start, end)))
         (w1, b1), (w2, b2), (w3, b3), (ws, bs) = folded.values()
         out = level.output_size(size)
         stride = (level.stride, level.stride)
-        self.conv1 = Linear(w1.flatten(0, 1), b1, "relu", batch * size[0] * size[1])
-        kernels = w2.reshape(-1, level.width, 3, 3)
-        self.conv2 = Conv(kernels, b2, stride, (1, 1), groups=self.nodes, activation="relu", size=size)
-        self.shortcut = Linear(ws.flatten(0, 1), b3 + bs, "none", batch * out[0] * out[1])
-        self.conv3 = Conv(w3.reshape(-1, level.width, 1, 1), None, groups=self.nodes, activation="relu", size=out)
+        self.conv1 = _linear(w1, b1, "relu", batch * size[0] * size[1], dtype)
+        self.conv2 = _conv(w2, b2, dtype, stride, (1, 1), groups=len(w1), activation="relu", size=size)
+        alone = "shortcut" not in self.shared  # then its bias is that of the sum
+        self.shortcut = _linear(ws, b3 + bs if alone else bs, "none", batch * out[0] * out[1], dtype)
+        self.conv3 = _conv(w3, None if alone else b3, dtype, groups=self.nodes, activation="relu", size=out)
 
     def share(self, x: Tensor) -> tuple[Tensor, ...]:
-        """All pixels of ``[B, C, H, W]`` and those that the stride keeps, ``[B, H, W, C]`` each."""
+        """What siblings share, ``[B, H, W, C]``: all pixels of the input and those that the stride keeps, or what their
+        common convolutions make of these."""
         pixels = x.to(self.dtype).permute(0, 2, 3, 1).contiguous()
-        kept = pixels[:, :: self.stride, :: self.stride]
-        return pixels, kept.contiguous()
+        kept = pixels[:, :: self.stride, :: self.stride].contiguous()
+        return (
+            self.conv1(pixels) if "conv1" in self.shared else pixels,
+            self.shortcut(kept) if "shortcut" in self.shared else kept,
+        )
 
     def forward(self, shared: tuple[Tensor, ...], gain: Tensor | None) -> Tensor:
-        pixels, kept = shared
-        h = self.conv2(self.conv1(pixels).permute(0, 3, 1, 2))
+        inner, shortcut = shared
+        inner = inner if "conv1" in self.shared else self.conv1(inner)
+        h = self.conv2(inner.permute(0, 3, 1, 2))
         if gain is not None:
             h = h * gain.to(h.dtype).repeat_interleave(self.width, dim=1)[:, :, None, None]
-        return self.conv3.add(self.shortcut(kept).permute(0, 3, 1, 2), h, in_place=True)
+        y = shortcut.repeat(1, 1, 1, self.nodes) if "shortcut" in self.shared else self.shortcut(shortcut)
+        return self.conv3.add(y.permute(0, 3, 1, 2), h, in_place=True)
+
+
+class RankChunk(nn.Module):
+    """Siblings ``start`` to ``end`` of a :class:`RankLevel`; arguments as of :class:`BottleneckChunk`."""
+
+    def __init__(
+        self, level: RankLevel, start: int, end: int, size: tuple[int, int], batch: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.width, self.stride, self.dtype = level.width, level.stride, dtype
+        weight, bias = fold_norms(level, level.family(slice(start, end)))["conv"]
+        out = level.output_size(size)
+        self.conv = _linear(weight, bias, "relu", batch * out[0] * out[1], dtype)
+
+    def share(self, x: Tensor) -> Tensor:
+        """The pixels that the stride keeps, ``[B, H, W, C]``."""
+        return x.to(self.dtype).permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride].contiguous()
+
+    def forward(self, pixels: Tensor, gain: Tensor | None) -> Tensor:
+        y: Tensor = self.conv(pixels).permute(0, 3, 1, 2)
+        return y if gain is None else y * gain.to(y.dtype).repeat_interleave(self.width, dim=1)[:, :, None, None]
 
 
 class ConvNeXtChunk(nn.Module):
-    """Siblings ``start`` to ``end`` of a :class:`ConvNeXtLevel`; arguments as of :class:`BottleneckChunk`.
-
-    What layer norms and GRN scale and shift goes into the linear maps that follow.
-    """
+    """Siblings ``start`` to ``end`` of a :class:`ConvNeXtLevel`; arguments as of :class:`BottleneckChunk`."""
 
     def __init__(
         self, level: ConvNeXtLevel, start: int, end: int, size: tuple[int, int], batch: int, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.nodes, self.width, self.eps, self.dtype = end - start, level.width, level.eps, dtype
-        rows = {name: _exact(tensor, start, end) for name, tensor in level.named_parameters()}
+        self.shared = bool(level.shared)
+        folded, grn, shift = fold_convnext(level, level.family(slice(start, end)))
         out = level.output_size(size)
-        weight = rows["conv_in_weight"] * rows["norm_in_weight"][:, None, :, None]
-        bias = torch.einsum("noik,ni->no", rows["conv_in_weight"], rows["norm_in_bias"]) + rows["conv_in_bias"]
-        self.conv_in: nn.Module
+        self.conv_in: Conv | Linear
+        weight, bias = folded["conv_in"]
         if level.stride == 1:
-            self.conv_in = Linear(
-                weight.flatten(0, 1)[:, :, 0].to(dtype), bias.flatten().to(dtype), rows=batch * out[0] * out[1]
-            )
+            self.conv_in = _linear(weight[..., 0], bias, "none", batch * out[0] * out[1], dtype)
         else:
-            kernels = weight.reshape(-1, level.in_channels, 2, 2).to(dtype)
-            self.conv_in = Conv(kernels, bias.flatten().to(dtype), (level.stride, level.stride), size=size)
-        kernels = rows["conv_dw_weight"].reshape(-1, 1, 7, 7).to(dtype)
+            self.conv_in = _conv(weight, bias, dtype, (level.stride, level.stride), size=size)
         channels = self.nodes * level.width
-        self.conv_dw = Conv(
-            kernels, rows["conv_dw_bias"].flatten().to(dtype), padding=(3, 3), groups=channels, size=out
-        )
-        fc1 = rows["fc1_weight"] * rows["norm_weight"][:, None, :]
-        bias = torch.einsum("noi,ni->no", rows["fc1_weight"], rows["norm_bias"]) + rows["fc1_bias"]
-        self.fc1 = _grouped(fc1.to(dtype), bias.to(dtype), "gelu", out)
-        fc2 = rows["fc2_weight"] * rows["scale"][:, :, None]
-        shift = torch.einsum("noi,ni->no", fc2, rows["grn_bias"])
-        self.fc2 = _grouped(fc2.to(dtype), (shift + rows["fc2_bias"] * rows["scale"]).to(dtype), "none", out)
-        self.grn, self.shift = rows["grn_weight"].float().clone(), shift.float()  # of the shift, a gain takes its part
+        self.conv_dw = _conv(*folded["conv_dw"], dtype, padding=(3, 3), groups=channels, size=out)
+        self.fc1 = _conv(*folded["fc1"], dtype, groups=self.nodes, activation="gelu", size=out)
+        self.fc2 = _conv(*folded["fc2"], dtype, groups=self.nodes, size=out)
+        self.grn, self.shift = grn.float().clone(), shift.float()  # of the shift, a gain takes its part
 
-    def share(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The normalised pixels, ``[B, H, W, C]``."""
+    def share(self, x: Tensor) -> Tensor:
+        """What siblings share, ``[B, H, W, C]``: the normalised pixels, or what their common convolution makes of
+        them."""
         pixels = x.to(self.dtype).permute(0, 2, 3, 1)
-        return (F.layer_norm(pixels, pixels.shape[-1:], eps=ConvNeXtLevel.eps).contiguous(),)
+        pixels = F.layer_norm(pixels, pixels.shape[-1:], eps=ConvNeXtLevel.eps).contiguous()
+        return self._reduced(pixels) if self.shared else pixels
 
-    def forward(self, shared: tuple[Tensor, ...], gain: Tensor | None) -> Tensor:
-        (pixels,) = shared
-        if isinstance(self.conv_in, Linear):
-            x = self.conv_in(pixels).permute(0, 3, 1, 2)
+    def _reduced(self, pixels: Tensor) -> Tensor:
+        if isinstance(self.conv_in, Conv):
+            pixels = self.conv_in(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         else:
-            x = self.conv_in(pixels.permute(0, 3, 1, 2))
+            pixels = self.conv_in(pixels)
+        return pixels
+
+    def forward(self, pixels: Tensor, gain: Tensor | None) -> Tensor:
+        pixels = pixels.repeat(1, 1, 1, self.nodes) if self.shared else self._reduced(pixels)
+        x = pixels.permute(0, 3, 1, 2)
         h = self.conv_dw(x).permute(0, 2, 3, 1).unflatten(-1, (self.nodes, self.width))
         h = self.fc1(F.layer_norm(h, h.shape[-1:], eps=self.eps).flatten(-2).permute(0, 3, 1, 2))
         norm = h.float().norm(dim=(2, 3)).unflatten(1, (self.nodes, -1))
@@ -139,11 +162,12 @@ class LeafChunk(nn.Module):
 
     def __init__(self, leaves: Leaves, start: int, end: int) -> None:
         super().__init__()
-        weight, bias = _exact(leaves.weight, start, end), _exact(leaves.bias, start, end)
+        rows = exact({name: tensor[start:end] for name, tensor in leaves.named_parameters()})
+        weight, bias = rows["weight"], rows["bias"]
         self.normed = leaves.norm_weight is not None
-        if leaves.norm_weight is not None and leaves.norm_bias is not None:
-            bias = bias + (weight * _exact(leaves.norm_bias, start, end)).sum(dim=1)
-            weight = weight * _exact(leaves.norm_weight, start, end)
+        if self.normed:
+            bias = bias + (weight * rows["norm_bias"]).sum(dim=1)
+            weight = weight * rows["norm_weight"]
         self.weight, self.bias = weight.float(), bias.float()
 
     def forward(self, y: Tensor) -> Tensor:
@@ -155,28 +179,19 @@ class LeafChunk(nn.Module):
         return logits
 
 
-SiblingBlock = BottleneckChunk | ConvNeXtChunk | UnpackedChunk
-CHUNKS: dict[type[BranchLevel], type[BottleneckChunk] | type[ConvNeXtChunk]] = {
+SiblingBlock = BottleneckChunk | ConvNeXtChunk | RankChunk | UnpackedChunk
+CHUNKS: dict[type[BranchLevel], type[BottleneckChunk] | type[ConvNeXtChunk] | type[RankChunk]] = {
     BottleneckLevel: BottleneckChunk,
     ConvNeXtLevel: ConvNeXtChunk,
+    RankLevel: RankChunk,
 }
 
 
-def _folded(level: BottleneckLevel, name: str, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with its batch norm in it, ``[m, out, in, …]`` and ``[m * out]``."""
-    rows = {part: _exact(getattr(level, f"{name}_bn_{part}"), start, end) for part in ("weight", "bias", "mean", "var")}
-    scale = rows["weight"] / (rows["var"] + level.eps).sqrt()
-    weight = _exact(getattr(level, f"{name}_weight"), start, end)
-    bias = rows["bias"] - rows["mean"] * scale
-    return (weight * scale.reshape(*scale.shape, *[1] * (weight.dim() - 2))).to(dtype), bias.flatten().to(dtype)
+def _linear(weight: Tensor, bias: Tensor, activation: str, rows: int, dtype: torch.dtype) -> Linear:
+    """A 1x1 convolution of one input for each of the first dimension, ``[n, out, in]``, as one map of pixels."""
+    return Linear(weight.flatten(0, 1).to(dtype), bias.flatten().to(dtype), activation, rows)
 
 
-def _exact(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Rows to compute with, in float32 at least; views of them where they are."""
-    return tensor.detach()[start:end].to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _grouped(weight: Tensor, bias: Tensor, activation: str, size: tuple[int, int]) -> Conv:
-    """A 1x1 convolution for each sibling, ``[m, out, in]``."""
-    kernels = weight.flatten(0, 1)[:, :, None, None]
-    return Conv(kernels, bias.flatten(), groups=len(weight), activation=activation, size=size)
+def _conv(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *geometry: Any, **more: Any) -> Conv:
+    """A convolution for each of the first dimension, ``[n, out, in]`` or ``[n, out, in, k * k]``."""
+    return Conv(kernels(weight).to(dtype), None if bias is None else bias.flatten().to(dtype), *geometry, **more)

@@ -82,6 +82,21 @@ def fuse_or_why_not(module: nn.Module, images: Tensor) -> tuple[nn.Module, str]:
     return _in_type(module, dtype), why
 
 
+def what_was_fused(name: str, module: nn.Module, why_not: str) -> str:
+    """A line on what :func:`fuse_or_why_not` gave."""
+    if why_not:
+        return f"{name}: runs as it is, since {why_not}"
+    modules = list(module.modules())
+    convs = [module for module in modules if isinstance(module, Conv | Linear)]
+    packed = sum(conv.packed for conv in convs)
+    acts = sum(conv.activation != "none" for conv in convs)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
+    return (
+        f"{name}: {len(convs)} convolutions and linear maps, {packed} with weights packed for oneDNN, "
+        f"{acts} with their activation; {norms} batch norms left"
+    )
+
+
 # ---------------------------------------------------------------------- helpers
 
 

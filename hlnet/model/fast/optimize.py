@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from hlnet.errors import UsageError
 from hlnet.model.base import Network, TrainableNetwork, require_branches
-from hlnet.model.fast.fuse import fuse_or_why_not
-from hlnet.model.fast.kernels import Conv, Linear
+from hlnet.model.fast.fuse import fuse_or_why_not, what_was_fused
 from hlnet.model.fast.select import SelectedTree
 from hlnet.model.fast.walk import FastTree
 from hlnet.model.fast.weight_watch import WeightWatch
@@ -197,17 +196,7 @@ class InferenceNet(Network):
 
     def explain(self) -> list[str]:
         """What was done to the network, one line each; of the branches, for the batches that were run."""
-        modules = list(self.trunk.modules())
-        convs = [module for module in modules if isinstance(module, Conv | Linear)]
-        packed = sum(conv.packed for conv in convs)
-        acts = sum(conv.activation != "none" for conv in convs)
-        norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
         name = "plain network" if self.head is None else "trunk"
-        line = f"{name}: runs as it is, since {self._why_not_fused}"
-        if not self._why_not_fused:
-            line = (
-                f"{name}: {len(convs)} convolutions and linear maps, {packed} with weights packed for oneDNN, "
-                f"{acts} with their activation; {norms} batch norms left"
-            )
+        line = what_was_fused(name, self.trunk, self._why_not_fused)
         first = f"computes in {str(self.dtype).removeprefix('torch.')}"
         return [first, line, *(self.head.explain() if isinstance(self.head, FastTree) else [])]

@@ -62,7 +62,7 @@ class SelectedTree(nn.Module):
         """As :meth:`FastTree.forward`; gains are for the nodes of ``self.tree``."""
         full, nodes = self._full[0], sum(map(len, self.rows))
         gains = full.branches.check_gains(gains, len(features), nodes)
-        return full.run(features, gains, self.plan, len(self.rows[-1]))
+        return full.run(features, gains, self.plan, self.rows[-1])
 
     def plan(self, size: tuple[int, int], batch: int) -> Plan:
         """Which siblings run together, as :meth:`FastTree.plan`."""

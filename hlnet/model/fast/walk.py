@@ -7,18 +7,19 @@ is packed when it first runs, so only what is used takes memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hlnet.model.branches import BranchLevel
 from hlnet.model.fast.chunks import CHUNKS, LeafChunk, SiblingBlock
-from hlnet.model.fast.fuse import own_mode
+from hlnet.model.fast.fuse import fuse_or_why_not, own_mode, what_was_fused
 from hlnet.model.fast.weight_watch import WeightWatch
 from hlnet.model.hierarchical import BranchTree
 from hlnet.tree.class_tree import ClassTree
@@ -97,6 +98,8 @@ class FastTree(nn.Module):
         self.dtype = dtype
         self.weights = WeightWatch(branches)
         self._branches = [own_mode(branches)]  # within a list it is no part of this module
+        self.stage: nn.Module | None = None
+        self.stage_as_is = ""
         self._plans: dict[int, Plan] = {}
 
     @property
@@ -110,30 +113,48 @@ class FastTree(nn.Module):
         Raises:
             UsageError: if ``gains`` has a wrong shape, or the training form has changed.
         """
-        return self.run(features, self.branches.check_gains(gains, len(features)), self.plan, len(self.tree.classes))
+        gains = self.branches.check_gains(gains, len(features))
+        return self.run(features, gains, self.plan, range(len(self.tree.classes)))
 
     @torch.no_grad()
     def run(
-        self, features: Tensor, gains: Tensor | None, plan: Callable[[tuple[int, int], int], Plan], classes: int
+        self,
+        features: Tensor,
+        gains: Tensor | None,
+        plan: Callable[[tuple[int, int], int], Plan],
+        classes: Sequence[int],
     ) -> Tensor:
-        """Logits ``[B, classes]`` by a plan, which is asked for as :meth:`plan` is."""
+        """Logits ``[B, classes]`` of these classes by a plan, which is asked for as :meth:`plan` is."""
         self.weights.check()
-        features = features.to(self.dtype, memory_format=torch.channels_last)
+        features = self._seen(features.to(self.dtype, memory_format=torch.channels_last))
         chunked = _chunked(features.device)
         together = BATCH if chunked else max(1, len(features))
         parts = plan((features.shape[2], features.shape[3]), 1 if chunked and len(features) <= 2 else BATCH)
-        logits = torch.empty(len(features), classes, device=features.device)
+        logits = torch.empty(len(features), len(classes), device=features.device)
         for start in range(0, len(features), together):
             part = slice(start, start + together)
             grown = _grow(parts, features[part], None if gains is None else gains[part], 0, 0)
             torch.cat(list(grown), dim=1, out=logits[part])
+        if (rows := self.branches.class_rows) is not None:
+            whole = len(classes) == len(rows.bias)
+            weight, bias = (tensor if whole else tensor[list(classes)] for tensor in (rows.weight, rows.bias))
+            logits += F.linear(rows.pool(features.float()), weight.float(), bias.float())
         return logits
+
+    def _seen(self, features: Tensor) -> Tensor:
+        """As :meth:`BranchTree.seen`; the stage is made for the size of the features that come first."""
+        if self.branches.stage is None:
+            return features
+        if self.stage is None:
+            self.stage, self.stage_as_is = fuse_or_why_not(self.branches.stage, torch.zeros_like(features[:1]))
+        seen: Tensor = self.stage(features)
+        return seen
 
     def plan(self, size: tuple[int, int], batch: int) -> Plan:
         """How all children of each parent run; made when first asked for.
 
         Args:
-            size: height and width of the trunk's output, if it is the first.
+            size: height and width of what the tree sees, if it is the first.
             batch: 1 or ``BATCH``. One or two images want large chunks, which keep the processor busy; more want small
                 ones, which fit the cache. (Both are kept once they have run, at the price of memory.)
         """
@@ -149,7 +170,8 @@ class FastTree(nn.Module):
 
     def explain(self) -> list[str]:
         """How the children of each parent were put together, one line a level and kind of batch."""
-        lines, chunked = [], _chunked(self.branches.leaves.weight.device)
+        lines = [] if self.stage is None else [what_was_fused("shared stage", self.stage, self.stage_as_is)]
+        chunked = _chunked(self.branches.leaves.weight.device)
         for batch, plan in self._plans.items():
             images = "one or two images" if batch == 1 else f"batches of up to {BATCH}" if chunked else "any batch"
             for number, families in enumerate(plan, start=1):

@@ -4,21 +4,24 @@ Notable here: it is laid out for runtimes that plan ahead, where each operator c
 by parent would make thousands of them. The tree is run level by level. Parents with equally many children run together,
 in convolutions grouped by parent and by node, so that the operators of a level are as many as it has *sizes of
 families*, not as it has nodes: PHL with a thousand classes takes four convolutions a level. What is folded is folded by
-the code that makes the inference form (:mod:`hlnet.model.fast.fuse`, :mod:`hlnet.model.fast.chunks`).
+the code that makes the inference form (:mod:`hlnet.model.fast.fuse`, :mod:`hlnet.model.fast.folding`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hlnet.model.base import TrainableNetwork
-from hlnet.model.branches import BottleneckLevel, BranchLevel, ConvNeXtLevel
-from hlnet.model.fast.chunks import BottleneckChunk, ConvNeXtChunk, LeafChunk
+from hlnet.model.branches import BottleneckLevel, BranchLevel, ConvNeXtLevel, RankLevel, kernels
+from hlnet.model.fast.chunks import LeafChunk
+from hlnet.model.fast.folding import fold_convnext, fold_norms
 from hlnet.model.fast.fuse import fuse
 from hlnet.model.fast.kernels import Conv, Linear
 from hlnet.model.hierarchical import BranchTree, HierarchicalNet
@@ -52,7 +55,11 @@ class PortableNet(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(transform, name)).view(1, -1, 1, 1))
         trunk = model.trunk if isinstance(model, HierarchicalNet) else model.trunk_module
         self.trunk = _portable(trunk, transform.input_size)
-        self.head = PortableTree(model.head) if model.has_branches else None
+        self.head: PortableTree | None = None
+        if model.has_branches:
+            with torch.no_grad():
+                shape = self.trunk(torch.zeros(1, *transform.input_size)).shape[1:]
+            self.head = PortableTree(model.head, tuple(shape))
 
     def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
         """``[B, 3, H, W]`` in 0..1 and gains ``[B, nodes]`` to ``[B, classes]``."""
@@ -63,16 +70,19 @@ class PortableNet(nn.Module):
 
 
 class PortableTree(nn.Module):
-    """The branches, level by level.
+    """The branches, level by level, and what they share before.
 
     Args:
         branches: the training form, with weights on the CPU.
+        size: of the trunk's output, ``(C, h, w)``.
     """
 
     back: Tensor | None
 
-    def __init__(self, branches: BranchTree) -> None:
+    def __init__(self, branches: BranchTree, size: tuple[int, int, int]) -> None:
         super().__init__()
+        self.stage = None if branches.stage is None else _portable(branches.stage, size)
+        self.class_rows = None if branches.class_rows is None else deepcopy(branches.class_rows).float()
         self.levels = nn.ModuleList()
         order = [
             0
@@ -91,6 +101,8 @@ class PortableTree(nn.Module):
 
     def forward(self, features: Tensor, gains: Tensor | None) -> Tensor:
         """As ``BranchTree.forward`` of ``hlnet.model.hierarchical``, but the gains have another shape."""
+        seen = features if self.stage is None else self.stage(features)
+        features = seen
         for level in self.levels:
             features = level(features, gains)
         pooled = F.adaptive_avg_pool2d(features, 1)
@@ -99,7 +111,8 @@ class PortableTree(nn.Module):
             pooled = F.layer_norm(parts, parts.shape[-1:], eps=ConvNeXtLevel.eps).flatten(1)[:, :, None, None]
         # A convolution, since OpenVINO (2026.4) mixes up images and classes where features are weighted and summed.
         logits = F.conv2d(pooled, self.weight[:, :, None, None], self.bias, groups=len(self.weight)).flatten(1)
-        return logits if self.back is None else logits.index_select(1, self.back)
+        logits = logits if self.back is None else logits.index_select(1, self.back)
+        return logits if self.class_rows is None else logits + self.class_rows(self.class_rows.pool(seen))
 
 
 class _Level(nn.Module):
@@ -118,13 +131,12 @@ class _Level(nn.Module):
         super().__init__()
         counts = level.sibling_counts
         first = [0, *accumulate(counts)]
-        folded = _folded(level)
         self.order: list[int] = []
         self.pieces = nn.ModuleList()
         for size in sorted(set(counts)):
             slices = [i for i, parent in enumerate(parents) if counts[parent] == size]
             rows = [first[parents[i]] + child for i in slices for child in range(size)]
-            block = _block(folded, rows, len(slices))
+            block = _BLOCKS[type(level)](level, rows, [parents[i] for i in slices])
             self.pieces.append(_Piece(block, len(parents), slices, [place + row for row in rows]))
             self.order += rows
 
@@ -161,43 +173,64 @@ class _Piece(nn.Module):
 
 
 class _Bottlenecks(nn.Module):
-    """Bottlenecks of some families of one size; see :class:`hlnet.model.branches.BottleneckLevel`."""
+    """Bottlenecks of some families of one size; see :class:`hlnet.model.branches.BottleneckLevel`.
 
-    def __init__(self, folded: BottleneckChunk, rows: Sequence[int], families: int) -> None:
+    Args:
+        level: with its weights.
+        rows: the nodes, family by family.
+        parents: of the families.
+    """
+
+    def __init__(self, level: BottleneckLevel, rows: Sequence[int], parents: Sequence[int]) -> None:
         super().__init__()
-        self.nodes, self.families, self.stride = len(rows), families, folded.stride
-        self.w1, self.b1 = _kernel(folded.conv1, folded.nodes, rows)
-        self.w2, self.b2 = _kernel(folded.conv2, folded.nodes, rows)
-        self.ws, self.b3 = _kernel(folded.shortcut, folded.nodes, rows)  # its bias is that of the sum
-        self.w3, _ = _kernel(folded.conv3, folded.nodes, rows)
+        self.nodes, self.families, self.stride = len(rows), len(parents), level.stride
+        folded = fold_norms(level, level.choose(rows, parents))
+        self.inputs, self.shortcuts = len(folded["conv1"][0]), len(folded["shortcut"][0])
+        self.w1, self.b1 = _conv(*folded["conv1"])
+        self.w2, self.b2 = _conv(*folded["conv2"])
+        self.w3, self.b3 = _conv(*folded["conv3"])
+        self.ws, self.bs = _conv(*folded["shortcut"])
 
     def forward(self, x: Tensor, gains: Tensor | None) -> Tensor:
         h = F.relu(F.conv2d(x, self.w1, self.b1, groups=self.families))
-        h = F.relu(F.conv2d(h, self.w2, self.b2, self.stride, 1, groups=self.nodes))
+        h = F.relu(F.conv2d(h, self.w2, self.b2, self.stride, 1, groups=self.inputs))
         if gains is not None:
             h = (h.unflatten(1, (self.nodes, -1)) * gains[:, :, None, None, None]).flatten(1, 2)
         h = F.conv2d(h, self.w3, self.b3, groups=self.nodes)
-        return F.relu(h + F.conv2d(x, self.ws, None, self.stride, groups=self.families))
+        shortcut = F.conv2d(x, self.ws, self.bs, self.stride, groups=self.families)
+        return F.relu(h + _for_each(shortcut, self.shortcuts, self.nodes))
+
+
+class _Ranks(nn.Module):
+    """Leaves of some families of one size; see :class:`hlnet.model.branches.RankLevel`."""
+
+    def __init__(self, level: RankLevel, rows: Sequence[int], parents: Sequence[int]) -> None:
+        super().__init__()
+        self.nodes, self.families, self.stride = len(rows), len(parents), level.stride
+        self.w, self.b = _conv(*fold_norms(level, level.choose(rows, parents))["conv"])
+
+    def forward(self, x: Tensor, gains: Tensor | None) -> Tensor:
+        h = F.relu(F.conv2d(x, self.w, self.b, self.stride, groups=self.families))
+        return h if gains is None else (h.unflatten(1, (self.nodes, -1)) * gains[:, :, None, None, None]).flatten(1, 2)
 
 
 class _ConvNeXts(nn.Module):
     """ConvNeXt V2 stages of some families of one size; see :class:`hlnet.model.branches.ConvNeXtLevel`."""
 
-    def __init__(self, folded: ConvNeXtChunk, rows: Sequence[int], families: int) -> None:
+    def __init__(self, level: ConvNeXtLevel, rows: Sequence[int], parents: Sequence[int]) -> None:
         super().__init__()
-        self.nodes, self.families, self.eps = len(rows), families, folded.eps
-        assert isinstance(folded.conv_in, Conv | Linear)
-        self.w_in, self.b_in = _kernel(folded.conv_in, folded.nodes, rows)
-        self.stride = folded.conv_in.stride if isinstance(folded.conv_in, Conv) else (1, 1)
-        self.w_dw, self.b_dw = _kernel(folded.conv_dw, folded.nodes, rows)
-        self.w1, self.b1 = _kernel(folded.fc1, folded.nodes, rows)
-        self.w2, self.b2 = _kernel(folded.fc2, folded.nodes, rows)
-        self.grn, self.shift = (
-            _constant(part.float()[list(rows)][:, :, None, None]) for part in (folded.grn, folded.shift)
-        )
+        self.nodes, self.families, self.stride, self.eps = len(rows), len(parents), level.stride, level.eps
+        folded, grn, shift = fold_convnext(level, level.choose(rows, parents))
+        self.inputs = len(folded["conv_in"][0])
+        self.w_in, self.b_in = _conv(*folded["conv_in"])
+        self.w_dw, self.b_dw = _conv(*folded["conv_dw"])
+        self.w1, self.b1 = _conv(*folded["fc1"])
+        self.w2, self.b2 = _conv(*folded["fc2"])
+        self.grn, self.shift = (_constant(part[:, :, None, None]) for part in (grn, shift))
 
     def forward(self, x: Tensor, gains: Tensor | None) -> Tensor:
         x = F.conv2d(self._norm(x, self.families), self.w_in, self.b_in, self.stride, groups=self.families)
+        x = _for_each(x, self.inputs, self.nodes)
         h = F.conv2d(x, self.w_dw, self.b_dw, padding=3, groups=len(self.w_dw))
         h = F.gelu(F.conv2d(self._norm(h, self.nodes), self.w1, self.b1, groups=self.nodes))
         h = h.unflatten(1, (self.nodes, -1))
@@ -229,25 +262,17 @@ def _portable(module: nn.Module, size: tuple[int, int, int]) -> nn.Module:
     return fused.float().eval()
 
 
-def _folded(level: BranchLevel) -> BottleneckChunk | ConvNeXtChunk:
-    """All nodes of a level, with their norms folded; the size does not matter, as nothing is packed."""
-    size = (level.stride, level.stride)
-    if isinstance(level, BottleneckLevel):
-        return BottleneckChunk(level, 0, level.nodes, size, 1, _UNPACKED)
-    assert isinstance(level, ConvNeXtLevel)
-    return ConvNeXtChunk(level, 0, level.nodes, size, 1, _UNPACKED)
+def _conv(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Constants of a convolution for each of the first dimension."""
+    return _constant(kernels(weight)), _constant(bias.flatten())
 
 
-def _block(folded: BottleneckChunk | ConvNeXtChunk, rows: Sequence[int], families: int) -> nn.Module:
-    if isinstance(folded, BottleneckChunk):
-        return _Bottlenecks(folded, rows, families)
-    return _ConvNeXts(folded, rows, families)
-
-
-def _kernel(part: Conv | Linear, nodes: int, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of some nodes' convolution, which may be a linear map of pixels."""
-    weight = part.weight[:, :, None, None] if isinstance(part, Linear) else part.weight
-    return _rows(weight, nodes, rows), None if part.bias is None else _rows(part.bias, nodes, rows)
+def _for_each(x: Tensor, parts: int, nodes: int) -> Tensor:
+    """``[B, parts * C, H, W]``, each part for as many nodes as share it: ``[B, nodes * C, H, W]``."""
+    if parts == nodes:
+        return x
+    apart = x.unflatten(1, (parts, 1, -1))
+    return torch.cat([apart] * (nodes // parts), dim=2).flatten(1, 3)
 
 
 def _rows(tensor: Tensor, nodes: int, rows: Sequence[int]) -> Tensor:
@@ -262,3 +287,11 @@ def _constant(tensor: Tensor) -> Tensor:
 def _places(places: Sequence[int], whole: int) -> Tensor | None:
     """Places to choose, as a constant of the graph; ``None`` if they are all of them in order."""
     return None if list(places) == list(range(whole)) else torch.tensor(places)
+
+
+#: What runs the nodes of a level; it takes the level, their rows and their parents.
+_BLOCKS: dict[type, Callable[[Any, Sequence[int], Sequence[int]], nn.Module]] = {
+    BottleneckLevel: _Bottlenecks,
+    ConvNeXtLevel: _ConvNeXts,
+    RankLevel: _Ranks,
+}

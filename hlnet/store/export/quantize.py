@@ -1,7 +1,7 @@
 """An exported ONNX network in int8, by onnxruntime's own tool, and what that does to its accuracy.
 
 Notable here: weights are rounded channel by channel, activations by the ranges that they take on calibration images.
-The layer that gives the logits stays in float32: in 256 steps, classes would tie.
+The layers that give the logits stay in float32: in 256 steps, classes would tie.
 """
 
 from __future__ import annotations
@@ -74,8 +74,6 @@ def quantize_onnx(source: str | Path, out: str | Path, images: Iterable[Tensor])
         try:
             with hushed():
                 prepare(source, prepared, skip_symbolic_shape=True)
-                model = onnx.load(prepared)
-                sums = [node.name for node in model.graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}]
                 tool.quantize_static(
                     prepared,
                     draft,
@@ -84,7 +82,7 @@ def quantize_onnx(source: str | Path, out: str | Path, images: Iterable[Tensor])
                     reduce_range=True,
                     op_types_to_quantize=OPERATORS,
                     activation_type=tool.QuantType.QUInt8,
-                    nodes_to_exclude=sums[-1:],
+                    nodes_to_exclude=_last_layers(onnx.load(prepared).graph),
                 )
                 model = onnx.load(draft)
                 onnx.helper.set_model_props(model, _properties(onnx.load(source, load_external_data=False)))
@@ -146,6 +144,19 @@ def _inputs(images: Iterable[Tensor], nodes: int | None) -> Iterator[dict[str, A
         if nodes is not None:
             inputs["gains"] = np.ones((len(batch), nodes), dtype=np.float32)
         yield inputs
+
+
+def _last_layers(graph: Any) -> list[str]:
+    """Names of the nodes that give the logits, back to the products that these are, or are the sum of."""
+    makers = {output: node for node in graph.node for output in node.output}
+    found: dict[str, None] = {}
+    wanted = [output.name for output in graph.output]
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node is not None and node.name not in found:
+            found[node.name] = None
+            wanted += [] if node.op_type in {"Conv", "Gemm", "MatMul"} else node.input
+    return list(found)
 
 
 def _properties(model: Any) -> dict[str, str]:
