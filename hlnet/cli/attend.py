@@ -62,9 +62,10 @@ def attend(
 ) -> None:
     """Report what cues give and cost: by gain, bias and scale, right and wrong, beside a plain network.
 
-    Strengths are chosen on one half of the images and judged on the other. Labels say what a right cue is, so the
-    figures are those of an oracle that errs as often as stated; every one under right cues has the one under wrong cues
-    beside it. --save or --out stores the best setting, which --attention-signal auto then takes.
+    A third of the images chooses strengths, a third the way to store, and the last third gives the figures. Labels say
+    what a right cue is, so the figures are those of an oracle that errs as often as stated; every one under right cues
+    has the one under wrong cues beside it. --save or --out stores the best setting, which --attention-signal auto then
+    takes.
 
     Reads a network and labelled images; writes only what --save, --out and --picture name.
 
@@ -74,7 +75,7 @@ def attend(
 
         hlnet attend runs/photos --data photos --plain runs/plain --reliability 0.75 --picture cues.png
     """
-    from hlnet.cli.shared import output
+    from hlnet.cli.shared import output, used_images
     from hlnet.cues.cue import stored_effect
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform, loader
@@ -102,6 +103,7 @@ def attend(
     if beside is not None and not isinstance(beside, PlainNet):
         raise UsageError(f"--plain '{plain}' is no plain network; hlnet train --plain makes one")
     images = load_data(data, split, data_root)
+    used_images.hint_before_fitting(model, net.provenance, images)
 
     def batches(transform: InputTransform) -> Any:
         return loader(TreeData(images, net.tree, eval_transform(transform), subset=True), batch_size, workers)
@@ -127,6 +129,8 @@ def attend(
     if target is not None:
         kept = {"attention": report.attention, "temperature": report.network.temperature}
         net.provenance = net.provenance.model_copy(update=kept)
+        for use in ("attention", "temperature"):
+            net.provenance.record(use, images.name, images.fingerprint())
         save_checkpoint(net, target)
     output.result(as_json, report, lambda: _show(report))
     if picture is not None:
@@ -149,8 +153,8 @@ def _show(report: CueReport) -> None:
     networks = {"": report.network} | ({"plain, ": report.plain} if report.plain else {})
     what = "classes" if report.level is None else f"nodes of level {report.level}"
     output.show(
-        f"Cues on {what}, from labels (an oracle): strengths chosen on {report.tuned_on} images, figures from "
-        f"{report.reported_on} others. Without a cue: "
+        f"Cues on {what}, from labels (an oracle): strengths chosen on {report.tuned_on} images, the way to store on "
+        f"{report.picked_on}, figures from {report.reported_on} others. Without a cue: "
         + ", ".join(f"{name}{100 * network.neutral:.2f} %" for name, network in networks.items())
         + "."
     )

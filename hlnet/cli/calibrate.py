@@ -44,7 +44,7 @@ def calibrate(
 
         hlnet calibrate hf-hub:owner/pets --data photos --split test --out pets.safetensors --json
     """
-    from hlnet.cli.shared import output
+    from hlnet.cli.shared import output, used_images
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform
     from hlnet.evaluation.calibration import calibrate_paths
@@ -56,6 +56,7 @@ def calibrate(
     net = options.load_model(model, device)
     outside = net.provenance.one_vs_all  # such probabilities speak of any image
     images = load_data(data, split, data_root)
+    used_images.hint_before_fitting(model, net.provenance, images)
     labelled = TreeData(images, net.tree, eval_transform(net.transform), subset=not outside, outside=outside)
     check_writable(target)
     with output.progress() as bar:
@@ -79,7 +80,7 @@ def calibrate(
 
 
 def _show(fitted: PathConformal, temperature: float) -> None:
-    """The temperature, and what the thresholds do to the images that they come from."""
+    """The temperature, and what thresholds from four fifths of the images do to the last fifth, in turn."""
     from hlnet.cli.shared import output
     from hlnet.evaluation.metrics.conformal import threshold_for
 
@@ -95,6 +96,7 @@ def _show(fitted: PathConformal, temperature: float) -> None:
     answers = [
         [
             output.percent(coverage, 0),
+            output.percent(found[f"held@{coverage:g}"], 1),
             f"{threshold_for(fitted, coverage):.4f}",
             f"{found[f'classes@{coverage:g}']:.2f}",
             output.percent(found[f"decided@{coverage:g}"], 1),
@@ -102,8 +104,9 @@ def _show(fitted: PathConformal, temperature: float) -> None:
         ]
         for coverage in coverages
     ]
-    columns = ["coverage", "a node must have", "classes left, mean", "one class left", "not sure at all"]
+    columns = ["coverage", "as measured", "a node must have", "classes left, mean", "one class left", "not sure at all"]
     output.show_table("Answers along the path", columns, answers)
     output.hint(
-        "coverage is promised for images like these, on average over them and over draws of them; not for each class"
+        "measured by five-fold cross-fitting: no image by thresholds that it helped to fit; coverage is promised for "
+        "images like these, on average over them and over draws of them; not for each class"
     )

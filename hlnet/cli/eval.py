@@ -119,7 +119,7 @@ def evaluate(
 
         hlnet eval cats.safetensors --data photos --split test --beside runs/full --beside runs/plain --roc cats.png
     """
-    from hlnet.cli.shared import eval_tables, output
+    from hlnet.cli.shared import eval_tables, output, used_images
     from hlnet.cues.table import CueTable
     from hlnet.data.sources import load_data
     from hlnet.evaluation.evaluate import compare_evaluations, evaluate_beside
@@ -210,6 +210,8 @@ def evaluate(
                 output.hint(f"the {what} is in '{path}'")
 
     output.result(as_json, figures, show)
+    for name, run in found.items():
+        used_images.hint_at_use(name, images, run.served, "its figures here are better than on fresh ones")
 
 
 def _check_cues(

@@ -9,8 +9,9 @@ import torch
 
 from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import DataError, RunError, UsageError, some
+from hlnet.evaluation.cross_fit import fresh_accepted, fresh_error, fresh_outcomes
 from hlnet.evaluation.logits import logits_of
-from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, outcomes, path_scores
+from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, path_scores
 from hlnet.evaluation.metrics.paths import TreePaths
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
 from hlnet.evaluation.metrics.rejection import (
@@ -23,7 +24,7 @@ from hlnet.evaluation.metrics.rejection import (
     rejection_scores,
 )
 from hlnet.model.base import Network
-from hlnet.model.provenance import PathConformal, Rejection, Score
+from hlnet.model.provenance import PathConformal, Rejection, Score, Use
 
 log = logging.getLogger("hlnet")
 
@@ -55,9 +56,10 @@ def calibrate(
 
     Returns:
         what was fitted. Its ``metrics`` tell what was measured on these images: ``own_images``, ``outside_images``,
-        ``own_accepted``, ``outside_accepted``, ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such
-        fits, 95 stay under it) and, where there is a temperature, ``ece_before`` and ``ece``
-        (:func:`calibration_error` at temperature 1 and at the fitted one).
+        ``own_accepted``, ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such fits, 95 stay under it)
+        and, cross-fitted in five parts, each measured with what the other four give: ``outside_accepted``, where four
+        fifths of the outside images are enough for the rate, and, where there is a temperature, ``ece_before`` and
+        ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one).
 
     Raises:
         UsageError: if there is no such score, or the rate is not between 0 and 1.
@@ -94,7 +96,7 @@ def calibrate(
         "own_images": found.own,
         "outside_images": found.outside,
         "own_accepted": found.own_accepted,
-        "outside_accepted": found.outside_accepted,
+        "outside_accepted": fresh_accepted(scores[~own], max_false_positive),
         "auroc": found.auroc,
         "fpr_at_95_tpr": found.fpr_at_95_tpr,
         "false_positive_bound": false_positive_bound(found.outside, max_false_positive),
@@ -104,8 +106,8 @@ def calibrate(
     if one_vs_all or logits.shape[1] > 1:
         used = own | one_vs_all
         temperature = fit_temperature(logits[used], labels[used], one_vs_all)
-        for name, value in (("ece_before", 1.0), ("ece", temperature)):
-            metrics[name] = calibration_error(class_probabilities(logits[used], one_vs_all, value), labels[used])
+        metrics["ece_before"] = calibration_error(class_probabilities(logits[used], one_vs_all), labels[used])
+        metrics["ece"] = fresh_error(logits[used], labels[used], one_vs_all)
     rejection = Rejection(
         score=score,
         threshold=threshold,
@@ -115,6 +117,7 @@ def calibrate(
     )
     net.provenance.temperature, net.provenance.rejection = temperature, rejection
     net.provenance.conformal = None  # it was of another temperature
+    _record(net, data, "rejection", "temperature")
     return rejection
 
 
@@ -143,7 +146,8 @@ def calibrate_paths(
     Returns:
         what was fitted. Its ``metrics`` tell how many images gave the temperature (``temperature_images``), and what
         was measured on the others: ``ece_before`` and ``ece`` (:func:`calibration_error` at temperature 1 and at the
-        fitted one), and what :func:`hlnet.evaluation.metrics.conformal.outcomes` counts.
+        fitted one), and what :func:`hlnet.evaluation.metrics.conformal.outcomes` counts, cross-fitted in five parts:
+        each is counted by the thresholds of the other four.
 
     Raises:
         UsageError: if the network has one class only.
@@ -187,8 +191,9 @@ def calibrate_paths(
     for name, value in (("ece_before", 1.0), ("ece", temperature)):
         shares = class_probabilities(logits[second], one_vs_all, value)
         fitted.metrics[name] = calibration_error(shares, labels[second])
-    fitted.metrics |= outcomes(paths, down, fitted)
+    fitted.metrics |= fresh_outcomes(paths, down, labels[second])
     net.provenance.temperature, net.provenance.conformal = temperature, fitted
+    _record(net, data, "temperature", "coverage")
     return fitted
 
 
@@ -207,3 +212,10 @@ def check_outside(data: TreeData, max_false_positive: float) -> None:
             f"learnt, only of {some(data.images.classes)}; add a folder of other images, of whatever name"
         )
     conformal_rank(outside, max_false_positive)
+
+
+def _record(net: Network, data: TreeData, *uses: Use) -> None:
+    """Note in the network's provenance what these images served for."""
+    images = data.images.fingerprint()
+    for use in uses:
+        net.provenance.record(use, data.images.name, images)

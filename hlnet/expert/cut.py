@@ -151,6 +151,7 @@ def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[H
         parent_rows=kept,
         next_index=before.next_index or header.tree.next_index,
         attention=before.attention,  # by evidence, which counts in how many classes there are
+        images=before.images,
     )
     return Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, ""), rows
 

@@ -173,6 +173,7 @@ def graft(
     grown.provenance.recipe = {**past, "grafts": [*past.get("grafts", []), record]}
     told = {"val_top1": report.all, "old_val_top1": report.old_after, "new_val_top1": report.new}
     grown.provenance.metrics = {name: share for name, share in told.items() if share is not None}
+    grown.provenance.record("weights", train_images.name, train_images.fingerprint())
     return grown, report
 
 

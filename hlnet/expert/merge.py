@@ -79,7 +79,8 @@ def merge_experts(sources: Iterable[HierarchicalNet | str | Path]) -> Hierarchic
                 raise UsageError(_contradiction(parts, level, places))
         weights[name] = stacked.index_select(0, torch.tensor([places[0] for places in orders[level]]))
     known = first.header.provenance
-    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all)
+    images = tuple(dict.fromkeys(use for part in parts for use in part.header.provenance.images))
+    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all, images=images)
     if related:
         held = [{row for part in rows for row in part[level]} for level in range(tree.num_levels)]
         provenance.parent, provenance.parent_counts = first.parent, first.parent_counts

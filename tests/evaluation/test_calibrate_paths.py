@@ -58,7 +58,8 @@ def test_fit_is_of_two_halves(kind, recipe):
         net = optimize(net)
     report = calibrate_paths(net, data, batch_size=7, on_batch=lambda: ticks.append(1))
     found = net.provenance
-    kept = found.model_copy(update={"temperature": None, "conformal": None})
+    assert {use.use for use in found.images} == {"temperature", "coverage"}
+    kept = found.model_copy(update={"temperature": None, "conformal": None, "images": ()})
     assert len(ticks) == -(-len(data) // 7) and kept == Provenance(recipe=recipe) and report is found.conformal
     logits, labels = by_hand(net, data)
     first, second = halves(len(data))

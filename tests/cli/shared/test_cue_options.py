@@ -65,8 +65,8 @@ def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     auto = as_json(files, f"eval {out} --attention-signal auto")
     best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
     mode = found.attention.mode
-    ahead = [way for way in ("gain", "scale") if best[way].tuned_against_bias.low > 0]
-    assert mode == max(ahead or ["bias"], key=lambda way: best[way].tuned_top1)
+    ahead = [way for way in ("gain", "scale") if best[way].picked_against_bias.low > 0]
+    assert mode == max(ahead or ["bias"], key=lambda way: best[way].picked_top1)
     fixed = as_json(files, f"eval {out} --cue-mode {mode} --reliability 0.9")
     assert auto["cued"] == fixed["cued"] and auto["cued"]["wrong_share"] == pytest.approx(0.1)
     gain = hlnet.cues.cue.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
