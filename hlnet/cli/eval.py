@@ -226,7 +226,7 @@ def _check_cues(
         raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
     if not policy.certain and policy.is_silent and net.provenance.attention is None:
         raise UsageError(
-            "how strongly cues act is not said: add --reliability 0.9 or --attention-signal 1.8, or fit it (attend)"
+            "the cues have no strength: add --reliability 0.9 or --attention-signal 1.8, or fit one (hlnet attend)"
         )
 
 

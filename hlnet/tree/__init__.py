@@ -3,6 +3,8 @@
 class_tree         ClassTree: levels of nodes; pruning is a choice of rows
 nodes              a node, and what may be written for it
 selection          what a user writes to name classes
+synonyms           ... in other words than the tree's
+vocabulary         what words of English mean in a tree
 hierarchy          a hierarchy of any depth, which levels are cut from
 io                 reading and writing trees: JSON, YAML, folders, and by their formats
 tables             ... CSV of paths or edges

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hlnet.cues.words
-from hlnet.cues.vocabulary import TreeWords, forms, plain
 from hlnet.cues.words import cue_table, cues_from_text
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.io import read_tree
 from hlnet.tree.selection import select_classes
+from hlnet.tree.vocabulary import TreeWords, forms, plain
 
 real, tiny = wordnet_files.real, wordnet_files.tiny
 

@@ -180,7 +180,7 @@ def test_activation_maps_are_of_the_classes_among_the_nodes(files):
         (hierarchical, {"count": 0}, UsageError, "no image"),
         (hierarchical, {"nodes": ["tabi"]}, SelectionError, "Did you mean 'tabby'"),
         (hierarchical, {"cues": [Cue(node="cat", strength=i) for i in range(5)]}, UsageError, "5 cues do not fit"),
-        (hierarchical, {"cues": [Cue(node="cat")]}, UsageError, "how strongly the cue on 'cat' acts is not said"),
+        (hierarchical, {"cues": [Cue(node="cat")]}, UsageError, "the cue on 'cat' has no strength: add --reliability"),
         (plain, {"nodes": ["cat"]}, UsageError, "plain network has no branches"),
         (plain, {"level": 1, "cam": True}, UsageError, "plain network has no branches"),
         (plain, {"cues": [Cue(node="cat", strength=2)]}, UsageError, "plain network has no branches"),

@@ -69,12 +69,20 @@ def classes_of(
 
 def read(source: str, shape: Shape, format: str | None, header: bool | None) -> ClassTree:
     """SOURCE's own nesting; cut, if more is asked for than levels that its classes can be continued to."""
+    from hlnet.tree.construct.wordnet import with_names
     from hlnet.tree.hierarchy import Outline
     from hlnet.tree.io import read_tree
 
     if source == "digits":
         raise UsageError("'digits' has no nesting to read; give --method parallel, or --method cluster --nodes 2,5")
-    tree = read_tree(source, format=format, header=header)
+    found = read_tree(source, format=format, header=header)
+    tree = with_names(found)
+    if tree is not found:
+        output.hint(
+            f"the classes are called by WordNet ids: '{found.classes[0]}' is named '{tree.classes[0]}', and so on"
+        )
+    if tree.num_levels == 1 and len(tree.classes) > 2:
+        output.hint("all classes lie side by side, in no groups; --method wordnet, cluster or llm finds some")
     reshaped = shape.reshaped(tree)
     if reshaped is not None or not shape.levels:
         return reshaped or tree

@@ -200,17 +200,22 @@ def classes_outline(classes: ClassTree, wordnet: WordNet) -> tuple[Outline, list
 def with_names(tree: ClassTree) -> ClassTree:
     """The tree, with names for classes that are called by their WordNet ids, as ImageNet's folders are.
 
-    The ids stay as ids. Names are those of timm, which knows some 21,000 synsets; a tree that has another one stays as
-    it is.
+    The ids stay as ids. Names are those of ``preset:imagenet1k``, or where it lacks one those of timm, which knows some
+    21,000 synsets; a tree that has another one stays as it is.
     """
     if not all(is_wordnet_id(name) for name in tree.classes):
         return tree
-    from timm.data import ImageNetInfo
+    from hlnet.tree.io import read_tree
 
-    known = ImageNetInfo("imagenet-21k-goog")
-    if not set(tree.classes) <= set(known.label_names()):
-        return tree
-    words = {name: known.label_name_to_description(name).split(",")[0].replace("/", "-") for name in tree.classes}
+    words = {leaf.id: leaf.name for leaf in read_tree("preset:imagenet1k").leaves if leaf.id}
+    if not set(tree.classes) <= set(words):
+        from timm.data import ImageNetInfo
+
+        known = ImageNetInfo("imagenet-21k-goog")
+        if not set(tree.classes) <= set(known.label_names()):
+            return tree
+        words = {name: known.label_name_to_description(name).split(",")[0].replace("/", "-") for name in tree.classes}
+    words = {name: words[name] for name in tree.classes}
     shared = Counter(words.values())
     outline = Outline.of(tree)
     for leaf in outline.leaves():
