@@ -19,7 +19,7 @@ from hlnet.cues.oracle import wrong_classes
 from hlnet.data.images import LabelledImages
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, with_article
 from hlnet.evaluation.cue_sweep import Frontier, frontier, named_classes, sweep_gains
 from hlnet.evaluation.logits import logits_of
 from hlnet.evaluation.metrics.accuracy import accuracy
@@ -230,7 +230,7 @@ def _examples(net: HierarchicalNet, data: TreeData, batch: tuple[Tensor, Tensor]
     return [
         Example(
             image=np.asarray(data.images.load(data.samples[int(position)][0])),
-            title=f"a {net.tree.classes[int(labels[row])]}",
+            title=with_article(net.tree.classes[int(labels[row])]),
             shares={name: scores[row].softmax(0).tolist() for name, scores in runs.items()},
             cues={"right cue": net.tree.classes[int(labels[row])], "wrong cue": net.tree.classes[int(wrong[row])]},
             classes=net.tree.classes,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli.shared import options
+from hlnet.errors import counted
 
 if TYPE_CHECKING:
     from hlnet.model.provenance import PathConformal
@@ -72,7 +73,7 @@ def calibrate(
     def show() -> None:
         _show(fitted, temperature)
         if labelled.left_out:
-            output.hint(f"{labelled.left_out} images of other classes were left out")
+            output.hint(f"{counted(labelled.left_out, 'image')} of other classes left out")
         output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
         output.hint_at_stale_copy(target)
 

@@ -16,7 +16,7 @@ import typer
 
 from hlnet.cli.shared import cue_options, options
 from hlnet.cli.shared.prediction_formats import COLUMNS, Format, choose_format, csv_row, writer
-from hlnet.errors import RunError, UsageError
+from hlnet.errors import RunError, UsageError, counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -159,9 +159,9 @@ def predict(
         output.hint("no names of images came from standard input")
     if out is not None:
         rejected = f", {counts['rejected']} of them none of these" if net.provenance.rejection else ""
-        output.hint(f"{counts['images']} images{rejected}; the answers are in '{out}'")
+        output.hint(f"{counted(counts['images'], 'image')}{rejected}; the answers are in '{out}'")
     if counts["unread"]:
-        raise RunError(f"{counts['unread']} of {counts['images']} images could not be read")
+        raise RunError(f"{counts['unread']} of {counted(counts['images'], 'image')} could not be read")
 
 
 def _write(

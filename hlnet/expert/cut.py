@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hlnet.errors import CheckpointError, UsageError
+from hlnet.errors import CheckpointError, UsageError, with_article
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.provenance import Provenance, Rows
@@ -52,7 +52,9 @@ def cut_expert(source: TrainableNetwork | str | Path, classes: str | int | Itera
     if isinstance(source, TrainableNetwork):
         require_branches(source, "to choose from")
     if not isinstance(source, HierarchicalNet | str | Path):
-        raise UsageError(f"a {type(source).__name__} cannot be cut; give a network, before hlnet.optimize, or a file")
+        raise UsageError(
+            f"{with_article(type(source).__name__)} cannot be cut; give a network, before hlnet.optimize, or a file"
+        )
     if isinstance(source, HierarchicalNet):
         weights = source.state_dict()
         header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from hlnet.data.images import LabelledImages
 from hlnet.data.sampling import seeded
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
-from hlnet.errors import RunError, UsageError, did_you_mean, some
+from hlnet.errors import RunError, UsageError, did_you_mean, some, with_article
 from hlnet.evaluation.logits import logits_of
 from hlnet.expert.cut import level_of
 from hlnet.expert.graft_training import GraftEpoch, NewBranches, OnBatch, Seen, images_a_step, look, train_branches
@@ -129,7 +129,7 @@ def graft(
     """
     require_branches(net, "to add to")
     if not isinstance(net, HierarchicalNet):
-        raise UsageError(f"a {type(net).__name__} cannot be grown; give a network, before hlnet.optimize")
+        raise UsageError(f"{with_article(type(net).__name__)} cannot be grown; give a network, before hlnet.optimize")
     config = graft_config(net) if config is None else config
     if config.loss not in ("cross-entropy", "bce") or not config.cache_views:
         raise UsageError("a graft trains with the loss cross-entropy or bce, and on one view of each image at least")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, with_article
 from hlnet.expert.cut import level_of
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet
@@ -111,7 +111,9 @@ class _Part:
         else:
             self.name = f"network {number}"
             if not isinstance(source, TrainableNetwork):
-                raise UsageError(f"a {type(source).__name__} cannot be merged; give networks, before hlnet.optimize")
+                raise UsageError(
+                    f"{with_article(type(source).__name__)} cannot be merged; give networks, before hlnet.optimize"
+                )
             kind = "plain" if isinstance(source, PlainNet) else "hierarchical"
             self.header = Header(kind, source.config, source.tree, source.transform, source.provenance, "")  # type: ignore[arg-type]
             self.weights = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items()}

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 from hlnet.model.base import TrainableNetwork
 from hlnet.model.branches import LEVELS, Block, Family, Leaves, pooled
 from hlnet.model.provenance import Provenance
@@ -62,7 +62,7 @@ def check_levels(levels: int, widths: Sequence[object]) -> None:
     """
     if levels != len(widths):
         raise UsageError(
-            f"the tree has {levels} level(s), the network's widths are for {len(widths)}: build the tree with "
+            f"the tree has {counted(levels, 'level')}, the network's widths are for {len(widths)}: build the tree with "
             f"levels={len(widths)}, or give {levels} widths and strides"
         )
 

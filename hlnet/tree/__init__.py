@@ -14,6 +14,7 @@ lists              ... text lists, numbered or indented
 label_files        ... label files of other tools
 graphs             ... Newick, node-link and children objects
 strict_yaml        YAML whose names stay as written
+rename             other names for nodes
 measures           comparing trees, and what is odd about one
 picture            pictures and pages of trees
 presets/           the trees that come with hlnet

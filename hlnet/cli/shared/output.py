@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.tree import Tree
 
+from hlnet.errors import counted
 from hlnet.store.names import BEST_FILE, MODEL_FILE, MODEL_FOLDER
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
             if node.path in indices:
                 label += f" [dim]{indices[node.path]}[/]"
             elif level >= depth and below[node.path] > 1:
-                label += f" [dim]{below[node.path]} classes[/]"
+                label += f" [dim]{counted(below[node.path], 'class')}[/]"
             here.append(parent.add(label))
         if hidden:
             root.add(f"[dim]… {hidden} more at level {level}[/]")

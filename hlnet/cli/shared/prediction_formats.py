@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: The columns of CSV; docs/predict.md says what is in them.
 COLUMNS = (
-    *("image", "answer", "level", "probability", "classes"),
+    *("image", "class", "answer", "level", "probability", "classes"),
     *("leaf", "leaf_probability", "score", "rejected", "error"),
 )
 
@@ -64,9 +64,20 @@ def csv_row(values: Sequence[object]) -> str:
     '"a,b",,0.5,true\\n'
     """
     text = io.StringIO()
-    told = ["" if value is None else str(value).lower() if isinstance(value, bool) else value for value in values]
-    csv.writer(text, lineterminator="\n").writerow(told)
+    csv.writer(text, lineterminator="\n").writerow(map(_cell, values))
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """What stands in a cell: of a number that was measured, six digits."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.6g}"
+    return value
 
 
 def _values(found: Prediction) -> list[object]:
@@ -80,7 +91,8 @@ def _values(found: Prediction) -> list[object]:
     elif not found.rejected:
         share = best.path_probabilities[-1] if best.path_probabilities else best.probability
         reached = [best.path, best.path.count("/") + 1, share, 1]
-    return [found.image, *reached, best.path, best.probability, found.score, found.rejected, None]
+    name = None if found.rejected else best.name
+    return [found.image, name, *reached, best.path, best.probability, found.score, found.rejected, None]
 
 
 def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iterator[str]:

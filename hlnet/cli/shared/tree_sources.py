@@ -215,6 +215,22 @@ def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple
     return classes_outline(classes, dictionary)
 
 
+def name_groups(tree: ClassTree) -> tuple[ClassTree, list[str]]:
+    """The tree, groups named by WordNet's word for what is in them where it has one; and which."""
+    from hlnet.tree.construct.wordnet import name_groups
+    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.vocabulary import default_wordnet
+
+    outline, wordnet = Outline.of(tree), default_wordnet()
+    if wordnet is None:
+        return tree, []
+    try:
+        notes = name_groups(outline, tree, wordnet)
+    except UsageError:  # it knows none of the classes
+        return tree, []
+    return outline.to_tree(tree.num_levels), notes
+
+
 def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:
     """The question to a language model, for any chat window."""
     from hlnet.files import replacing

@@ -28,6 +28,8 @@ from hlnet.tree.nodes import is_wordnet_id
 
 SHARED = ("/usr/share/wordnet", "/usr/local/share/wordnet", "/usr/local/WordNet-3.0", "/opt/homebrew/opt/wordnet")
 WAYS = "install Debian's wordnet-base, name the folder of a dictionary, or download one"
+#: Synsets so far up say nothing: entity, physical entity, object, whole.
+_VAGUE = 4
 _ID = re.compile(r"n(\d{8})|(\d{8})-n", re.IGNORECASE)
 
 
@@ -187,14 +189,56 @@ def classes_outline(classes: ClassTree, wordnet: WordNet) -> tuple[Outline, list
     Raises:
         UsageError: as :func:`wordnet_outline`.
     """
-    terms = [leaf.id if leaf.id and is_wordnet_id(leaf.id) else leaf.name for leaf in classes.leaves]
-    outline, notes = wordnet_outline(terms, wordnet)
+    outline, notes = wordnet_outline(_terms(classes), wordnet)
     words = {node.id: node.name for node in outline.leaves()}
     outline.rename_classes(classes)
     for node in outline.leaves():
         if node.name == node.id:  # a folder named by its id gets a name to read, and is still found by the id
             node.name = words[node.id]
     return outline, notes
+
+
+def _terms(classes: ClassTree) -> list[str]:
+    """What to look a tree's classes up by: their WordNet ids, or else their names."""
+    return [leaf.id if leaf.id and is_wordnet_id(leaf.id) else leaf.name for leaf in classes.leaves]
+
+
+def name_groups(outline: Outline, classes: ClassTree, wordnet: WordNet) -> list[str]:
+    """Name groups that are called after their members ("beagle+pug") by WordNet's lowest common word for their classes,
+    in place.
+
+    A group keeps its name if WordNet has no word for all of its classes but those for anything ("object"), or if that
+    word is taken: by a class, by a group above it, or by a group named before it, the largest first.
+
+    Args:
+        outline: the hierarchy; its classes are called as in ``classes``.
+        classes: the tree that has their ids; of classes without, names are looked up as :func:`wordnet_outline` does.
+        wordnet: the dictionary.
+
+    Returns:
+        one line for each group that got a name.
+
+    Raises:
+        UsageError: as :func:`wordnet_outline`.
+    """
+    found, _ = wordnet_outline(_terms(classes), wordnet)
+    by_name = {classes.classes[leaf.index or 0]: leaf.id for leaf in found.leaves()}
+    taken = set(by_name)
+    taken |= {node.name for node in outline.walk()}
+    groups = [node for node in outline.walk() if node.children and "+" in node.name and not node.id]
+    notes = []
+    for group in sorted(groups, key=lambda node: -len(node.leaves())):
+        below = [by_name.get(leaf.name) for leaf in group.leaves()]
+        if not all(below):
+            continue
+        chains = [wordnet.chain(str(synset)) for synset in below]
+        shared = [nodes[0] for nodes in zip(*chains, strict=False) if len(set(nodes)) == 1]
+        word = _plain(wordnet.lemmas(shared[-1])[0]) if len(shared) > _VAGUE else ""
+        if word and word not in taken:
+            taken.add(word)
+            notes.append(f"'{group.name}' is named '{word}'")
+            group.name, group.id = word, shared[-1]
+    return notes
 
 
 def with_names(tree: ClassTree) -> ClassTree:
