@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from hlnet.evaluation.prediction import Label, PathAnswer, Prediction
@@ -41,19 +41,32 @@ def choose_format(out: Path | None, form: Format | None) -> Format:
     return form or named or "text"
 
 
-def writer(form: Format, rejection: Rejection | None, labels: bool = True) -> Callable[[Prediction], str]:
+def columns(always: Sequence[str] = (), groups: bool = False) -> tuple[str, ...]:
+    """The columns of CSV.
+
+    Args:
+        always: names of the classes whose probability stands in every row, as ``p(tabby)``.
+        groups: whether a row is a group of images; their number follows.
+    """
+    return (*COLUMNS, *(("images",) if groups else ()), *(f"p({name})" for name in always))
+
+
+def writer(
+    form: Format, rejection: Rejection | None, labels: bool = True, always: Sequence[str] = (), groups: bool = False
+) -> Callable[[Prediction], str]:
     """What turns a prediction into the text that stands for it, line breaks included.
 
     Args:
         form: the format.
         rejection: the network's threshold, if it has one.
         labels: whether people want to see classes beside an answer that may end before them.
+        always, groups: as :func:`columns` takes them.
     """
     match form:
         case "jsonl":
             return lambda found: found.model_dump_json(exclude_none=True) + "\n"
         case "csv":
-            return lambda found: csv_row(_values(found))
+            return lambda found: csv_row([*_values(found), *_more(found, always, groups)])
     return lambda found: "".join(f"{line}\n" for line in _lines(found, rejection, labels))
 
 
@@ -95,11 +108,18 @@ def _values(found: Prediction) -> list[object]:
     return [found.image, name, *reached, best.path, best.probability, found.score, found.rejected, None]
 
 
+def _more(found: Prediction, always: Sequence[str], groups: bool) -> list[object]:
+    """What stands in a row on request."""
+    shares = found.always or {}
+    return [*([found.images] if groups else []), *(shares.get(name) for name in always)]
+
+
 def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iterator[str]:
     """For people: the image, and below it what it is; nothing of one that could not be read."""
     if found.error is not None:
         return
-    yield found.image
+    yield found.image if found.images is None else f"{found.image}  ({counted(found.images, 'image')})"
+    yield from _asked_for(found)
     told = ""
     if found.score_name is not None:
         told = f"  ({found.score_name} {'–' if found.score is None else format(found.score, '.4g')}"
@@ -114,6 +134,12 @@ def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iter
             yield f"  {'accepted' if rejection else 'perhaps'}  {label.path}{told}"
         else:
             yield f"  {_whole(label)}"
+
+
+def _asked_for(found: Prediction) -> Iterator[str]:
+    """``always: tabby 0.41, beagle <0.01``."""
+    if found.always:
+        yield "  always: " + ", ".join(f"{name} {_share(share)}" for name, share in found.always.items())
 
 
 def _whole(label: Label) -> str:
