@@ -357,7 +357,7 @@ def test_an_attention_signal_makes_it_a_gain(at, tmp_path):
         ("show {full} {a} --cue dog=x2 --cue-mode bias --out seen", "is a factor, but a bias is a shift"),
         ("show {full} {a} --cue fish=0.9 --out seen", "no class or node 'fish'"),
         ("show {full} {a} --cue-mode gain --out seen", "none is given; add --cue"),
-        ("show {full} {a} --cue dog --out seen", "not said"),
+        ("show {full} {a} --cue dog --out seen", "has no strength: add --reliability"),
         ("show {plain} {a} --rgb --cam --out seen", "plain network has no branches"),
         ("show {full} {text} --out seen", "cannot read image"),
     ],
