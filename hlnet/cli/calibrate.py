@@ -26,6 +26,13 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="The .safetensors file to write; default: MODEL's own file, in one step.")
     ] = None,
+    reject_own: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Also fit 'none of these' without images of others: it may be said of this share of own images.",
+        ),
+    ] = None,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
     data_root: options.DataRoot = None,
@@ -48,7 +55,7 @@ def calibrate(
     from hlnet.cli.shared import output, used_images
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform
-    from hlnet.evaluation.calibration import calibrate_paths
+    from hlnet.evaluation.calibration import calibrate_own, calibrate_paths
     from hlnet.files import check_writable
     from hlnet.model.fast.optimize import optimize
     from hlnet.store.checkpoint import save_checkpoint
@@ -64,14 +71,25 @@ def calibrate(
         task = bar.add_task("calibrating", total=math.ceil(len(labelled) / batch_size))
         fast = optimize(net)  # what is fitted is the network's own, too
         fitted = calibrate_paths(fast, labelled, batch_size, workers, lambda: bar.advance(task))
+        if reject_own is not None:
+            own_images = TreeData(images, net.tree, eval_transform(net.transform), subset=True)
+            own = calibrate_own(fast, own_images, reject_own, None, batch_size, workers)
     save_checkpoint(net, target)
     temperature = net.provenance.temperature
     assert temperature is not None
     told = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
+    if reject_own is not None:
+        told |= {"rejection": own.model_dump(mode="json")}
     told |= {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})}
 
     def show() -> None:
         _show(fitted, temperature)
+        if reject_own is not None:
+            output.hint(
+                f"'none of these' below a {own.score} of {own.threshold:.4g}: of fresh own images, "
+                f"{output.percent(own.metrics.get('own_accepted'), 1)} are accepted (cross-fitted). Of images of other "
+                "classes nothing is promised: make-expert --calibrate fits that, with images of them"
+            )
         if labelled.left_out:
             output.hint(f"{counted(labelled.left_out, 'image')} of other classes left out")
         output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")

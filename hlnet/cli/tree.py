@@ -1,4 +1,4 @@
-"""``hlnet tree show``, ``check``, ``compare``, ``convert`` and ``rename``."""
+"""``hlnet tree show``, ``check``, ``compare``, ``convert``, ``match`` and ``rename``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hlnet.tree.class_tree import ClassTree
 
 app = typer.Typer(
-    help="Class trees: show, check, compare, convert, rename.",
+    help="Class trees: show, check, compare, convert, match, rename.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -203,6 +203,52 @@ def convert(
     if not whole:
         output.hint("read back, it is another tree: ids, original indices or the order are not all kept in this format")
     output.show(f"{counted(len(found.classes), 'class')} in {counted(found.num_levels, 'level')}, written to {out}")
+
+
+@app.command()
+def match(
+    tree: Tree,
+    wanted: Annotated[
+        list[str], typer.Argument(metavar="CLASSES...", help="Wanted classes, or @FILE with one on each line.")
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """Say which wanted classes a tree or network has, and which it lacks; and what it has besides.
+
+    A name counts in another case or number, too, and so does a word that WordNet has for a class or what is above it.
+
+    **Examples**
+
+        hlnet tree match runs/photos @targets.txt
+
+        hlnet tree match preset:imagenet1k canine 'motor vehicle' unicorn --json
+    """
+    from hlnet.cli.shared import output
+    from hlnet.errors import some
+    from hlnet.tree.synonyms import match_classes
+
+    words = [word for text in wanted for word in _words(text)]
+    found, besides = match_classes(read(tree), words)
+    lacking = [one.word for one in found if not one.classes]
+
+    def show() -> None:
+        rows = [[one.word, some(one.classes) or "–", one.how] for one in found]
+        output.show_table("Wanted classes", ["wanted", "has", "found by"], rows)
+        output.show(f"lacks {len(lacking)} of {len(found)}: {some(lacking, 20)}" if lacking else "It has all of them.")
+        output.show(f"has besides: {some(besides, 20)}" if besides else "It has no others.")
+
+    listed = [one._asdict() for one in found]
+    output.result(as_json, {"wanted": listed, "lacking": lacking, "besides": besides}, show)
+
+
+def _words(text: str) -> list[str]:
+    """The words in a file, or the one given."""
+    from hlnet.files import read_text
+
+    if not text.startswith("@"):
+        return [text]
+    lines = read_text(text[1:], f"the file of wanted classes '{text[1:]}'").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 @app.command()

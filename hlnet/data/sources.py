@@ -90,7 +90,7 @@ def _folder(root: Path, split: Split) -> LabelledImages:
             f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(TIMM_SOURCES)}…)"
         )
     folder = next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
-    if folder is None and split != "train" and not any((root / name).is_dir() for name in _ALL_SPLITS):
+    if folder is None and split != "train" and _is_flat(root):
         # Class folders alone: to evaluate on them there is no need of a split. To train on, there is one.
         folder = root
         log.info("'%s' has no '%s' folder: all of its class folders are taken", root, split)
@@ -110,6 +110,14 @@ def _folder(root: Path, split: Split) -> LabelledImages:
     every = tuple(path for paths in inside.values() for path in paths)
     names, places = tuple(map(normal_name, qualified_names(list(inside)))), tuple(map("/".join, inside))
     return LabelledImages(f"'{folder}'", names, labels, partial(_load_file, every), every, folders=places)
+
+
+def _is_flat(root: Path) -> bool:
+    """Whether a folder holds class folders, and none of a split."""
+    if any((root / name).is_dir() for name in _ALL_SPLITS):
+        return False
+    below = (names for place, _, names in os.walk(root) if Path(place) != root)
+    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for names in below for name in names)
 
 
 def _digits(split: Split) -> LabelledImages:

@@ -9,7 +9,7 @@ import torch
 
 from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import DataError, RunError, UsageError, some
-from hlnet.evaluation.cross_fit import fresh_accepted, fresh_error, fresh_outcomes
+from hlnet.evaluation.cross_fit import fresh_accepted, fresh_error, fresh_outcomes, fresh_own_accepted
 from hlnet.evaluation.logits import logits_of
 from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, path_scores
 from hlnet.evaluation.metrics.paths import TreePaths
@@ -21,6 +21,7 @@ from hlnet.evaluation.metrics.rejection import (
     default_score,
     detection,
     false_positive_bound,
+    own_threshold,
     rejection_scores,
 )
 from hlnet.model.base import Network
@@ -219,3 +220,68 @@ def _record(net: Network, data: TreeData, *uses: Use) -> None:
     images = data.images.fingerprint()
     for use in uses:
         net.provenance.record(use, data.images.name, images)
+
+
+def calibrate_own(
+    net: Network,
+    data: TreeData,
+    max_rejected: float = 0.05,
+    score: Score | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_batch: Callable[[], None] | None = None,
+) -> Rejection:
+    """Fit when a network says "none of these" without images of other classes; ``net.provenance`` holds it afterwards.
+
+    Of n own images' scores, let s be the k-th lowest, ``k = floor(a (n + 1))`` with a the share that may be rejected.
+    The threshold is s: a new image of these classes, drawn as these were, scores lower with probability at most a
+    (split conformal prediction). Of images of other classes it promises nothing: how many are let through depends on how
+    unlike they are, and only images of them can tell (:func:`calibrate`).
+
+    Args:
+        net: any network.
+        data: labelled images of its own classes that it was not trained with; others are passed over.
+        max_rejected: the share of new own images that may be rejected.
+        score, batch_size, workers, on_batch: as :func:`calibrate` takes them.
+
+    Returns:
+        what was fitted; its ``metrics`` tell ``own_images`` and, cross-fitted in five parts, ``own_accepted``.
+
+    Raises:
+        UsageError: if there is no such score, or the share is not between 0 and 1.
+        DataError: if there are too few own images for that share.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("test_resnet", tree=["0", "1", "2"])
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> prepare = hlnet.eval_transform(net.transform)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, prepare, subset=True)
+        >>> fitted = calibrate_own(net, data, max_rejected=0.1)
+        >>> fitted.max_own_rejected, fitted.metrics["own_images"], net.provenance.rejection == fitted
+        (0.1, 107.0, True)
+    """
+    score = score or default_score(net.provenance)
+    if score not in SCORES:
+        raise UsageError(f"there is no score '{score}'; expected {', '.join(SCORES)}")
+    if not 0 < max_rejected < 1:
+        raise UsageError(f"the largest share of own images to reject ({max_rejected:g}) must lie between 0 and 1")
+    (logits,), labels = logits_of(net, loader(data, batch_size, workers), on_batch=on_batch)
+    scores = rejection_scores(logits[labels >= 0], score)
+    if not scores.isfinite().all():
+        raise RunError(
+            "the network gives scores that are not numbers, so no threshold can be fitted; check its weights"
+        )
+    found = Rejection(
+        score=score,
+        threshold=own_threshold(scores, max_rejected),
+        max_false_positive=1.0,
+        max_own_rejected=max_rejected,
+        data=data.images.name.strip("'"),
+        metrics={"own_images": len(scores)},
+    )
+    if (accepted := fresh_own_accepted(scores, max_rejected)) is not None:
+        found.metrics["own_accepted"] = accepted
+    net.provenance.rejection = found
+    _record(net, data, "rejection")
+    return found

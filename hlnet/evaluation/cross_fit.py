@@ -11,7 +11,7 @@ from hlnet.errors import DataError
 from hlnet.evaluation.metrics.conformal import fit_path_conformal, outcomes, path_scores
 from hlnet.evaluation.metrics.paths import Descent, TreePaths
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
-from hlnet.evaluation.metrics.rejection import conformal_threshold
+from hlnet.evaluation.metrics.rejection import conformal_threshold, own_threshold
 
 #: Parts that the images are divided into.
 FOLDS = 5
@@ -42,6 +42,22 @@ def fresh_accepted(outside: Tensor, max_false_positive: float) -> float | None:
     for rest, held in folds(len(outside)):
         try:
             accepted[held] = outside[held] >= conformal_threshold(outside[rest], max_false_positive)
+        except DataError:
+            return None
+    return float(accepted.double().mean())
+
+
+def fresh_own_accepted(own: Tensor, max_rejected: float) -> float | None:
+    """The share of own images that a threshold fitted to others of them accepts; ``None`` if those are too few.
+
+    Args:
+        own: ``[n]``, scores, as :func:`own_threshold` takes them.
+        max_rejected: the share that it is fitted for.
+    """
+    accepted = torch.zeros(len(own), dtype=torch.bool)
+    for rest, held in folds(len(own)):
+        try:
+            accepted[held] = own[held] >= own_threshold(own[rest], max_rejected)
         except DataError:
             return None
     return float(accepted.double().mean())

@@ -30,7 +30,9 @@ class Rejection(BaseModel):
         score: what is compared: ``"energy"`` (log-sum-exp of the logits), ``"max-logit"``, or ``"probability"`` (the
             highest of the classes' sigmoids). Of logits as they are, before any temperature.
         threshold: images that score lower are rejected.
-        max_false_positive: the share of images of other classes that may be accepted, as asked for.
+        max_false_positive: the share of images of other classes that may be accepted, as asked for; 1 where nothing was
+            asked of them, since there were none.
+        max_own_rejected: the share of own images that may be rejected, where the threshold comes from these alone.
         data: the images that it was fitted on.
         metrics: what was measured on these images, see :func:`hlnet.calibrate`.
     """
@@ -40,6 +42,7 @@ class Rejection(BaseModel):
     score: Score
     threshold: float
     max_false_positive: float
+    max_own_rejected: float | None = None
     data: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from functools import cache
+from typing import NamedTuple
 
-from hlnet.errors import some
+from hlnet.errors import SelectionError, some
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.vocabulary import default_wordnet, tree_words
 
@@ -18,6 +20,49 @@ log = logging.getLogger("hlnet")
 
 #: Words, between single blanks, hyphens or underscores.
 _WORDS = re.compile(r"\w[\w']*([ _-]\w[\w']*)*")
+
+
+class Wanted(NamedTuple):
+    """What a tree has for a word.
+
+    Attributes:
+        word: what was wanted.
+        classes: names of the classes that it means; none if the tree lacks it.
+        how: ``"name"``, or what else it was found by: another form of a name, WordNet, or ImageNet's tree.
+    """
+
+    word: str
+    classes: tuple[str, ...]
+    how: str
+
+
+def match_classes(tree: ClassTree, words: Iterable[str]) -> tuple[list[Wanted], list[str]]:
+    """Which of the wanted classes a tree has, and under which names; and which classes it has besides.
+
+    Args:
+        tree: the tree.
+        words: what is wanted: names, ids, paths or words that WordNet knows.
+
+    Returns:
+        for each word, in order, what there is; and the classes that no word means.
+
+    Example:
+        >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})
+        >>> found, besides = match_classes(tree, ["Tabby", "dog", "owl"])
+        >>> [one.classes for one in found], besides
+        ([('tabby',), ('beagle',), ()], ['siamese'])
+    """
+    found, seen = [], set[int]()
+    for word in words:
+        how, positions = "name", set[int]()
+        try:
+            positions = set(tree.node_names.below[tree.node_names.path(word)])
+        except SelectionError:
+            how, positions = _meaning(tree, word)
+        seen |= positions
+        classes = tuple(tree.classes[position] for position in sorted(positions))
+        found.append(Wanted(word, classes, how if classes else ""))
+    return found, [name for position, name in enumerate(tree.classes) if position not in seen]
 
 
 def classes_meant(tree: ClassTree, word: str) -> set[int]:
@@ -36,19 +81,24 @@ def classes_meant(tree: ClassTree, word: str) -> set[int]:
         >>> classes_meant(tree, "Cats")
         {0, 1}
     """
-    if not _WORDS.fullmatch(word):  # a path, or a sign too many
-        return set()
-    how = "another form of its name"
-    found = tree_words(tree, None).named(word)
-    if not found and (wordnet := default_wordnet()):
-        how, words = "WordNet", tree_words(tree, wordnet)
-        found = set().union(*map(words.below, words.senses(word)))
-    if not found:
-        how, found = "ImageNet's tree", _by_preset(tree, word)
+    how, found = _meaning(tree, word)
     if found:
         names = some(tree.classes[position] for position in sorted(found))
         log.info("'%s' is taken as %s (%d of %d classes), by %s", word, names, len(found), len(tree.classes), how)
     return found
+
+
+def _meaning(tree: ClassTree, word: str) -> tuple[str, set[int]]:
+    """By what a word was found, and the classes that it means."""
+    if not _WORDS.fullmatch(word):  # a path, or a sign too many
+        return "", set()
+    if found := tree_words(tree, None).named(word):
+        return "another form of its name", found
+    if wordnet := default_wordnet():
+        words = tree_words(tree, wordnet)
+        if found := set().union(*map(words.below, words.senses(word))):
+            return "WordNet", found
+    return "ImageNet's tree", _by_preset(tree, word)
 
 
 def _by_preset(tree: ClassTree, word: str) -> set[int]:

@@ -149,7 +149,8 @@ def test_help_needs_no_heavy_import():
 import sys
 from typer.testing import CliRunner
 from hlnet.cli.main import app
-for command in ["build-tree", "tree", "tree show", "tree check", "tree compare", "tree convert", "tree rename"]:
+trees = ["tree show", "tree check", "tree compare", "tree convert", "tree match", "tree rename"]
+for command in ["build-tree", "tree", *trees]:
     result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "Usage: " in result.output, command
     assert command == "tree" or f"hlnet {command} " in result.output.partition("Examples")[2], command

@@ -4,11 +4,13 @@ import logging
 
 import pytest
 from helpers import wordnet_files
+from helpers.command_line import as_json, invoke
 
 import hlnet.tree.synonyms
 from hlnet.errors import SelectionError
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.wordnet import with_names
+from hlnet.tree.io import write_tree
 from hlnet.tree.selection import known_part, select_classes
 
 real, tiny = wordnet_files.real, wordnet_files.tiny
@@ -70,3 +72,19 @@ def test_other_forms_of_names(caplog):
     for word in ("animal/", "-", "dog/tabby", "*saw"):
         with pytest.raises(SelectionError):
             select_classes(tree, word)
+
+
+def test_wanted_classes_that_a_network_lacks(tmp_path, real, monkeypatch):
+    monkeypatch.setattr(hlnet.tree.synonyms, "default_wordnet", lambda: real)
+    write_tree(NAMED, tmp_path / "a.tree.json")
+    (tmp_path / "wanted.txt").write_text("canine\n# no dragons\nunicorn\n")
+    told = as_json(f"tree match {tmp_path}/a.tree.json @{tmp_path}/wanted.txt Tabbies")
+    names = {leaf.id: leaf.name for leaf in NAMED.leaves}
+    assert [(one["word"], one["classes"], one["how"]) for one in told["wanted"]] == [
+        ("canine", [names["n02085620"], names["n02106662"]], "WordNet"),
+        ("unicorn", [], ""),
+        ("Tabbies", [names["n02123045"]], "another form of its name"),
+    ]
+    assert told["lacking"] == ["unicorn"] and told["besides"] == [names["n03930630"]]
+    text, _ = invoke(f"tree match {tmp_path}/a.tree.json unicorn")
+    assert "lacks 1 of 1: unicorn" in text

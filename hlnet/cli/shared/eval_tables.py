@@ -178,7 +178,9 @@ def _show_detection(found: dict[str, Detection]) -> None:
             rows.append(["others accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
     title = f'"None of these": {counted(lead.own, "image")} of its own classes, {lead.outside} of others'
     output.show_table(title, ["", *found], rows)
-    if lead.max_false_positive is not None:
+    if lead.max_false_positive == 1:
+        output.hint("the threshold was fitted to own images alone: of others, nothing was promised")
+    elif lead.max_false_positive is not None:
         output.hint(f"the threshold was fitted for at most {100 * lead.max_false_positive:g} % of others")
     if not lead.outside:
         output.hint("the data hold no images of other classes: how many of such are accepted is not known from them")
