@@ -22,7 +22,7 @@ import numpy as np
 import hlnet
 from hlnet.cues.embedding import load_encoder
 from hlnet.cues.words import cue_table
-from hlnet.tree.construct.wordnet import is_wordnet_id
+from hlnet.tree.nodes import is_wordnet_id
 from hlnet.tree.selection import select_classes
 from hlnet.tree.vocabulary import TreeWords, plain
 

@@ -17,7 +17,7 @@ from hlnet.cues.cue import Cue
 from hlnet.cues.files import make_cue
 from hlnet.errors import UsageError, one_line
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.wordnet import WordNet
+from hlnet.tree.dictionary import WordNet
 from hlnet.tree.selection import as_selection
 from hlnet.tree.vocabulary import default_wordnet, forms, plain, tree_words
 

@@ -235,8 +235,8 @@ def calibrate_own(
 
     Of n own images' scores, let s be the k-th lowest, ``k = floor(a (n + 1))`` with a the share that may be rejected.
     The threshold is s: a new image of these classes, drawn as these were, scores lower with probability at most a
-    (split conformal prediction). Of images of other classes it promises nothing: how many are let through depends on how
-    unlike they are, and only images of them can tell (:func:`calibrate`).
+    (split conformal prediction). Of images of other classes it promises nothing: how many are let through depends on
+    how unlike they are, and only images of them can tell (:func:`calibrate`).
 
     Args:
         net: any network.

@@ -4,6 +4,7 @@ class_tree         ClassTree: levels of nodes; pruning is a choice of rows
 nodes              a node, and what may be written for it
 selection          what a user writes to name classes
 synonyms           ... in other words than the tree's
+dictionary         a WordNet dictionary
 vocabulary         what words of English mean in a tree
 hierarchy          a hierarchy of any depth, which levels are cut from
 io                 reading and writing trees: JSON, YAML, folders, and by their formats

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.wordnet import WAYS, WordNet
+from hlnet.tree.dictionary import WAYS, WordNet
 from hlnet.tree.nodes import is_wordnet_id
 
 log = logging.getLogger("hlnet")

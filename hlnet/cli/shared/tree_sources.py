@@ -204,7 +204,8 @@ def by_confusions(
 
 def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Outline, list[str]]:
     """WordNet's hierarchy over the classes, found by id where they have one, else by name; and what was decided."""
-    from hlnet.tree.construct.wordnet import WordNet, classes_outline
+    from hlnet.tree.construct.wordnet import classes_outline
+    from hlnet.tree.dictionary import WordNet
 
     if download:
         WordNet.download()
