@@ -6,11 +6,11 @@
 
 On one frozen pretrained trunk and the same cached features, seed by seed: N3HL; N3HL trained with cues (cue-aware);
 and as the plain control the head of N3HL's own blocks and cost of ``hierarchy.py``. Each is reported on as ``hlnet
-attend`` does, on the validation and test images, half to choose strengths and half to report. Then images of several
-objects are made of test images: the left half of one beside the right half of another, or four in the quarters, all
-of different classes. The cue names one of them (found, if the network answers it), or a class that is not there
-(harm, if it answers none of those there). The folder has ``train``, ``val`` and ``test``, with one folder a class.
-The file is rewritten after every network; run the command again to go on where it stopped.
+attend`` does, on the validation and test images, a third of them to choose strengths and a third to report. Then
+images of several objects are made of test images: the left half of one beside the right half of another, or four in
+the quarters, all of different classes. The cue names one of them (found, if the network answers it), or a class that is
+not there (harm, if it answers none of those there). The folder has ``train``, ``val`` and ``test``, with one folder a
+class. The file is rewritten after every network; run the command again to go on where it stopped.
 """
 
 from __future__ import annotations

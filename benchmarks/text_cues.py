@@ -21,10 +21,10 @@ import numpy as np
 
 import hlnet
 from hlnet.cues.embedding import load_encoder
-from hlnet.cues.vocabulary import TreeWords, plain
 from hlnet.cues.words import cue_table
-from hlnet.tree.construct.wordnet import is_wordnet_id
+from hlnet.tree.nodes import is_wordnet_id
 from hlnet.tree.selection import select_classes
+from hlnet.tree.vocabulary import TreeWords, plain
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 

@@ -81,7 +81,8 @@ if TYPE_CHECKING:
     )
     from hlnet.tree.construct.controls import balanced_tree, random_tree
     from hlnet.tree.construct.levels import condense, even_counts
-    from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
+    from hlnet.tree.construct.wordnet import wordnet_outline
+    from hlnet.tree.dictionary import WordNet
     from hlnet.tree.hierarchy import Outline
     from hlnet.tree.io import read_tree, shipped_trees, write_tree
     from hlnet.tree.llm.nest import nest_with_llm, tree_prompt
@@ -244,10 +245,8 @@ _MODULES = {
         "condense",
         "even_counts",
     ),
-    "tree.construct.wordnet": (
-        "WordNet",
-        "wordnet_outline",
-    ),
+    "tree.construct.wordnet": ("wordnet_outline",),
+    "tree.dictionary": ("WordNet",),
     "tree.hierarchy": ("Outline",),
     "tree.io": (
         "read_tree",

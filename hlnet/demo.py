@@ -19,7 +19,7 @@ from hlnet.cues.oracle import wrong_classes
 from hlnet.data.images import LabelledImages
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, with_article
 from hlnet.evaluation.cue_sweep import Frontier, frontier, named_classes, sweep_gains
 from hlnet.evaluation.logits import logits_of
 from hlnet.evaluation.metrics.accuracy import accuracy
@@ -60,6 +60,7 @@ class DemoResult(BaseModel):
     Attributes:
         top1: share of held-out digits that the full network gets right.
         expert_top1, restricted_top1: the expert on its own digits, and the full network with only their logits.
+        noisy_expert_top1, noisy_restricted_top1: the same on noisy digits, where both make mistakes.
         difference: largest difference between the expert's and the full network's logits, in float64.
         noisy: on noisy digits, share right without a cue, with each image's own class cued, with a wrong class cued;
             and, as the control, what a right cue gives as a plain bias on the cued logit that costs as much when wrong.
@@ -74,6 +75,8 @@ class DemoResult(BaseModel):
     top1: float
     expert_top1: float
     restricted_top1: float
+    noisy_expert_top1: float
+    noisy_restricted_top1: float
     difference: float
     noisy: dict[str, float]
     sweep: list[tuple[float, float, float]]
@@ -124,7 +127,10 @@ def run_demo(
 
     full = load_checkpoint(out / "best.safetensors")
     assert isinstance(full, HierarchicalNet)
-    family = _smallest_family(tree)
+    noisy_images = _noisy(held_out, seed)
+    noisy = TreeData(noisy_images, tree, eval_transform(full.transform))
+    batch = next(iter(loader(noisy, len(noisy))))
+    family = _confused_family(full, batch)
     expert = cut_expert(out / "best.safetensors", family)
     tell(f"cut an expert for {', '.join(expert.tree.classes)}; proving its logits")
     difference = verify_expert(expert, full)
@@ -136,8 +142,8 @@ def run_demo(
     expert_data = TreeData(held_out, expert.tree, eval_transform(expert.transform), subset=True)
     (expert_scores,), expert_labels = logits_of(expert, loader(expert_data, 120))
     mine = torch.isin(labels, torch.tensor(kept))
-    noisy = TreeData(_noisy(held_out, seed), tree, eval_transform(full.transform))
-    batch = next(iter(loader(noisy, len(noisy))))
+    noisy_data = TreeData(noisy_images, expert.tree, eval_transform(expert.transform), subset=True)
+    (noisy_scores,), noisy_labels = logits_of(expert, loader(noisy_data, 120))
     gain, bias = _frontiers(full, batch)
     sweep = list(zip(gain.strengths, gain.right, gain.wrong["random"], strict=True))
     at_signal = {signal: (right, wrong) for signal, right, wrong in sweep}
@@ -158,6 +164,8 @@ def run_demo(
         top1=accuracy(scores, labels, tree.classes).top1,
         expert_top1=accuracy(expert_scores, expert_labels, expert.tree.classes).top1,
         restricted_top1=float((scores[mine][:, kept].argmax(1) == expert_labels).float().mean()),
+        noisy_expert_top1=accuracy(noisy_scores, noisy_labels, expert.tree.classes).top1,
+        noisy_restricted_top1=_within(full, batch, kept)[0],
         difference=difference,
         noisy={
             "no cue": at_signal[1.0][0],
@@ -190,10 +198,23 @@ def _tree(images: LabelledImages) -> ClassTree:
     return cluster_tree(means, images.classes, NODES)
 
 
-def _smallest_family(tree: ClassTree) -> str:
-    """Path of the level-1 node with the fewest classes, two at least."""
-    sizes = {node.path: len(tree.leaves_under(node.path)) for node in tree.levels[0]}
-    return min((path for path, size in sizes.items() if size > 1), key=sizes.__getitem__)
+def _confused_family(net: HierarchicalNet, batch: tuple[Tensor, Tensor]) -> str:
+    """Path of the node above several classes, but not nearly all, whose classes the network confuses most."""
+    tree = net.tree
+    families = {node.path: tree.leaves_under(node.path) for row in tree.levels[:-1] for node in row}
+    some = [path for path, below in families.items() if 1 < len(below) <= len(tree.classes) // 2]
+    some = some or [path for path, below in families.items() if 1 < len(below) < len(tree.classes)]
+    right = {path: _within(net, batch, families[path]) for path in some}
+    return min(right, key=right.__getitem__)
+
+
+@torch.inference_mode()
+def _within(net: HierarchicalNet, batch: tuple[Tensor, Tensor], kept: Sequence[int]) -> tuple[float, str]:
+    """Top-1 among these classes alone, on their images; and their names, of equals the first by these."""
+    images, labels = batch
+    mine = torch.isin(labels, torch.tensor(kept))
+    answers = torch.tensor(kept)[net(images[mine])[:, list(kept)].argmax(1)]
+    return float((answers == labels[mine]).double().mean()), ",".join(net.tree.classes[place] for place in kept)
 
 
 def _noisy(images: LabelledImages, seed: int) -> LabelledImages:
@@ -230,7 +251,7 @@ def _examples(net: HierarchicalNet, data: TreeData, batch: tuple[Tensor, Tensor]
     return [
         Example(
             image=np.asarray(data.images.load(data.samples[int(position)][0])),
-            title=f"a {net.tree.classes[int(labels[row])]}",
+            title=with_article(net.tree.classes[int(labels[row])]),
             shares={name: scores[row].softmax(0).tolist() for name, scores in runs.items()},
             cues={"right cue": net.tree.classes[int(labels[row])], "wrong cue": net.tree.classes[int(wrong[row])]},
             classes=net.tree.classes,
@@ -289,7 +310,7 @@ def plot_costs(found: Profile, path: str | Path) -> None:
 def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
     """Each image above the shares of its classes under each kind of cue."""
     kinds = list(examples[0].shares) if examples else []
-    figure = Figure(figsize=(1.9 * max(1, len(examples)), 1.7 + 1.15 * len(kinds)), layout="constrained")
+    figure = Figure(figsize=(2.2 * max(1, len(examples)), 1.9 + 1.4 * len(kinds)), layout="constrained")
     if not examples:
         figure.text(0.5, 0.5, "no image was mistaken", ha="center")
         save(figure, path)
@@ -298,9 +319,9 @@ def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
     for column, example in enumerate(examples):
         top = grid[0][column]
         top.imshow(example.image, cmap="gray")
-        top.set_title(example.title)
+        top.set_title(example.title, fontsize=14)
         top.axis("off")
-        truth = example.title.removeprefix("a ")
+        truth = example.title.partition(" ")[2]
         for row, kind in enumerate(kinds, start=1):
             axes, shares = grid[row][column], example.shares[kind]
             best = shares.index(max(shares))
@@ -308,10 +329,10 @@ def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
             colours[best] = BLUE if example.classes[best] == truth else RED
             axes.bar(example.classes, shares, color=colours)
             if kind in example.cues:
-                axes.set_title(f"cue: {example.cues[kind]}", fontsize=8, pad=2)
+                axes.set_title(f"cue: {example.cues[kind]}", fontsize=12, pad=3)
             axes.set(ylim=(0, 1), yticks=[])
-            axes.tick_params(length=0, labelsize=7)
+            axes.tick_params(length=0, labelsize=11)
             axes.spines[["top", "right", "left"]].set_visible(False)
             if column == 0:
-                axes.set_ylabel(kind)
+                axes.set_ylabel(kind, fontsize=12)
     save(figure, path)

@@ -15,6 +15,7 @@ A message is one line: the thing, the value, what was expected, and the mend.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -77,6 +78,28 @@ def some(words: Iterable[str], limit: int = 5) -> str:
     """
     found = list(words)
     return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in the singular where it is one; ``noun`` may have words before it.
+
+    >>> counted(1, "image"), counted(3, "class"), counted(0, "plain leaf")
+    ('1 image', '3 classes', '0 plain leaves')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("leaf"):
+        return f"{number} {noun[:-1]}ves"
+    return f"{number} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
+def with_article(noun: str) -> str:
+    """A noun with "a" or "an", by its first letter; of a number, by how it is read.
+
+    >>> with_article("ResNet"), with_article("EfficientNet"), with_article("8")
+    ('a ResNet', 'an EfficientNet', 'an 8')
+    """
+    return f"{'an' if re.match('[aeio]|8|11$|18$', noun, re.IGNORECASE) else 'a'} {noun}"
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

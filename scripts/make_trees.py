@@ -22,7 +22,7 @@ from timm.data import ImageNetInfo
 
 from hlnet.errors import HlnetError, TreeError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.wordnet import WordNet
+from hlnet.tree.dictionary import WordNet
 from hlnet.tree.io import write_tree
 
 GROUPINGS = Path(__file__).parent / "trees"

@@ -21,7 +21,7 @@ COMMANDS = (
     *("demo", "build-tree", "train", "calibrate", "eval", "attend", "predict", "show", "app"),
     *("make-expert", "merge", "graft", "export", "profile"),
 )
-TREE_COMMANDS = ("tree show", "tree check", "tree compare", "tree convert")
+TREE_COMMANDS = ("tree show", "tree check", "tree compare", "tree convert", "tree match", "tree rename")
 TREE = '{"animal": {"pet": {"cat": None, "dog": None}}}'
 
 

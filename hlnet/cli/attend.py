@@ -67,6 +67,9 @@ def attend(
     features, a bias shifts logits, a scale multiplies logits. The report has accuracy by strength and by reliability,
     always under correct and under wrong cues, and for a --plain network as a baseline.
 
+    A third of the images chooses strengths, a third the mechanism to store, and the last third gives the figures.
+    Labels say what a correct cue is. --save or --out stores the best setting, which --attention-signal auto then takes.
+
     Cues come from the labels (an oracle that errs as often as stated). Strengths are chosen on one part of the images;
     the figures come from another part. --save or --out stores the best setting for --attention-signal auto. Writes only
     the files of --save, --out and --picture.
@@ -77,7 +80,7 @@ def attend(
 
         hlnet attend runs/photos --data photos --plain runs/plain --reliability 0.75 --picture cues.png
     """
-    from hlnet.cli.shared import output
+    from hlnet.cli.shared import output, used_images
     from hlnet.cues.cue import stored_effect
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform, loader
@@ -105,6 +108,7 @@ def attend(
     if beside is not None and not isinstance(beside, PlainNet):
         raise UsageError(f"--plain '{plain}' is no plain network; hlnet train --plain makes one")
     images = load_data(data, split, data_root)
+    used_images.hint_before_fitting(model, net.provenance, images)
 
     def batches(transform: InputTransform) -> Any:
         return loader(TreeData(images, net.tree, eval_transform(transform), subset=True), batch_size, workers)
@@ -130,6 +134,8 @@ def attend(
     if target is not None:
         kept = {"attention": report.attention, "temperature": report.network.temperature}
         net.provenance = net.provenance.model_copy(update=kept)
+        for use in ("attention", "temperature"):
+            net.provenance.record(use, images.name, images.fingerprint())
         save_checkpoint(net, target)
     output.result(as_json, report, lambda: _show(report))
     if picture is not None:
@@ -152,8 +158,8 @@ def _show(report: CueReport) -> None:
     networks = {"": report.network} | ({"plain, ": report.plain} if report.plain else {})
     what = "classes" if report.level is None else f"nodes of level {report.level}"
     output.show(
-        f"Cues on {what}, from labels (an oracle): strengths chosen on {report.tuned_on} images, figures from "
-        f"{report.reported_on} others. Without a cue: "
+        f"Cues on {what}, from labels (an oracle): strengths chosen on {report.tuned_on} images, the way to store on "
+        f"{report.picked_on}, figures from {report.reported_on} others. Without a cue: "
         + ", ".join(f"{name}{100 * network.neutral:.2f} %" for name, network in networks.items())
         + "."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from hlnet.cli.shared import options
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 from hlnet.store.names import is_model_name
 
 if TYPE_CHECKING:
@@ -233,12 +233,14 @@ def build_tree(
             tree, notes = sources.by_language_model(known, wanted, answer, llm_model, base_url, means)
     if out is None:
         raise UsageError("give --out, the tree file to write")
+    if method == "cluster":
+        tree, notes = sources.name_groups(tree)
     write_tree(tree, out)
 
     def show() -> None:
         output.hints(notes, "--json lists all")
         output.show_tree(tree)
-        output.show(f"{len(tree.classes)} classes in {tree.num_levels} level(s), written to {out}")
+        output.show(f"{counted(len(tree.classes), 'class')} in {counted(tree.num_levels, 'level')}, written to {out}")
         if spent := shape.spent(tree):
             output.hint(f"{spent} with {network}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli.shared import options
+from hlnet.errors import counted
 
 if TYPE_CHECKING:
     from hlnet.model.provenance import PathConformal
@@ -24,6 +25,13 @@ def calibrate(
     ] = "val",
     out: Annotated[
         Path | None, typer.Option(help="The .safetensors file to write; default: MODEL's own file, in one step.")
+    ] = None,
+    reject_own: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Also fit 'none of these' without images of others: it may be said of this share of own images.",
+        ),
     ] = None,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
@@ -44,10 +52,10 @@ def calibrate(
 
         hlnet calibrate hf-hub:owner/pets --data photos --split test --out pets.safetensors --json
     """
-    from hlnet.cli.shared import output
+    from hlnet.cli.shared import output, used_images
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform
-    from hlnet.evaluation.calibration import calibrate_paths
+    from hlnet.evaluation.calibration import calibrate_own, calibrate_paths
     from hlnet.files import check_writable
     from hlnet.model.fast.optimize import optimize
     from hlnet.store.checkpoint import save_checkpoint
@@ -56,22 +64,34 @@ def calibrate(
     net = options.load_model(model, device)
     outside = net.provenance.one_vs_all  # such probabilities speak of any image
     images = load_data(data, split, data_root)
+    used_images.hint_before_fitting(model, net.provenance, images)
     labelled = TreeData(images, net.tree, eval_transform(net.transform), subset=not outside, outside=outside)
     check_writable(target)
     with output.progress() as bar:
         task = bar.add_task("calibrating", total=math.ceil(len(labelled) / batch_size))
         fast = optimize(net)  # what is fitted is the network's own, too
         fitted = calibrate_paths(fast, labelled, batch_size, workers, lambda: bar.advance(task))
+        if reject_own is not None:
+            own_images = TreeData(images, net.tree, eval_transform(net.transform), subset=True)
+            own = calibrate_own(fast, own_images, reject_own, None, batch_size, workers)
     save_checkpoint(net, target)
     temperature = net.provenance.temperature
     assert temperature is not None
     told = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
+    if reject_own is not None:
+        told |= {"rejection": own.model_dump(mode="json")}
     told |= {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})}
 
     def show() -> None:
         _show(fitted, temperature)
+        if reject_own is not None:
+            output.hint(
+                f"'none of these' below a {own.score} of {own.threshold:.4g}: of fresh own images, "
+                f"{output.percent(own.metrics.get('own_accepted'), 1)} are accepted (cross-fitted). Of images of other "
+                "classes nothing is promised: make-expert --calibrate fits that, with images of them"
+            )
         if labelled.left_out:
-            output.hint(f"{labelled.left_out} images of other classes were left out")
+            output.hint(f"{counted(labelled.left_out, 'image')} of other classes left out")
         output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
         output.hint_at_stale_copy(target)
 
@@ -79,7 +99,7 @@ def calibrate(
 
 
 def _show(fitted: PathConformal, temperature: float) -> None:
-    """The temperature, and what the thresholds do to the images that they come from."""
+    """The temperature, and what thresholds from four fifths of the images do to the last fifth, in turn."""
     from hlnet.cli.shared import output
     from hlnet.evaluation.metrics.conformal import threshold_for
 
@@ -95,6 +115,7 @@ def _show(fitted: PathConformal, temperature: float) -> None:
     answers = [
         [
             output.percent(coverage, 0),
+            output.percent(found[f"held@{coverage:g}"], 1),
             f"{threshold_for(fitted, coverage):.4f}",
             f"{found[f'classes@{coverage:g}']:.2f}",
             output.percent(found[f"decided@{coverage:g}"], 1),
@@ -102,8 +123,9 @@ def _show(fitted: PathConformal, temperature: float) -> None:
         ]
         for coverage in coverages
     ]
-    columns = ["coverage", "a node must have", "classes left, mean", "one class left", "not sure at all"]
+    columns = ["coverage", "as measured", "a node must have", "classes left, mean", "one class left", "not sure at all"]
     output.show_table("Answers along the path", columns, answers)
     output.hint(
-        "coverage is promised for images like these, on average over them and over draws of them; not for each class"
+        "measured by five-fold cross-fitting: no image by thresholds that it helped to fit; coverage is promised for "
+        "images like these, on average over them and over draws of them; not for each class"
     )

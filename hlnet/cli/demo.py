@@ -47,8 +47,8 @@ def demo(
         noisy = found.noisy
         rows = [
             ["all ten digits", output.percent(found.top1, 1)],
-            [f"expert for {', '.join(found.expert_classes)}", output.percent(found.expert_top1, 1)],
-            ["full network restricted to the same", output.percent(found.restricted_top1, 1)],
+            [f"noisy digits, expert for {', '.join(found.expert_classes)}", output.percent(found.noisy_expert_top1, 1)],
+            ["noisy digits, full network restricted to the same", output.percent(found.noisy_restricted_top1, 1)],
             ["noisy digits, no cue", output.percent(noisy["no cue"], 1)],
             ["noisy digits, right cue (an oracle)", output.percent(noisy["right cue"], 1)],
             ["noisy digits, wrong cue", output.percent(noisy["wrong cue"], 1)],

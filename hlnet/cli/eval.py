@@ -119,7 +119,7 @@ def evaluate(
 
         hlnet eval cats.safetensors --data photos --split test --beside runs/full --beside runs/plain --roc cats.png
     """
-    from hlnet.cli.shared import eval_tables, output
+    from hlnet.cli.shared import eval_tables, output, used_images
     from hlnet.cues.table import CueTable
     from hlnet.data.sources import load_data
     from hlnet.evaluation.evaluate import compare_evaluations, evaluate_beside
@@ -210,6 +210,8 @@ def evaluate(
                 output.hint(f"the {what} is in '{path}'")
 
     output.result(as_json, figures, show)
+    for name, run in found.items():
+        used_images.hint_at_use(name, images, run.served, "its figures here are better than on fresh ones")
 
 
 def _check_cues(
@@ -224,7 +226,7 @@ def _check_cues(
         raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
     if not policy.certain and policy.is_silent and net.provenance.attention is None:
         raise UsageError(
-            "how strongly cues act is not said: add --reliability 0.9 or --attention-signal 1.8, or fit it (attend)"
+            "the cues have no strength: add --reliability 0.9 or --attention-signal 1.8, or fit one (hlnet attend)"
         )
 
 

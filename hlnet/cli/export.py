@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hlnet.cli.shared import options
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from hlnet.model.base import TrainableNetwork
@@ -107,7 +107,7 @@ def export(
             f"{written.max_difference:.1g}, the largest logit {written.largest_logit:.3g}"
         )
         count = len(net.tree.classes)
-        output.show(f"{count} class{'es' if count > 1 else ''}, {written.bytes / 1e6:.1f} MB, written to {out}")
+        output.show(f"{counted(count, 'class')}, {written.bytes / 1e6:.1f} MB, written to {out}")
 
     output.result(as_json, found, show)
 
@@ -187,5 +187,5 @@ def _show_int8(found: dict[str, Any], written: Export) -> None:
     if accuracy["int8"]["top5"] is not None:
         rows.append(["top-5", *(output.percent(run["top5"]) for run in accuracy.values())])
     rows.append(["file, MB", f"{written.bytes / 1e6:.1f}", f"{found['bytes'] / 1e6:.1f}"])
-    title = f"On {found['images']} images, calibrated on {found['calibration_images']} others"
+    title = f"On {counted(found['images'], 'image')}, calibrated on {found['calibration_images']} others"
     output.show_table(title, ["", *accuracy], rows)

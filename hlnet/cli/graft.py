@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hlnet.cli.shared import options
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from hlnet.expert.graft import GraftReport
@@ -132,7 +132,7 @@ def graft(
         _show_change(report, before, after)
         difference = f"largest difference {report.max_logit_difference:.1g}, float64"
         output.show(f"verified: old logits equal the old network's ({difference})")
-        output.show(f"{len(grown.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+        output.show(f"{counted(len(grown.tree.classes), 'class')}, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
 
     output.result(as_json, {"out": str(out), **report.model_dump(mode="json"), "cost": costs}, show)
 
@@ -143,10 +143,10 @@ def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
     cells = [output.cost_cells(cost)[:2] for cost in (before, after)]
     rows = [
         [
-            f"top-1, {report.old_images} images of old classes",
+            f"top-1, {counted(report.old_images, 'image')} of old classes",
             *map(output.percent, (report.old_before, report.old_after)),
         ],
-        [f"top-1, {report.new_images} images of new classes", "–", output.percent(report.new)],
+        [f"top-1, {counted(report.new_images, 'image')} of new classes", "–", output.percent(report.new)],
         ["top-1, all", "–", output.percent(report.all)],
         ["classes", str(before.classes), str(after.classes)],
         ["nodes a level", *(", ".join(map(str, cost.nodes)) for cost in (before, after))],

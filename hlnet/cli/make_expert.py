@@ -101,7 +101,7 @@ def make_expert(
     if images and not verify:
         raise UsageError("--images are what --verify runs on; give both")
     files_to_verify = [Path(file) for file in options.image_files(images or [], "--images")]
-    from hlnet.cli.shared import expert_tables, output
+    from hlnet.cli.shared import expert_tables, output, used_images
     from hlnet.data.sources import load_data
     from hlnet.expert import write
     from hlnet.expert.candidates import candidates, choose, require_fit
@@ -131,8 +131,10 @@ def make_expert(
             on_step = output.phases(bar)
             steps: list[write.Step] = []
             if calibrate is not None:
+                labelled = load_data(calibrate, split, data_root)
+                used_images.hint_before_fitting(model, source.provenance, labelled)
                 calibration = write.Calibration(
-                    load_data(calibrate, split, data_root),
+                    labelled,
                     max_false_positive=max_false_positive,
                     score=score,
                     device=options.pick_device(device),

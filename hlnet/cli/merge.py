@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hlnet.cli.shared import options
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 
 
 def merge(
@@ -48,6 +48,8 @@ def merge(
     def show() -> None:
         output.show_tree(merged.tree)
         output.show_profile(costs)
-        output.show(f"{len(merged.tree.classes)} classes, {out.stat().st_size / 1e6:.1f} MB, written to {out}")
+        output.show(
+            f"{counted(len(merged.tree.classes), 'class')}, {out.stat().st_size / 1e6:.1f} MB, written to {out}"
+        )
 
     output.result(as_json, found | costs.model_dump(mode="json"), show)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli.shared import cue_options, options
-from hlnet.cli.shared.prediction_formats import COLUMNS, Format, choose_format, csv_row, writer
-from hlnet.errors import RunError, UsageError
+from hlnet.cli.shared.prediction_formats import Format, choose_format, columns, csv_row, writer
+from hlnet.errors import RunError, UsageError, counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -53,6 +53,20 @@ def predict(
             min=0.5,
             max=0.999,
             help="Answer with a node that holds the image's class this often; hlnet calibrate fits that.",
+        ),
+    ] = None,
+    always: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASSES", help="Give these classes' probabilities in every answer: names, or @targets.txt."
+        ),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="folder|event|REGEX",
+            help="One answer for all images of a folder; of an event, taken within a minute of one another (event:10: "
+            "ten seconds); or of one match in the path.",
         ),
     ] = None,
     cue: cue_options.CueOption = None,
@@ -97,6 +111,8 @@ def predict(
 
         hlnet predict runs/photos garden/ --text meow --reliability 0.9
 
+        hlnet predict runs/photos cameras/ --group-by event --min-confidence 0.8 --always @targets.txt --out seen.csv
+
         find . -name '*.jpg' | hlnet predict hf-hub:owner/pets - --min-confidence 0.8 --json
     """
     if as_json and form not in (None, "jsonl"):
@@ -107,10 +123,14 @@ def predict(
     from hlnet.cli.shared import output
     from hlnet.cli.shared.processes import Share
     from hlnet.cues.table import CueMatching
+    from hlnet.data.bursts import grouping
     from hlnet.evaluation import prediction
     from hlnet.files import check_writable
+    from hlnet.tree.selection import select_classes
 
     share = Share.ours()
+    if share.count > 1 and group_by is not None:
+        raise UsageError("--group-by needs all images in one process; several would each see a part of a group")
     if share.count > 1 and out is None:
         raise UsageError("several processes write one file; say which with --out")
     if share.count > 1 and "-" in images:
@@ -143,14 +163,18 @@ def predict(
     if _are_few(images, batch_size):
         workers = 0
     found = prediction.predict(
-        net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, matching, policy
+        *(net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, matching, policy),
+        always=always,
+        group=None if group_by is None else grouping(group_by),
     )
+    asked = [] if always is None else [net.tree.classes[place] for place in select_classes(net.tree, always)]
     if matching is not None and policy is not None and (given := matching.table.all_cues):
         cue_options.tell_stored(net, policy, given)
         if certain and matching.table.everywhere:
             cue_options.tell_certain(net, matching.table.everywhere)
-    line = writer(form, net.provenance.rejection, top is not None or not ends)
-    counts = _write(found, line, csv_row(COLUMNS) if form == "csv" else "", out, share, images)
+    extra = (asked, group_by is not None)
+    line = writer(form, net.provenance.rejection, top is not None or not ends, *extra)
+    counts = _write(found, line, csv_row(columns(*extra)) if form == "csv" else "", out, share, images)
     if counts is None:
         return
     if matching is not None and share.count == 1:  # of several processes, none has seen all images
@@ -158,10 +182,11 @@ def predict(
     if not counts["images"]:
         output.hint("no names of images came from standard input")
     if out is not None:
-        rejected = f", {counts['rejected']} of them none of these" if net.provenance.rejection else ""
-        output.hint(f"{counts['images']} images{rejected}; the answers are in '{out}'")
+        what = f" in {counted(counts['groups'], 'group')}" if group_by is not None else ""
+        rejected = f"{what}, {counts['rejected']} of them none of these" if net.provenance.rejection else what
+        output.hint(f"{counted(counts['images'], 'image')}{rejected}; the answers are in '{out}'")
     if counts["unread"]:
-        raise RunError(f"{counts['unread']} of {counts['images']} images could not be read")
+        raise RunError(f"{counts['unread']} of {counted(counts['images'], 'image')} could not be read")
 
 
 def _write(
@@ -190,7 +215,8 @@ def _write(
             return None
         stream.write(head)
         for one in everything:
-            counts["images"] += 1
+            counts["images"] += one.images or 1
+            counts["groups"] += one.images is not None
             counts["unread"] += one.error is not None
             counts["rejected"] += bool(one.rejected)
             if one.error is not None:

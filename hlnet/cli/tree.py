@@ -1,4 +1,4 @@
-"""``hlnet tree show``, ``check``, ``compare`` and ``convert``."""
+"""``hlnet tree show``, ``check``, ``compare``, ``convert``, ``match`` and ``rename``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlnet.cli.shared import options
-from hlnet.errors import HlnetError, UsageError
+from hlnet.errors import HlnetError, UsageError, counted
 from hlnet.store.names import is_model_folder, is_model_name
 
 if TYPE_CHECKING:
     from hlnet.tree.class_tree import ClassTree
 
 app = typer.Typer(
-    help="Look at class trees: show, check, compare, convert.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Class trees: show, check, compare, convert, match, rename.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 
 Tree = Annotated[
@@ -200,7 +202,99 @@ def convert(
         whole = False
     if not whole:
         output.hint("read back, it is another tree: ids, original indices or the order are not all kept in this format")
-    output.show(f"{len(found.classes)} classes in {found.num_levels} level(s), written to {out}")
+    output.show(f"{counted(len(found.classes), 'class')} in {counted(found.num_levels, 'level')}, written to {out}")
+
+
+@app.command()
+def match(
+    tree: Tree,
+    wanted: Annotated[
+        list[str], typer.Argument(metavar="CLASSES...", help="Wanted classes, or @FILE with one on each line.")
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """Say which wanted classes a tree or network has, and which it lacks; and what it has besides.
+
+    A name counts in another case or number, too, and so does a word that WordNet has for a class or what is above it.
+
+    **Examples**
+
+        hlnet tree match runs/photos @targets.txt
+
+        hlnet tree match preset:imagenet1k canine 'motor vehicle' unicorn --json
+    """
+    from hlnet.cli.shared import output
+    from hlnet.errors import some
+    from hlnet.tree.synonyms import match_classes
+
+    words = [word for text in wanted for word in _words(text)]
+    found, besides = match_classes(read(tree), words)
+    lacking = [one.word for one in found if not one.classes]
+
+    def show() -> None:
+        rows = [[one.word, some(one.classes) or "–", one.how] for one in found]
+        output.show_table("Wanted classes", ["wanted", "has", "found by"], rows)
+        output.show(f"lacks {len(lacking)} of {len(found)}: {some(lacking, 20)}" if lacking else "It has all of them.")
+        output.show(f"has besides: {some(besides, 20)}" if besides else "It has no others.")
+
+    listed = [one._asdict() for one in found]
+    output.result(as_json, {"wanted": listed, "lacking": lacking, "besides": besides}, show)
+
+
+def _words(text: str) -> list[str]:
+    """The words in a file, or the one given."""
+    from hlnet.files import read_text
+
+    if not text.startswith("@"):
+        return [text]
+    lines = read_text(text[1:], f"the file of wanted classes '{text[1:]}'").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+@app.command()
+def rename(
+    tree: Tree,
+    names: Annotated[
+        list[str], typer.Argument(metavar="OLD=NEW...", help="A node by path or name, and its new name; repeatable.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="File to write: a tree file, or of a network a .safetensors file; may be TREE itself.")
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """Give nodes other names, in a tree file or in a network's file; nothing else changes.
+
+    A class keeps its old name as its id, so that data sets and selections still find it.
+
+    **Examples**
+
+        hlnet tree rename photos.tree.json 'Rhodesian ridgeback+hound=hounds' --out photos.tree.json
+
+        hlnet tree rename runs/photos animal/cat=feline tabby='tabby cat' --out renamed.safetensors
+    """
+    from hlnet.cli.shared import output
+    from hlnet.tree.io import check_target, tree_to_json, write_tree
+    from hlnet.tree.rename import renamed
+
+    pairs = dict(_old_and_new(pair) for pair in names)
+    if not (is_model_name(tree) or is_model_folder(tree)):
+        check_target(out)
+        found = renamed(read(tree), pairs)
+        write_tree(found, out)
+    else:
+        from hlnet.store.checkpoint import rename_nodes
+
+        found = rename_nodes(tree, pairs, out)
+    output.result(
+        as_json, tree_to_json(found), lambda: output.show(f"{counted(len(pairs), 'node')} renamed, written to {out}")
+    )
+
+
+def _old_and_new(pair: str) -> tuple[str, str]:
+    old, sign, new = pair.rpartition("=")
+    if not sign or not old or not new:
+        raise UsageError(f"'{pair}': expected OLD=NEW, such as 'hound+pug=dog'")
+    return old, new
 
 
 def read(source: str, levels: int | None = None, format: str | None = None, header: bool | None = None) -> ClassTree:

@@ -10,7 +10,6 @@ prior              how frequent classes are
 files              cues as users write them, on the command line and in files
 rows               CSV and JSON lines
 words              cues from words and sounds
-vocabulary         ... that a tree's names and WordNet know
 embedding          cues from the likeness of texts and names
 oracle             cues from labels, right and wrong
 cue_aware          training with cues

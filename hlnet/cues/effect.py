@@ -161,8 +161,8 @@ def _strength(cue: Cue, mode: Mode, provenance: Provenance, named: float, classe
         return cue.strength
     if cue.reliability is None:
         raise UsageError(
-            f"how strongly the cue on '{cue.node}' acts is not said: give a reliability or a strength, or fit one "
-            "(hlnet attend)"
+            f"the cue on '{cue.node}' has no strength: add --reliability 0.9 or --attention-signal 1.8 (in Python "
+            "reliability=0.9 or strength=1.8), or fit one (hlnet attend)"
         )
     evidence = cue_evidence(cue.reliability, named, classes) if named else 0.0
     if mode == "bias":

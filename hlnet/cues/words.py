@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from hlnet.cues.cue import Cue
 from hlnet.cues.files import make_cue
-from hlnet.cues.vocabulary import TreeWords, forms, plain
 from hlnet.errors import UsageError, one_line
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.wordnet import WAYS, WordNet
+from hlnet.tree.dictionary import WordNet
 from hlnet.tree.selection import as_selection
+from hlnet.tree.vocabulary import default_wordnet, forms, plain, tree_words
 
 log = logging.getLogger("hlnet")
 
@@ -122,7 +122,7 @@ class _Meaning:
 
     def __init__(self, tree: ClassTree, wordnet: WordNet | None) -> None:
         self.tree, self.given = tree, wordnet
-        self.words = _tree_words(tree, wordnet)
+        self.words = tree_words(tree, wordnet)
         self.longest = max(LONGEST, self.words.longest, *(1 + words.count(" ") for words in _by_word()))
 
     def of(self, words: str) -> set[int] | None:
@@ -160,25 +160,7 @@ class _Meaning:
 
     def open(self) -> None:
         if self.words.wordnet is None and (wordnet := self.given or default_wordnet()):
-            self.words = _tree_words(self.tree, wordnet)
-
-
-@cache
-def default_wordnet() -> WordNet | None:
-    """This machine's dictionary, or ``None``, which is told once in the log ``hlnet``."""
-    try:
-        return WordNet()
-    except UsageError:
-        log.info("no WordNet dictionary here: words are found by nodes' names and the table of sounds alone; %s", WAYS)
-        return None
-
-
-def _tree_words(tree: ClassTree, wordnet: WordNet | None) -> TreeWords:
-    """Kept on the tree, as its own cached properties are."""
-    known: dict[WordNet | None, TreeWords] = tree.__dict__.setdefault("_words", {})
-    if wordnet not in known:
-        known[wordnet] = TreeWords(tree, wordnet)
-    return known[wordnet]
+            self.words = tree_words(self.tree, wordnet)
 
 
 # ---------------------------------------------------------------------- the table

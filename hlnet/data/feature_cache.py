@@ -41,7 +41,7 @@ from hlnet.data.features import CachedFeatures, FeatureSource, OnBatch
 from hlnet.data.images import LabelledImages
 from hlnet.data.sampling import Seeded
 from hlnet.data.tree_data import TreeData
-from hlnet.errors import DataError, RunError, UsageError, one_line
+from hlnet.errors import DataError, RunError, UsageError, counted, one_line
 from hlnet.files import make_folder
 
 if TYPE_CHECKING:
@@ -418,7 +418,7 @@ def _too_large(shape: tuple[int, ...], limit: int, folder: Path | None = None) -
     views, images, *each = shape
     beside = f" beside the caches in '{folder}' that are in use" if folder and _bytes(shape) <= limit else ""
     return UsageError(
-        f"the features of {images} images in {views} view(s), {'x'.join(map(str, each))} each, need "
+        f"features of {counted(images, 'image')} in {counted(views, 'view')}, {'x'.join(map(str, each))} each, need "
         f"{_shown(_bytes(shape))}{beside}, more than the limit of {_shown(limit)}: take fewer views "
         "(cache_views), a higher limit (cache_size), a later split_point, or smaller images (img_size)"
     )

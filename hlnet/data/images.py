@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,27 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """A short text that says which images these are, by class and name within the data set, in any order.
+
+        The folder may lie elsewhere another time; images that are no files go by their position.
+
+        Example:
+            >>> images = LabelledImages("'a/val'", ("cat",), (0,), lambda _: None, (Path("a/val/cat/1.png"),))
+            >>> moved = LabelledImages("'b/val'", ("cat",), (0,), lambda _: None, (Path("b/val/cat/1.png"),))
+            >>> images.fingerprint() == moved.fingerprint()
+            True
+        """
+        root = os.path.dirname(self.name.strip("'"))
+        names = image_names(self)
+        if self.files:
+            names = [os.path.relpath(name, root) if root and name.startswith(root) else name for name in names]
+        told = sorted(
+            unicodedata.normalize("NFC", f"{self.classes[label]}\0{name}")
+            for label, name in zip(self.labels, names, strict=True)
+        )
+        return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def image_names(images: LabelledImages) -> list[str]:

@@ -7,6 +7,7 @@ differ; so a label is a class *name* until the tree says which logit that is.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -29,6 +30,8 @@ log = logging.getLogger("hlnet")
 
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
 
+_ALL_SPLITS = [name for names in _SPLIT_FOLDERS.values() for name in names]
+
 TIMM_SOURCES = ("hfds/", "torch/", "wds/")
 
 
@@ -37,8 +40,9 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
 
     Args:
         data: a folder with ``train`` and ``val`` folders (``test`` too, if it has one) that hold one folder a class,
-            nested or flat; ``digits``, scikit-learn's embedded 8x8 handwriting, four fifths of it for training and the
-            rest for ``val`` and ``test`` alike; or one of timm's sources that know their labels, such as
+            nested or flat; or, for ``val`` and ``test``, a folder of such class folders alone; ``digits``,
+            scikit-learn's embedded 8x8 handwriting, four fifths of it for training and the rest for ``val`` and
+            ``test`` alike; or one of timm's sources that know their labels, such as
             ``torch/cifar10``, a Hugging Face set with a validation split, ``hfds/…``, or WebDataset shards in ``root``,
             ``wds/…``.
         split: ``train``, ``val`` or ``test``.
@@ -86,6 +90,10 @@ def _folder(root: Path, split: Split) -> LabelledImages:
             f"there is no data folder '{root}' (nor a source of that name: digits, {', '.join(TIMM_SOURCES)}…)"
         )
     folder = next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
+    if folder is None and split != "train" and _is_flat(root):
+        # Class folders alone: to evaluate on them there is no need of a split. To train on, there is one.
+        folder = root
+        log.info("'%s' has no '%s' folder: all of its class folders are taken", root, split)
     if folder is None:
         found = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:6]) or "no folders"
         raise UsageError(
@@ -102,6 +110,14 @@ def _folder(root: Path, split: Split) -> LabelledImages:
     every = tuple(path for paths in inside.values() for path in paths)
     names, places = tuple(map(normal_name, qualified_names(list(inside)))), tuple(map("/".join, inside))
     return LabelledImages(f"'{folder}'", names, labels, partial(_load_file, every), every, folders=places)
+
+
+def _is_flat(root: Path) -> bool:
+    """Whether a folder holds class folders, and none of a split."""
+    if any((root / name).is_dir() for name in _ALL_SPLITS):
+        return False
+    below = (names for place, _, names in os.walk(root) if Path(place) != root)
+    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for names in below for name in names)
 
 
 def _digits(split: Split) -> LabelledImages:

@@ -9,8 +9,9 @@ import torch
 
 from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import DataError, RunError, UsageError, some
+from hlnet.evaluation.cross_fit import fresh_accepted, fresh_error, fresh_outcomes, fresh_own_accepted
 from hlnet.evaluation.logits import logits_of
-from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, outcomes, path_scores
+from hlnet.evaluation.metrics.conformal import descend_all, fit_path_conformal, path_scores
 from hlnet.evaluation.metrics.paths import TreePaths
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities, fit_temperature
 from hlnet.evaluation.metrics.rejection import (
@@ -20,10 +21,11 @@ from hlnet.evaluation.metrics.rejection import (
     default_score,
     detection,
     false_positive_bound,
+    own_threshold,
     rejection_scores,
 )
 from hlnet.model.base import Network
-from hlnet.model.provenance import PathConformal, Rejection, Score
+from hlnet.model.provenance import PathConformal, Rejection, Score, Use
 
 log = logging.getLogger("hlnet")
 
@@ -55,9 +57,10 @@ def calibrate(
 
     Returns:
         what was fitted. Its ``metrics`` tell what was measured on these images: ``own_images``, ``outside_images``,
-        ``own_accepted``, ``outside_accepted``, ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such
-        fits, 95 stay under it) and, where there is a temperature, ``ece_before`` and ``ece``
-        (:func:`calibration_error` at temperature 1 and at the fitted one).
+        ``own_accepted``, ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such fits, 95 stay under it)
+        and, cross-fitted in five parts, each measured with what the other four give: ``outside_accepted``, where four
+        fifths of the outside images are enough for the rate, and, where there is a temperature, ``ece_before`` and
+        ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one).
 
     Raises:
         UsageError: if there is no such score, or the rate is not between 0 and 1.
@@ -94,7 +97,7 @@ def calibrate(
         "own_images": found.own,
         "outside_images": found.outside,
         "own_accepted": found.own_accepted,
-        "outside_accepted": found.outside_accepted,
+        "outside_accepted": fresh_accepted(scores[~own], max_false_positive),
         "auroc": found.auroc,
         "fpr_at_95_tpr": found.fpr_at_95_tpr,
         "false_positive_bound": false_positive_bound(found.outside, max_false_positive),
@@ -104,8 +107,8 @@ def calibrate(
     if one_vs_all or logits.shape[1] > 1:
         used = own | one_vs_all
         temperature = fit_temperature(logits[used], labels[used], one_vs_all)
-        for name, value in (("ece_before", 1.0), ("ece", temperature)):
-            metrics[name] = calibration_error(class_probabilities(logits[used], one_vs_all, value), labels[used])
+        metrics["ece_before"] = calibration_error(class_probabilities(logits[used], one_vs_all), labels[used])
+        metrics["ece"] = fresh_error(logits[used], labels[used], one_vs_all)
     rejection = Rejection(
         score=score,
         threshold=threshold,
@@ -115,6 +118,7 @@ def calibrate(
     )
     net.provenance.temperature, net.provenance.rejection = temperature, rejection
     net.provenance.conformal = None  # it was of another temperature
+    _record(net, data, "rejection", "temperature")
     return rejection
 
 
@@ -143,7 +147,8 @@ def calibrate_paths(
     Returns:
         what was fitted. Its ``metrics`` tell how many images gave the temperature (``temperature_images``), and what
         was measured on the others: ``ece_before`` and ``ece`` (:func:`calibration_error` at temperature 1 and at the
-        fitted one), and what :func:`hlnet.evaluation.metrics.conformal.outcomes` counts.
+        fitted one), and what :func:`hlnet.evaluation.metrics.conformal.outcomes` counts, cross-fitted in five parts:
+        each is counted by the thresholds of the other four.
 
     Raises:
         UsageError: if the network has one class only.
@@ -187,8 +192,9 @@ def calibrate_paths(
     for name, value in (("ece_before", 1.0), ("ece", temperature)):
         shares = class_probabilities(logits[second], one_vs_all, value)
         fitted.metrics[name] = calibration_error(shares, labels[second])
-    fitted.metrics |= outcomes(paths, down, fitted)
+    fitted.metrics |= fresh_outcomes(paths, down, labels[second])
     net.provenance.temperature, net.provenance.conformal = temperature, fitted
+    _record(net, data, "temperature", "coverage")
     return fitted
 
 
@@ -207,3 +213,75 @@ def check_outside(data: TreeData, max_false_positive: float) -> None:
             f"learnt, only of {some(data.images.classes)}; add a folder of other images, of whatever name"
         )
     conformal_rank(outside, max_false_positive)
+
+
+def _record(net: Network, data: TreeData, *uses: Use) -> None:
+    """Note in the network's provenance what these images served for."""
+    images = data.images.fingerprint()
+    for use in uses:
+        net.provenance.record(use, data.images.name, images)
+
+
+def calibrate_own(
+    net: Network,
+    data: TreeData,
+    max_rejected: float = 0.05,
+    score: Score | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_batch: Callable[[], None] | None = None,
+) -> Rejection:
+    """Fit when a network says "none of these" without images of other classes; ``net.provenance`` holds it afterwards.
+
+    Of n own images' scores, let s be the k-th lowest, ``k = floor(a (n + 1))`` with a the share that may be rejected.
+    The threshold is s: a new image of these classes, drawn as these were, scores lower with probability at most a
+    (split conformal prediction). Of images of other classes it promises nothing: how many are let through depends on
+    how unlike they are, and only images of them can tell (:func:`calibrate`).
+
+    Args:
+        net: any network.
+        data: labelled images of its own classes that it was not trained with; others are passed over.
+        max_rejected: the share of new own images that may be rejected.
+        score, batch_size, workers, on_batch: as :func:`calibrate` takes them.
+
+    Returns:
+        what was fitted; its ``metrics`` tell ``own_images`` and, cross-fitted in five parts, ``own_accepted``.
+
+    Raises:
+        UsageError: if there is no such score, or the share is not between 0 and 1.
+        DataError: if there are too few own images for that share.
+
+    Example:
+        >>> import hlnet
+        >>> net = hlnet.create_model("test_resnet", tree=["0", "1", "2"])
+        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> prepare = hlnet.eval_transform(net.transform)
+        >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, prepare, subset=True)
+        >>> fitted = calibrate_own(net, data, max_rejected=0.1)
+        >>> fitted.max_own_rejected, fitted.metrics["own_images"], net.provenance.rejection == fitted
+        (0.1, 107.0, True)
+    """
+    score = score or default_score(net.provenance)
+    if score not in SCORES:
+        raise UsageError(f"there is no score '{score}'; expected {', '.join(SCORES)}")
+    if not 0 < max_rejected < 1:
+        raise UsageError(f"the largest share of own images to reject ({max_rejected:g}) must lie between 0 and 1")
+    (logits,), labels = logits_of(net, loader(data, batch_size, workers), on_batch=on_batch)
+    scores = rejection_scores(logits[labels >= 0], score)
+    if not scores.isfinite().all():
+        raise RunError(
+            "the network gives scores that are not numbers, so no threshold can be fitted; check its weights"
+        )
+    found = Rejection(
+        score=score,
+        threshold=own_threshold(scores, max_rejected),
+        max_false_positive=1.0,
+        max_own_rejected=max_rejected,
+        data=data.images.name.strip("'"),
+        metrics={"own_images": len(scores)},
+    )
+    if (accepted := fresh_own_accepted(scores, max_rejected)) is not None:
+        found.metrics["own_accepted"] = accepted
+    net.provenance.rejection = found
+    _record(net, data, "rejection")
+    return found

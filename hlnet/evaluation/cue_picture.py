@@ -31,7 +31,8 @@ def cue_figure(report: CueReport) -> Figure:
     kinds = [kind for kind in TITLES if kind in report.network.frontiers[0].wrong]
     rows = 2 if len(kinds) == 3 else 1
     columns = (len(kinds) + 1) // rows
-    figure = Figure(figsize=(4.4 * columns, 3.9 * rows), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 3.9 * rows + 0.4), layout="constrained")
+    figure.suptitle("What right cues give, and what wrong ones cost, strength by strength", fontsize=13)
     *panels, last = figure.subplots(rows, columns).flat
     for axes, kind in zip(panels, kinds, strict=True):
         _frontiers(axes, report.network, kind, "")
@@ -39,6 +40,7 @@ def cue_figure(report: CueReport) -> Figure:
             _frontiers(axes, report.plain, kind, "plain, ")
         tidy(axes, xlabel="top-1, every cue wrong, %", ylabel="top-1, every cue right, %")
         axes.set_title(TITLES[kind], fontsize=11)
+        _below_100(axes)
     panels[0].legend(frameon=False, fontsize=9)
     _by_share(last, report)
     return figure
@@ -78,8 +80,17 @@ def _by_share(axes: Axes, report: CueReport) -> None:
                     ls="--" if name else "-",
                     color=colour,
                     markerfacecolor="none" if name else colour,
+                    label=f"{name}{way} {choice.strength:.3g}",
                 )
         axes.axhline(100 * network.neutral, color=GREY, lw=1, ls="--" if name else ":", label=f"{name}no cue")
     axes.legend(frameon=False, fontsize=9)
-    axes.set_title(f"strengths for cues right in {100 * report.reliability:g} %", fontsize=11)
+    axes.set_title(f"strengths chosen for cues that are right in {100 * report.reliability:g} %", fontsize=11)
+    _below_100(axes)
     tidy(axes, xlabel=f"share of wrong cues ({report.wrong}), %", ylabel="top-1, %")
+
+
+def _below_100(axes: Axes) -> None:
+    """No room for shares that cannot be."""
+    low, high = axes.get_ylim()
+    if high > 100:
+        axes.set_ylim(min(low, 99), 100.5)

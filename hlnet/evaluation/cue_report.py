@@ -1,7 +1,8 @@
 """The cue report: what right cues give, what wrong ones cost, and which way of cueing makes the best of both.
 
-Notable here: whatever is chosen, strengths and in the end the way of cueing, is chosen on one half of the images, and
-judged on the other. No figure for right cues stands without the one for wrong cues: right cues help by whatever
+Notable here: the images serve in three parts. On the first, strengths are chosen; the best of many looks better there
+than it is. On the second, with strengths fixed, the way of cueing to store is chosen. Figures come from the third,
+which chose nothing. No figure for right cues stands without the one for wrong cues: right cues help by whatever
 mechanism, and the stronger the better.
 """
 
@@ -37,21 +38,26 @@ WRONG_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999, 1.0)
 KINDS: tuple[WrongCue, ...] = ("random", "sibling", "confusable")
 #: Each mode at its best strength; and with nothing tuned ``bayes``, the bias that follows from the reliability, and
 #: ``stored``, the gain that the network's file gives for it: found before, or trained for.
+#: Ways that could be stored in place of the bias; the interval of each lead is wider for there being so many.
+RIVALS: tuple[Mode, ...] = ("gain", "scale")
 Way = Literal["gain", "bias", "scale", "bayes", "stored"]
 MODES: dict[Way, Mode] = {"gain": "gain", "bias": "bias", "scale": "scale", "bayes": "bias", "stored": "gain"}
 
 
 class Choice(BaseModel):
-    """The strength that serves cues of one reliability best, chosen on one half, and what it gives on the other.
+    """The strength that serves cues of one reliability best, chosen on one part of the images, and what it gives on
+    the others.
 
     Attributes:
         way: ``gain``, ``bias`` or ``scale``, tuned; ``bayes``, the bias by :func:`hlnet.cue_evidence`; or ``stored``,
             the gain by the curve in the network's file, where it has one and classes are cued.
         reliability: the share of right cues.
         strength: what was chosen; of ``bayes`` at a level above the classes, its mean.
-        tuned_top1: with that share of right cues, on the half that tunes.
-        tuned_against_bias: by how much that is above the tuned bias there, with a paired 95 % interval.
-        top1: with that share of right cues, on the half that reports.
+        tuned_top1: with that share of right cues, on the part that tunes, so the best of all that were tried.
+        picked_top1: the same on the part that picks the way to store.
+        picked_against_bias: by how much that is above the tuned bias there, with a paired interval of 97.5 %: 95 % for
+            both of ``RIVALS`` together (Bonferroni).
+        top1: with that share of right cues, on the part that reports.
         right, wrong: with every cue right, and with every cue wrong.
         against_bias: by how much top-1 is above that of the tuned bias, with a paired 95 % interval.
     """
@@ -60,7 +66,8 @@ class Choice(BaseModel):
     reliability: float
     strength: float
     tuned_top1: float
-    tuned_against_bias: Interval | None = None
+    picked_top1: float
+    picked_against_bias: Interval | None = None
     top1: float
     right: float
     wrong: float
@@ -71,8 +78,8 @@ class CuedNetwork(BaseModel):
     """What the report says of one network.
 
     Attributes:
-        neutral: top-1 without a cue, on the half that reports.
-        temperature: the network's, or fitted on the half that tunes.
+        neutral: top-1 without a cue, on the part that reports.
+        temperature: the network's, or fitted on the part that tunes.
         frontiers: of each mode.
         choices: for each reliability and way.
     """
@@ -95,7 +102,8 @@ class CueReport(BaseModel):
     """What :func:`attend` found.
 
     Attributes:
-        tuned_on, reported_on: numbers of images.
+        tuned_on, picked_on, reported_on: numbers of images that chose strengths, that chose the way to store, and that
+            the figures come from.
         classes: that compete.
         level: of the nodes that were cued; ``None`` for classes.
         wrong: what a wrong cue names where strengths are chosen.
@@ -106,6 +114,7 @@ class CueReport(BaseModel):
     """
 
     tuned_on: int
+    picked_on: int
     reported_on: int
     classes: int
     level: int | None
@@ -130,13 +139,14 @@ def attend(
 ) -> CueReport:
     """Measure cues on labelled images: by gain, bias and scale, right and wrong, beside a plain network.
 
-    Images are halved within each class. On one half the temperature is fitted and strengths are chosen, for each
-    reliability the one of the highest top-1 at that share of right cues; and so is the way to store: the bias, unless
-    another is ahead of it by more than chance (its 95 % interval). On the other half everything is reported. Accuracy
-    is linear in the share of wrong cues, so those under all right and all wrong ones give it. Gains that the file holds
-    already, found before or trained for, are reported beside; what is stored takes their place.
+    Images are divided into three parts within each class. On the first, the temperature is fitted and strengths are
+    chosen, for each reliability the one of the highest top-1 at that share of right cues. On the second, the way to
+    store is chosen: the bias, unless another is ahead of it by more than chance (its interval, which allows for the
+    number of rivals). On the third everything is reported. Accuracy is linear in the share of wrong cues, so those
+    under all right and all wrong ones give it. Gains that the file holds already, found before or trained for, are
+    reported beside; what is stored replaces them.
 
-    For memory see :func:`hlnet.evaluation.cue_sweep.sweep_gains`; half of that comes on top.
+    For memory see :func:`hlnet.evaluation.cue_sweep.sweep_gains`; a third of that comes on top.
 
     Args:
         net: the network.
@@ -148,11 +158,11 @@ def attend(
         level: cue the nodes of this level, 1 nearest to the trunk; default: classes.
         gains: that are tried; besides 1, neutral, and those that the network's file gives for the reliabilities.
         data: what the images are, for the file.
-        seed: of halves, wrong cues and bootstrap.
+        seed: of parts, wrong cues and bootstrap.
         on_batch: called after each batch.
 
     Raises:
-        UsageError: for one class or fewer than four images, for a reliability out of range or a negative gain, if no
+        UsageError: for one class or fewer than three images, for a reliability out of range or a negative gain, if no
             cue of the level can be wrong, or if the plain network lacks a class or has other images.
 
     Example:
@@ -214,27 +224,31 @@ def report_cues(
         reliability, wrong, level, data, seed: as :func:`attend` takes them.
 
     Raises:
-        UsageError: for fewer than four images or one of another class, if no cue of the level can be wrong, or the
+        UsageError: for fewer than three images or one of another class, if no cue of the level can be wrong, or the
             plain network's images are others.
     """
     if bool((swept.labels < 0).any()):
         raise UsageError("an image is of a class that the network does not have; leave such images out")
     if plain is not None and not torch.equal(plain.labels, swept.labels):
         raise UsageError("the plain network's images are not those of the network, in the same order")
-    halves = _halves(swept.labels, seed)
-    if not all(map(len, halves)):
-        raise UsageError(f"{len(swept.labels)} images are too few to tune on one half and report on the other")
-    targets = _targets(tree, swept, halves[0], level, seed)
+    parts = _parts(swept.labels, seed)
+    if not all(map(len, parts)):
+        raise UsageError(
+            f"too few images ({len(swept.labels)}) to choose strengths on one third, the way of cueing on another, and "
+            "report on the last"
+        )
+    targets = _targets(tree, swept, parts[0], level, seed)
     if wrong not in targets:
         raise UsageError(f"'{wrong}' wrong cues are for classes; of nodes above them, choose random or sibling")
     networks = [
-        _judge(found, targets, halves, wrong, _shares(reliability), level is None, seed)
+        _judge(found, targets, parts, wrong, _shares(reliability), level is None, seed)
         for found in (swept, plain)
         if found is not None
     ]
     report = CueReport(
-        tuned_on=len(halves[0]),
-        reported_on=len(halves[1]),
+        tuned_on=len(parts[0]),
+        picked_on=len(parts[1]),
+        reported_on=len(parts[2]),
         classes=len(tree.classes),
         level=level,
         wrong=wrong,
@@ -250,12 +264,14 @@ def report_cues(
 # ---------------------------------------------------------------------- helpers
 
 
-def _halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions of every other image of each class, in random order; and of the rest."""
+def _parts(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of the images that choose strengths, choose the way to store, and report: each time every third one,
+    of the images class by class, in random order within a class."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
     order = order[np.argsort(labels.numpy()[order], kind="stable")]
-    return torch.from_numpy(np.sort(order[::2])), torch.from_numpy(np.sort(order[1::2]))
+    tune, pick, report = (torch.from_numpy(np.sort(order[start::3])) for start in range(3))
+    return tune, pick, report
 
 
 def _targets(tree: ClassTree, swept: SweptLogits, tune: Tensor, level: int | None, seed: int) -> dict[str, Tensor]:
@@ -274,14 +290,29 @@ def _targets(tree: ClassTree, swept: SweptLogits, tune: Tensor, level: int | Non
 
 
 @dataclass(frozen=True)
-class _Half:
+class _Answers:
+    """Which images are right under cues of a strength, as 0 or 1: under right cues, and under wrong ones."""
+
+    strength: float
+    right: Tensor
+    wrong: Tensor
+    share: float
+
+    @property
+    def top1(self) -> Tensor:
+        """What is to be expected of each image at that share of right cues."""
+        return self.share * self.right + (1 - self.share) * self.wrong
+
+
+@dataclass(frozen=True)
+class _Part:
     """Some of the images, and what right cues and each kind of wrong ones name there, ``[n, K]``."""
 
     swept: SweptLogits
     named: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, swept: SweptLogits, targets: Mapping[str, Tensor], images: Tensor) -> _Half:
+    def of(cls, swept: SweptLogits, targets: Mapping[str, Tensor], images: Tensor) -> _Part:
         return cls(swept.part(images), {kind: named[images] for kind, named in targets.items()})
 
     def frontiers(self, temperature: float, kinds: Iterable[str]) -> dict[Mode, Frontier]:
@@ -298,12 +329,12 @@ class _Half:
             if strengths
         }
 
-    def answers(self, way: Way, strength: float | Tensor, wrong: str) -> tuple[Tensor, Tensor]:
-        """Which images are right, as 0 or 1, when every cue is right; and when every cue is wrong."""
-        right, bad = (
-            right_answers(self.swept, self.named[kind], MODES[way], strength).double() for kind in ("right", wrong)
-        )
-        return right, bad
+    def answers(self, share: float, way: Way, strength: float | None, wrong: str, temperature: float) -> _Answers:
+        """What cues of this strength do, right ones and wrong ones; without one, by formula."""
+        acting = self.bayes(share, temperature) if strength is None else strength
+        right, bad = (right_answers(self.swept, self.named[kind], MODES[way], acting) for kind in ("right", wrong))
+        mean = float(acting.mean()) if isinstance(acting, Tensor) else acting
+        return _Answers(mean, right.double(), bad.double(), share)
 
     def bayes(self, share: float, temperature: float) -> Tensor:
         """The bias by formula for each image's cue."""
@@ -314,56 +345,59 @@ class _Half:
 def _judge(
     swept: SweptLogits,
     targets: Mapping[str, Tensor],
-    halves: tuple[Tensor, Tensor],
+    parts: tuple[Tensor, Tensor, Tensor],
     wrong: WrongCue,
     shares: Sequence[float],
     of_classes: bool,
     seed: int,
 ) -> CuedNetwork:
-    """Strengths that serve best on the first half of the images, and what they and all others give on the second."""
+    """Strengths that serve best on the first part of the images, and what they and all others give on the others."""
     known, classes = swept.provenance, swept.neutral.shape[1]
-    tune = _Half.of(swept, targets, halves[0])
+    tune = _Part.of(swept, targets, parts[0])
     temperature = known.temperature or fit_temperature(tune.swept.neutral, tune.swept.labels, known.one_vs_all)
-    tuned = tune.frontiers(temperature, [wrong])
+    frontiers = tune.frontiers(temperature, [wrong])
     chosen: dict[tuple[float, Way], float | None] = {}  # None: by formula, from cue to cue
     for share in shares:
-        chosen |= {(share, mode): _best(found, wrong, share) for mode, found in tuned.items()}
+        chosen |= {(share, mode): _best(curve, wrong, share) for mode, curve in frontiers.items()}
         chosen[share, "bayes"] = None
         stored = _stored_gain(known.attention, share, classes)
         if of_classes and stored in swept.gained:
             chosen[share, "stored"] = stored
-    before = {}
-    for (share, way), strength in chosen.items():
-        right, bad = tune.answers(way, tune.bayes(share, temperature) if strength is None else strength, wrong)
-        before[share, way] = share * right + (1 - share) * bad
-    report = _Half.of(swept, targets, halves[1])
-    choices, mixed = [], {}
-    for (share, way), strength in chosen.items():
-        by_formula = report.bayes(share, temperature)
-        right, bad = report.answers(way, by_formula if strength is None else strength, wrong)
-        mixed[share, way] = share * right + (1 - share) * bad
-        choices.append(
-            Choice(
-                way=way,
-                reliability=share,
-                strength=float(by_formula.mean()) if strength is None else strength,
-                tuned_top1=float(before[share, way].mean()),
-                top1=float(mixed[share, way].mean()),
-                right=float(right.mean()),
-                wrong=float(bad.mean()),
-            )
-        )
+    del tune  # a copy of these images' logits, which may be large
+    results: list[dict[tuple[float, Way], _Answers]] = []
+    for images in parts:
+        part = _Part.of(swept, targets, images)
+        results.append({key: part.answers(*key, at, wrong, temperature) for key, at in chosen.items()})
+    picked, reported = results[1:]
+    choices = [_choice(share, way, results) for share, way in chosen]
     for choice in choices:
         if choice.way != "bias":
-            share, way = choice.reliability, choice.way
-            choice.tuned_against_bias = paired_bootstrap(before[share, way], before[share, "bias"], seed=seed)
-            choice.against_bias = paired_bootstrap(mixed[share, way], mixed[share, "bias"], seed=seed)
-    neutral = report.swept.neutral.argmax(1) == report.swept.labels
+            this: tuple[float, Way] = (choice.reliability, choice.way)
+            bias: tuple[float, Way] = (choice.reliability, "bias")
+            corrected = 1 - 0.05 / len(RIVALS)
+            choice.picked_against_bias = paired_bootstrap(picked[this].top1, picked[bias].top1, corrected, seed=seed)
+            choice.against_bias = paired_bootstrap(reported[this].top1, reported[bias].top1, seed=seed)
+    neutral = part.swept.neutral.argmax(1) == part.swept.labels
     return CuedNetwork(
         neutral=float(neutral.double().mean()),
         temperature=temperature,
-        frontiers=list(report.frontiers(temperature, [kind for kind in targets if kind != "right"]).values()),
+        frontiers=list(part.frontiers(temperature, [kind for kind in targets if kind != "right"]).values()),
         choices=choices,
+    )
+
+
+def _choice(share: float, way: Way, results: Sequence[Mapping[tuple[float, Way], _Answers]]) -> Choice:
+    """From what it gave on each part."""
+    tuned, picked, reported = (part[share, way] for part in results)
+    return Choice(
+        way=way,
+        reliability=share,
+        strength=reported.strength,
+        tuned_top1=float(tuned.top1.mean()),
+        picked_top1=float(picked.top1.mean()),
+        top1=float(reported.top1.mean()),
+        right=float(reported.right.mean()),
+        wrong=float(reported.wrong.mean()),
     )
 
 
@@ -400,11 +434,10 @@ def _fitted(report: CueReport, data: str) -> FittedAttention:
     for way, choice in found.items():
         metrics |= {f"{way}_right_top1": choice.right, f"{way}_wrong_top1": choice.wrong, f"{way}_top1": choice.top1}
     # The bias needs no curve and means something, so another way has to be ahead by more than chance.
-    others: tuple[Mode, ...] = ("gain", "scale")
     ahead = {
-        way: found[way].tuned_top1
-        for way in others
-        if way in found and (lead := found[way].tuned_against_bias) and lead.low > 0
+        way: found[way].picked_top1
+        for way in RIVALS
+        if way in found and (lead := found[way].picked_against_bias) and lead.low > 0
     }
     best: Mode = max(ahead, key=ahead.__getitem__) if ahead else "bias"
     return FittedAttention(

@@ -21,7 +21,7 @@ from hlnet.evaluation.metrics.hierarchy import lca_heights
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities
 from hlnet.evaluation.metrics.rejection import Detection, default_score, detection, rejection_scores
 from hlnet.model.base import Network
-from hlnet.model.provenance import Rejection, Score
+from hlnet.model.provenance import Rejection, Score, Use
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import select_classes
 
@@ -40,6 +40,8 @@ class Evaluation(BaseModel):
             against all speak of any image: images of other classes count, and it is ``None`` where they were left out.
         detection: how well images of other classes are told from the network's own, where that was asked for.
         cued: accuracy with cues, where these were asked for.
+        served: what these images did for the network before: they trained its weights, chose its epoch, or fitted
+            something (:class:`hlnet.model.provenance.ImageUse`). Figures on such images flatter it.
         labels: for each image used, the column of the right class, beside ``neutral.answers``; not part of the JSON.
     """
 
@@ -51,6 +53,7 @@ class Evaluation(BaseModel):
     ece: float | None = None
     detection: Detection | None = None
     cued: CuedAccuracy | None = None
+    served: list[Use] = []
     labels: list[int] = Field(default=[], exclude=True, repr=False)
 
 
@@ -107,6 +110,7 @@ def evaluate(
     logits, labels = logits_of(net, batches, runs, policy, on_batch, kept)
     tree = net.tree.prune(kept)
     found = _evaluation(net, kept, tree, logits[0], labels, data.left_out, _detector(net, kept, score))
+    found.served = net.provenance.uses_of(data.images.fingerprint())
     if cued is not None:
         found.cued = cued_accuracy(net, kept, tree, cued, logits, labels)
     return found
@@ -174,6 +178,7 @@ def evaluate_beside(
         own = CueRuns.for_network(lead, next(iter(data.values())), kept, cues, policy)
         acting = {name: own if net is lead else own.fitting(net) for name, net in nets.items()}
     places = {name: _places(lead, net) for name, net in nets.items()}
+    fingerprint = images.fingerprint()
     done, total = 0, sum(map(len, batches.values()))
     found = {}
     for transform, group in alike.items():
@@ -193,6 +198,7 @@ def evaluate_beside(
             left_out = data[transform].left_out
             net, among = nets[name], columns[name]
             found[name] = _evaluation(net, among, tree, logits[0], labels, left_out, detectors[name])
+            found[name].served = net.provenance.uses_of(fingerprint)
             if given := acting[name]:
                 found[name].cued = cued_accuracy(net, among, tree, given, logits, labels)
     return {name: found[name] for name in nets}

@@ -20,11 +20,13 @@ from hlnet.data.image_files import image_files
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform, loader
 from hlnet.errors import DataError, RunError, UsageError, one_line
+from hlnet.evaluation.groups import Batch, grouped
 from hlnet.evaluation.metrics.paths import TreePaths
 from hlnet.evaluation.metrics.probability import class_probabilities
 from hlnet.evaluation.metrics.rejection import default_score, rejection_scores
 from hlnet.model.base import Network
 from hlnet.model.provenance import Score
+from hlnet.tree.selection import select_classes
 
 
 class Label(BaseModel):
@@ -76,6 +78,8 @@ class Prediction(BaseModel):
         score_name: which score that is, see :func:`hlnet.evaluation.metrics.rejection.rejection_scores`.
         rejected: whether the score lies below the threshold, "none of these"; ``None`` without a threshold.
         cues: what cues named, where the image had some.
+        always: probabilities of the classes that were asked for in any case, by name.
+        images: of a group of images, how many it has; ``image`` is then the group's name.
         error: why it could not be read.
     """
 
@@ -86,6 +90,8 @@ class Prediction(BaseModel):
     score_name: Score | None = None
     rejected: bool | None = None
     cues: list[str] | None = None
+    always: dict[str, float] | None = None
+    images: int | None = None
     error: str | None = None
 
 
@@ -99,8 +105,10 @@ def predict(
     workers: int = 0,
     cues: CueTable | CueMatching | None = None,
     policy: CuePolicy | None = None,
+    always: str | Iterable[str | int] | None = None,
+    group: Callable[[str], str] | None = None,
 ) -> Iterator[Prediction]:
-    """The most probable classes of each image, in the order given.
+    """The most probable classes of each image, in the order given; or of each group of images.
 
     Probabilities are the softmax over the network's own classes: an expert shares them out among the few that it has,
     whatever the image shows. Where classes were trained one against all (``bce``), each has its own, and they need not
@@ -125,11 +133,16 @@ def predict(
         cues: which cues images have; a :class:`hlnet.cues.table.CueMatching` of the table can tell afterwards which of
             its names no image has. Whether an image is rejected is settled without cues.
         policy: how cues act, and the prior; default: as :class:`hlnet.CuePolicy`.
+        always: a selection of classes, as :func:`hlnet.select_classes` takes it, whose probabilities every prediction
+            has.
+        group: names the group of an image by its path, :func:`hlnet.data.bursts.grouping`. A group gets one prediction,
+            after the last image, from the mean of the probabilities of its images; of those that the threshold accepts,
+            if it accepts any.
 
     Raises:
         UsageError: if ``top`` or ``batch_size`` is below 1, ``min_confidence`` is not in 0..1, both it and ``coverage``
             are given or either for a network of one class, or the network was not fitted for such a coverage, or there
-            are cues, for which no coverage was fitted; as :func:`hlnet.cue_effect`, before the first image.
+            are cues or groups, for which no coverage was fitted; as :func:`hlnet.cue_effect`, before the first image.
         RunError: if a worker process is lost.
 
     Example:
@@ -146,12 +159,18 @@ def predict(
         raise UsageError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
     if (cues or policy) and coverage is not None:
         raise UsageError("a coverage was fitted without cues, and does not hold under them; give a least confidence")
+    if group and coverage is not None:
+        raise UsageError("a coverage was fitted to single images, not to groups; give a least confidence")
     if isinstance(images, str | Path):
         images = image_files([images])
     matching = cues if isinstance(cues, CueMatching) else CueMatching(cues or CueTable())
     policy, threshold = policy or CuePolicy(), _threshold(net, min_confidence, coverage)
     matching.table.check(net, policy)
-    return _predict(net, images, top, batch_size, threshold, workers, matching, policy)
+    shown = () if always is None else select_classes(net.tree, always)
+    batches = _logits(net, images, batch_size, workers, matching, policy)
+    if group is not None:
+        batches = grouped(net, batches, group)
+    return _predict(net, batches, top, threshold, shown)
 
 
 def _threshold(net: Network, min_confidence: float | None, coverage: float | None) -> float | None:
@@ -180,39 +199,54 @@ def _threshold(net: Network, min_confidence: float | None, coverage: float | Non
     return threshold_for(net.provenance.conformal, coverage)
 
 
-def _predict(
+def _logits(
     net: Network,
     images: Iterable[str | Path],
-    top: int,
     batch_size: int,
-    threshold: float | None,
     workers: int,
     cues: CueMatching,
     policy: CuePolicy,
-) -> Iterator[Prediction]:
+) -> Iterator[Batch]:
     net.eval()
-    files, paths = _Files(eval_transform(net.transform), net.transform.input_size), TreePaths(net.tree)
+    files = _Files(eval_transform(net.transform), net.transform.input_size)
+    nothing = torch.empty(0, len(net.tree.classes))
     try:
         # Paths stand in for positions, so that they need not be known, nor counted, beforehand.
         for names, pixels, errors in cast(Any, loader)(files, batch_size, workers, sampler=images):
-            answers: Iterator[Prediction] = iter(())
-            if whole := [i for i, error in enumerate(errors) if not error]:
-                pixels = pixels if len(whole) == len(errors) else pixels[whole]
-                batch = BatchLogits(net, pixels.to(net.device))
-                own = [cues.cues_of(names[i]) for i in whole]
-                with torch.inference_mode():
-                    logits = batch.under(own, policy)
-                    familiar = batch.neutral if net.provenance.rejection or len(net.tree.classes) == 1 else None
-                answers = _answers(net, logits.float().cpu(), familiar, top, threshold, paths, own)
-            for name, error in zip(names, errors, strict=True):
-                told = printable(name)
-                yield Prediction(image=told, error=error) if error else next(answers).model_copy(update={"image": told})
+            whole = [i for i, error in enumerate(errors) if not error]
+            if not whole:
+                yield Batch(names, errors, nothing, None, [])
+                continue
+            pixels = pixels if len(whole) == len(errors) else pixels[whole]
+            batch = BatchLogits(net, pixels.to(net.device))
+            own = [cues.cues_of(names[i]) for i in whole]
+            with torch.inference_mode():
+                logits = batch.under(own, policy)
+                familiar = batch.neutral if net.provenance.rejection or len(net.tree.classes) == 1 else None
+            yield Batch(names, errors, logits.float().cpu(), familiar, own)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise RunError(
             f"a process that loads images was lost ({one_line(error)}); memory may be short: try fewer workers"
         ) from error
+
+
+def _predict(
+    net: Network, batches: Iterable[Batch], top: int, threshold: float | None, always: Sequence[int]
+) -> Iterator[Prediction]:
+    paths = TreePaths(net.tree)
+    for batch in batches:
+        answers: Iterator[Prediction] = iter(())
+        if len(batch.logits):
+            answers = _answers(net, batch.logits, batch.neutral, top, threshold, paths, batch.cues, always)
+        counts = iter(batch.images or ())
+        for name, error in zip(batch.names, batch.errors, strict=True):
+            told = printable(name)
+            if error:
+                yield Prediction(image=told, error=error)
+            else:
+                yield next(answers).model_copy(update={"image": told, "images": next(counts, None)})
 
 
 class _Files(Dataset[tuple[str, Tensor, str]]):
@@ -249,6 +283,7 @@ def _answers(
     threshold: float | None,
     paths: TreePaths,
     cues: Sequence[Sequence[Cue]],
+    always: Sequence[int] = (),
 ) -> Iterator[Prediction]:
     """What the network says of images with these logits, ``[B, K]``, under cues; of which images is not told.
 
@@ -289,6 +324,7 @@ def _answers(
             score_name=score_name,
             rejected=rejected,
             cues=[cue.node for cue in cues[i]] or None,
+            always={leaves[place].name: float(shares[i, place]) for place in always} or None,
         )
 
 

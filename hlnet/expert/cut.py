@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hlnet.errors import CheckpointError, UsageError
+from hlnet.errors import CheckpointError, UsageError, with_article
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.model.provenance import Provenance, Rows
@@ -51,7 +51,9 @@ def cut_expert(source: TrainableNetwork | str | Path, classes: str | int | Itera
     if isinstance(source, TrainableNetwork):
         require_branches(source, "to choose from")
     if not isinstance(source, HierarchicalNet | str | Path):
-        raise UsageError(f"a {type(source).__name__} cannot be cut; give a network, before hlnet.optimize, or a file")
+        raise UsageError(
+            f"{with_article(type(source).__name__)} cannot be cut; give a network, before hlnet.optimize, or a file"
+        )
     if isinstance(source, HierarchicalNet):
         weights = source.state_dict()
         header = Header("hierarchical", source.config, source.tree, source.transform, source.provenance, "")
@@ -150,6 +152,7 @@ def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[H
         parent_rows=kept,
         next_index=before.next_index or header.tree.next_index,
         attention=before.attention,  # by evidence, which counts in how many classes there are
+        images=before.images,
     )
     return Header(header.kind, header.config, header.tree.prune(leaves), header.transform, provenance, ""), rows
 

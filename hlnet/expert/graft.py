@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from hlnet.data.images import LabelledImages
 from hlnet.data.sampling import seeded
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
-from hlnet.errors import RunError, UsageError, did_you_mean, some
+from hlnet.errors import RunError, UsageError, did_you_mean, some, with_article
 from hlnet.evaluation.logits import logits_of
 from hlnet.expert.graft_training import GraftEpoch, NewBranches, OnBatch, Seen, images_a_step, look, train_branches
 from hlnet.expert.grow import TRUNK, find_parent, grow, inner_nodes
@@ -128,7 +128,7 @@ def graft(
     """
     require_branches(net, "to add to")
     if not isinstance(net, HierarchicalNet):
-        raise UsageError(f"a {type(net).__name__} cannot be grown; give a network, before hlnet.optimize")
+        raise UsageError(f"{with_article(type(net).__name__)} cannot be grown; give a network, before hlnet.optimize")
     config = graft_config(net) if config is None else config
     if config.loss not in ("cross-entropy", "bce") or not config.cache_views:
         raise UsageError("a graft trains with the loss cross-entropy or bce, and on one view of each image at least")
@@ -172,6 +172,7 @@ def graft(
     grown.provenance.recipe = {**past, "grafts": [*past.get("grafts", []), record]}
     told = {"val_top1": report.all, "old_val_top1": report.old_after, "new_val_top1": report.new}
     grown.provenance.metrics = {name: share for name, share in told.items() if share is not None}
+    grown.provenance.record("weights", train_images.name, train_images.fingerprint())
     return grown, report
 
 

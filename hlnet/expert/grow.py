@@ -197,7 +197,7 @@ def grow(net: HierarchicalNet, branches: Mapping[str, BranchTree]) -> Hierarchic
         order = torch.tensor(orders[level], device=old.device)
         weights[name] = torch.cat([old, *(rows.to(old) for rows in new)]).index_select(0, order)
     known = net.provenance  # what was fitted was fitted to other classes
-    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all)
+    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all, images=known.images)
     larger = empty_network(Header("hierarchical", net.config, tree, net.transform, provenance, ""))
     assert isinstance(larger, HierarchicalNet)
     fill(larger, weights, "the grown network")

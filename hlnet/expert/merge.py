@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, with_article
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.model.plain import PlainNet
@@ -78,7 +78,8 @@ def merge_experts(sources: Iterable[HierarchicalNet | str | Path]) -> Hierarchic
                 raise UsageError(_contradiction(parts, level, places))
         weights[name] = stacked.index_select(0, torch.tensor([places[0] for places in orders[level]]))
     known = first.header.provenance
-    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all)
+    images = tuple(dict.fromkeys(use for part in parts for use in part.header.provenance.images))
+    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all, images=images)
     if related:
         held = [{row for part in rows for row in part[level]} for level in range(tree.num_levels)]
         provenance.parent, provenance.parent_counts = first.parent, first.parent_counts
@@ -109,7 +110,9 @@ class _Part:
         else:
             self.name = f"network {number}"
             if not isinstance(source, TrainableNetwork):
-                raise UsageError(f"a {type(source).__name__} cannot be merged; give networks, before hlnet.optimize")
+                raise UsageError(
+                    f"{with_article(type(source).__name__)} cannot be merged; give networks, before hlnet.optimize"
+                )
             kind = "plain" if isinstance(source, PlainNet) else "hierarchical"
             self.header = Header(kind, source.config, source.tree, source.transform, source.provenance, "")  # type: ignore[arg-type]
             self.weights = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items()}

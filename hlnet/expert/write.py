@@ -61,7 +61,7 @@ class ExpertSource:
         require_branches(header, "to choose from", name=f"'{model}'")
         assert isinstance(header.config, NetworkConfig)
         self.config, self.tree, self.transform = header.config, header.tree, header.transform
-        self.parent_counts = header.provenance.parent_counts
+        self.provenance, self.parent_counts = header.provenance, header.provenance.parent_counts
 
     @property
     def path(self) -> Path | None:

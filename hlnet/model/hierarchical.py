@@ -25,7 +25,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 from hlnet.model.base import TrainableNetwork
 from hlnet.model.branches import (
     FAMILY,
@@ -108,7 +108,7 @@ def check_levels(levels: int, widths: Sequence[object]) -> None:
     """
     if levels != len(widths):
         raise UsageError(
-            f"the tree has {levels} level(s), the network's widths are for {len(widths)}: build the tree with "
+            f"the tree has {counted(levels, 'level')}, the network's widths are for {len(widths)}: build the tree with "
             f"levels={len(widths)}, or give {levels} widths and strides"
         )
 

@@ -78,9 +78,9 @@ def create_model(
         pretrained: fetch timm's pretrained weights for the trunk.
         num_classes: with ``phl_*`` and no tree, builds that many private chains; otherwise it must agree with the tree.
         **overrides: fields of :class:`NetworkConfig` (``split_point``, ``block``, ``widths``, ``strides``,
-            ``backbone_args``, …). Without a preset, widths follow from the C channels of the trunk's output: level 1 has
-            C / 8, at least 32 (2 C / 3 for ConvNeXt blocks), and each level half of the one above, at least 16, in
-            multiples of 8. The last level has stride 2.
+            ``backbone_args``, …). Without a preset, widths follow from the C channels of the trunk's output: level 1
+            has C / 8, at least 32 (2 C / 3 for ConvNeXt blocks), and each level half of the one above, at least 16,
+            in multiples of 8. The last level has stride 2.
 
     Raises:
         UsageError: if the tree is missing or does not fit, or a field is wrong.

@@ -30,7 +30,9 @@ class Rejection(BaseModel):
         score: what is compared: ``"energy"`` (log-sum-exp of the logits), ``"max-logit"``, or ``"probability"`` (the
             highest of the classes' sigmoids). Of logits as they are, before any temperature.
         threshold: images that score lower are rejected.
-        max_false_positive: the share of images of other classes that may be accepted, as asked for.
+        max_false_positive: the share of images of other classes that may be accepted, as asked for; 1 where nothing was
+            asked of them, since there were none.
+        max_own_rejected: the share of own images that may be rejected, where the threshold comes from these alone.
         data: the images that it was fitted on.
         metrics: what was measured on these images, see :func:`hlnet.calibrate`.
     """
@@ -40,6 +42,7 @@ class Rejection(BaseModel):
     score: Score
     threshold: float
     max_false_positive: float
+    max_own_rejected: float | None = None
     data: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
 
@@ -93,6 +96,26 @@ class PathConformal(BaseModel):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
+#: What images can do for a network: train its weights, choose its epoch, or fit one of the things below.
+Use = Literal["weights", "epoch", "temperature", "coverage", "rejection", "attention"]
+
+
+class ImageUse(BaseModel):
+    """A set of images that trained, chose or fitted something of a network.
+
+    Attributes:
+        use: what they served for.
+        data: what they were called.
+        images: which they are, :meth:`hlnet.data.images.LabelledImages.fingerprint`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    use: Use
+    data: str
+    images: str
+
+
 class Provenance(BaseModel):
     """Where a network's weights came from; travels inside the checkpoint.
 
@@ -109,6 +132,8 @@ class Provenance(BaseModel):
         temperature: what logits are divided by for calibrated probabilities, where it was fitted.
         rejection: when to say "none of these", where that was fitted.
         conformal: where path answers end for a coverage, where that was fitted.
+        images: which images trained, chose or fitted what, so that nobody takes figures on them for figures on fresh
+            images. Files that were written before 0.1.0 lack it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -124,6 +149,7 @@ class Provenance(BaseModel):
     temperature: float | None = None
     rejection: Rejection | None = None
     conformal: PathConformal | None = None
+    images: tuple[ImageUse, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -139,7 +165,33 @@ class Provenance(BaseModel):
         found: dict[str, Any] = serialize(self)
         if not self.one_vs_all and not _says_bce(self.recipe):
             found.pop("one_vs_all", None)
+        if not self.images:
+            found.pop("images", None)
         return found
+
+    def record(self, use: Use, data: str, images: str) -> None:
+        """Note that a set of images served for something; what was fitted before by others is fitted anew.
+
+        Example:
+            >>> known = Provenance(temperature=1.5)
+            >>> known.record("epoch", "photos/val", "0a")
+            >>> known.record("temperature", "photos/val", "0a")
+            >>> known.uses_of("0a"), known.uses_of("0b")
+            (['epoch', 'temperature'], [])
+        """
+        one = ImageUse(use=use, data=data.strip("'"), images=images)
+        kept = tuple(old for old in self.images if old != one and (use in ("weights", "epoch") or old.use != use))
+        self.images = (*kept, one)
+
+    def uses_of(self, images: str) -> list[Use]:
+        """What the images of this fingerprint served for, as far as the network still has it."""
+        fitted = {
+            "temperature": self.temperature,
+            "coverage": self.conformal,
+            "rejection": self.rejection,
+            "attention": self.attention,
+        }
+        return [one.use for one in self.images if one.images == images and fitted.get(one.use, True) is not None]
 
     def after_training(self, recipe: dict[str, Any], one_vs_all: bool = False) -> Provenance:
         """What still holds of weights that train on: they are no cut of a parent any more, and nothing is fitted.
@@ -149,7 +201,11 @@ class Provenance(BaseModel):
             one_vs_all: whether classes are trained as detectors of their own.
         """
         return Provenance(
-            recipe=recipe, one_vs_all=one_vs_all, parent_counts=self.parent_counts, next_index=self.next_index
+            recipe=recipe,
+            one_vs_all=one_vs_all,
+            parent_counts=self.parent_counts,
+            next_index=self.next_index,
+            images=self.images,
         )
 
 

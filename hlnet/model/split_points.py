@@ -124,8 +124,9 @@ def plot_splits(splits: Sequence[Split], path: str | Path) -> None:
         axes.axhline(getattr(splits[0].costs.plain, field) / unit, color=GREY, ls="--", lw=1, label="plain network")
         for place, split in enumerate(splits):
             if split.chosen:
-                axes.axvline(place, color=GREY, ls=":", lw=1)
+                axes.axvline(place, color=GREY, ls=":", lw=1, label="split point as it is now")
         axes.set_ylim(bottom=0)
         tidy(axes, xlabel="trunk ends after", ylabel=label)
     axes.legend(frameon=False)
+    figure.suptitle("Costs by the stage after which the trunk ends, and by how much its maps are smaller", fontsize=11)
     save(figure, path)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, one_line
+from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, one_line, with_article
 from hlnet.files import replacing
 from hlnet.model.base import TrainableNetwork
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
@@ -29,6 +30,7 @@ from hlnet.store.locate import locate_model
 from hlnet.store.remote_file import RemoteFile, in_parts
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.io import tree_from_json, tree_to_json
+from hlnet.tree.rename import renamed
 
 KEY, VERSION = "hlnet", 1
 
@@ -77,7 +79,7 @@ def save_checkpoint(model: TrainableNetwork, path: str | Path, weights: dict[str
     """
     if not isinstance(model, HierarchicalNet | PlainNet):
         raise UsageError(
-            f"a {type(model).__name__} cannot be saved; save the network that it was made of (before hlnet.optimize)"
+            f"{with_article(type(model).__name__)} cannot be saved; save the network before hlnet.optimize"
         )
     weights = model.state_dict() if weights is None else weights
     kind: Literal["hierarchical", "plain"] = "plain" if isinstance(model, PlainNet) else "hierarchical"
@@ -109,6 +111,26 @@ def write_checkpoint(header: Header, weights: dict[str, Tensor], path: str | Pat
             save_file(weights, draft, metadata=metadata)
     except (SafetensorError, OSError) as error:
         raise RunError(f"cannot write '{path}': {_reason(error)}") from error
+
+
+def rename_nodes(path: str | Path, names: Mapping[str, str], out: str | Path) -> ClassTree:
+    """Write a network's file with other names for some nodes; its weights, and all that was fitted to them, stay.
+
+    Args:
+        path: the network, as :func:`load_checkpoint` takes it.
+        names: new names by node, :func:`hlnet.tree.rename.renamed`.
+        out: the ``.safetensors`` file to write; it may be the network's own.
+
+    Raises:
+        UsageError, CheckpointError, RunError: as :func:`load_checkpoint` and :func:`save_checkpoint`.
+        SelectionError, TreeError: as :func:`hlnet.tree.rename.renamed`.
+    """
+    with opened(path) as file:
+        header = header_of(file, path)
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    tree = renamed(header.tree, names)
+    write_checkpoint(replace(header, tree=tree), weights, out)
+    return tree
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> TrainableNetwork:

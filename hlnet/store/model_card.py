@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hlnet.cues.cue import stored_effect
 from hlnet.cues.cue_aware import is_trained
-from hlnet.errors import HlnetError, some
+from hlnet.errors import HlnetError, counted, some
 from hlnet.model.cost import Cost, figure, network_cost, profile
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.templates import render
@@ -85,7 +85,7 @@ def make_model_card(
         code=_code,
         fenced=_fenced,
         figure=figure,
-        title=title or f"{count} class{'es' if count > 1 else ''} on {model.config.backbone}",
+        title=title or f"{counted(count, 'class')} on {model.config.backbone}",
         about=about,
         data=data,
         license=license,

@@ -31,7 +31,7 @@ from hlnet.data.tree_data import TreeData, loader
 from hlnet.errors import RunError, UsageError
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.plain import PlainNet
-from hlnet.model.provenance import Provenance
+from hlnet.model.provenance import Provenance, Use
 from hlnet.training.losses import make_loss, prior_logit
 from hlnet.training.optimizers import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.training.run_folder import RunFolder, flattened
@@ -116,6 +116,7 @@ def train(
         raise UsageError("resume goes on in a run folder; name it (out)")
     set_seed(mixed(config.seed) % 2**32)
     folder = RunFolder(out, config, described, data=[_digest(data) for data in (train_data, val_data)])
+    used: dict[Use, Any] = {"weights": getattr(train_data, "images", None), "epoch": getattr(val_data, "images", None)}
     accelerator = make_accelerator(config.mixed_precision, device, log_with=log_with, project_dir=out)
     main = accelerator.is_main_process
     state = folder.load_state(net) if resume and folder.has_state else None
@@ -140,6 +141,9 @@ def train(
     run.check_together()
     folder.config = config.model_copy(update={"batch_size": run.batch_size})  # what auto has found
     net.provenance = net.provenance.after_training(folder.recipe, config.loss == "bce")
+    for use, images in used.items():
+        if images is not None:  # features that a caller cached do not say which images they are of
+            net.provenance.record(use, images.name, images.fingerprint())
     if config.cue_aware:
         net.provenance.attention = trained_attention()
     if state is None and main:

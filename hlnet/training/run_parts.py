@@ -9,7 +9,7 @@ import torch
 
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, train_transform
-from hlnet.errors import UsageError, some
+from hlnet.errors import UsageError, counted, some
 from hlnet.model.base import TrainableNetwork
 from hlnet.model.hierarchical import NetworkConfig
 from hlnet.model.plain import PlainConfig, PlainNet
@@ -83,11 +83,14 @@ def load_run_data(run: RunConfig, net: TrainableNetwork) -> tuple[TreeData, Tree
     for data, name in ((train_data, "training"), (val_data, "validation")):
         if data.unknown:
             lacking = some(data.unknown)
-            log.info(f"{data.left_out} {name} images of classes that the tree lacks are left out: {lacking}")
+            log.info(f"left out: {counted(data.left_out, f'{name} image')} of classes that the tree lacks ({lacking})")
         if data.absent:
             log.info(f"classes without {name} images: {some(data.absent)}")
     classes = len(net.tree.classes)
-    log.info(f"{len(train_data)} training and {len(val_data)} validation images of {classes} classes")
+    log.info(
+        f"{counted(len(train_data), 'training image')} and {counted(len(val_data), 'validation image')} of "
+        f"{counted(classes, 'class')}"
+    )
     return train_data, val_data
 
 

@@ -42,7 +42,9 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
     - an original index (``281``) or an inclusive range of them (``281-285``), of which at least one must be present;
       how many are not is told in the log ``hlnet``. Where both ends are names of classes, as in folders called 0 to 9,
       the range is one of names;
-    - a glob over names, ids and paths (``*terrier``, ``animal/*``).
+    - a glob over names, ids and paths (``*terrier``, ``animal/*``);
+    - another form of a name, or a word that WordNet knows: :func:`hlnet.tree.synonyms.classes_meant`. The log says what
+      was taken.
 
     A minus before a term takes its classes away, wherever it stands (``animal -animal/dog``, ``animal,-@dull.txt``);
     before it, a blank separates as a comma does. Where all terms have one, they are taken from all classes.
@@ -84,7 +86,7 @@ def known_part(tree: ClassTree, selection: str) -> str:
     selector, kept = _selector(tree), []
     for term in selector.split(selection.strip()):
         try:
-            kept += [(term, minus) for minus, _ in selector.terms([term])][:1]
+            kept += [(term, minus) for minus, _ in selector.terms([term], exact=True)][:1]
         except SelectionError:
             continue
     return ",".join(term for term, _ in kept) if any(not minus for _, minus in kept) else ""
@@ -186,6 +188,7 @@ class _Selector:
     """The tree's names, turned round: from what may be written to positions of classes."""
 
     def __init__(self, tree: ClassTree) -> None:
+        self.tree = tree
         self.by_index = sorted((leaf.index or 0, position) for position, leaf in enumerate(tree.leaves))
         self.names = tree.node_names
         # Into how many pieces a name may fall where terms are told apart; a file's name or a range may, too.
@@ -230,8 +233,11 @@ class _Selector:
             raise SelectionError(f"the selection is empty: nothing is left after {names}; take away less")
         return left
 
-    def terms(self, selection: Iterable[str | int], file: str | None = None) -> Iterator[tuple[str, Collection[int]]]:
-        """Every term's positions; with the term itself if it has a minus, else with an empty text."""
+    def terms(
+        self, selection: Iterable[str | int], file: str | None = None, exact: bool = False
+    ) -> Iterator[tuple[str, Collection[int]]]:
+        """Every term's positions; with the term itself if it has a minus, else with an empty text. If ``exact``, by the
+        tree's own words alone."""
         for text in selection:
             if isinstance(text, int):
                 yield str(text) if text < 0 else "", self.between(abs(text), abs(text), str(text))
@@ -242,13 +248,13 @@ class _Selector:
                 if name.startswith("@") and name not in self.names.words:
                     if file:
                         raise SelectionError(f"'{file}': a selection file cannot name another one ('{name}')")
-                    lines = self.terms(self.lines(name[1:]), name[1:])
+                    lines = self.terms(self.lines(name[1:]), name[1:], exact)
                     if minus:
                         yield minus, self.combined(lines)
                     else:  # as if its lines stood here
                         yield from lines
                 else:
-                    yield minus, self.one(name)
+                    yield minus, self.one(name, exact)
 
     def split(self, text: str) -> Iterator[str]:
         """The terms that a text holds. What is known, as a whole, is one, whatever its signs: the longest first."""
@@ -276,7 +282,7 @@ class _Selector:
             or _INDEX_OR_RANGE.fullmatch(name) is not None
         )
 
-    def one(self, name: str) -> Collection[int]:
+    def one(self, name: str, exact: bool = False) -> Collection[int]:
         """Positions for one term, without a minus."""
         if name in self.names.words:
             return self.names.below[self.names.path(name)]
@@ -288,6 +294,11 @@ class _Selector:
             return self.matching(name)
         if not name:
             raise SelectionError("a minus stands alone; it goes before a term, as in 'animal -animal/dog'")
+        if not exact:
+            from hlnet.tree.synonyms import classes_meant  # which may open a dictionary
+
+            if found := classes_meant(self.tree, name):
+                return found
         raise self.names.unknown(name)
 
     def named_between(self, first: str, last: str) -> list[int]:

@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 from hlnet.figures import BLUE, GREY, LIGHT, RED, own_style, text_width
 from hlnet.view.look import CueRow, MapRow, Numbers, View, scale_end
 
-CELL, GAP, APART, NAMES, BAR, EDGE = 1.45, 0.07, 0.16, 1.75, 0.13, 0.12  # inches
-LINE = 0.21  # of a bar
+CELL, GAP, APART, NAMES, BAR, EDGE = 1.45, 0.07, 0.16, 2.0, 0.13, 0.12  # inches
+LINE = 0.24  # of a bar
+#: Points: names, what else there is to say, figures on scales.
+NAME, SMALL, TICK = 10.0, 8.5, 8.0
 TOP_CLASSES, MOST_BARS = 5, 8
 NOTE = "#555555"
 
@@ -59,19 +61,19 @@ def cue_figure(view: View, image: int) -> Figure:
     """One image without a cue and under each, side by side: cued branches above, probabilities below."""
     classes = _bar_classes(view, image)
     half, tall = (CELL + 0.6) / 2, CELL * view.pictures.shape[1] / view.pictures.shape[2]
-    column, step, bars = 2 * half, 2 * half + 0.4, LINE * len(classes)
-    left, top = EDGE + NAMES, 0.5
+    column, step, bars = 2 * half, 2 * half + 0.6, LINE * len(classes)
+    left, top = EDGE + NAMES, 0.55
     below = top + max(tall, half + 0.35) + APART
     sheet = _Sheet(left + (1 + len(view.cues)) * step, below + bars + 0.5)
     sheet.image(left, top, CELL, tall, view.pictures[image])
-    sheet.text(left, top - 0.1, "no cue", _short(view.names[image], 26))
+    sheet.text(left, top - 0.1, "no cue", view.names[image], room=step - 0.1)
     for line, place in enumerate(classes):
-        name = _short(view.classes[place], 24)
-        sheet.write(left - 0.06, below + LINE * (line + 0.5), name, size=7.5, ha="right", va="center")
+        name = _fitting(view.classes[place], NAMES - 0.1, SMALL)
+        sheet.write(left - 0.06, below + LINE * (line + 0.5), name, size=SMALL, ha="right", va="center")
     _bars(sheet.axes(left, below, column, bars), classes, view.shares[image], ())
     for number, cue in enumerate(view.cues, start=1):
         x = left + number * step
-        sheet.text(x, top - 0.1, f"cue: {_short(cue.node, 22)}", _short(cue.told, 36))
+        sheet.text(x, top - 0.1, f"cue: {cue.node}", cue.told, room=step - 0.1)
         if cue.branches:
             _cued_branch(sheet, x, top, half, cue, image)
         _bars(sheet.axes(x, below, column, bars), classes, cue.shares[image], cue.classes)
@@ -107,17 +109,18 @@ class _Sheet:
     def write(self, x: float, y: float, text: str, size: float, **drawn: Any) -> None:
         self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, parse_math=False, **drawn)
 
-    def text(self, x: float, y: float, name: str, *notes: str, ha: str = "left", size: float = 9) -> None:
-        """A name, and smaller what else there is to say; ``y`` is their foot."""
-        told = [note for note in notes if note]
-        self.write(x, y - 0.14 * len(told), name, size=size, weight="bold", ha=ha, va="baseline")
+    def text(self, x: float, y: float, name: str, *notes: str, room: float, ha: str = "left") -> None:
+        """A name, and smaller what else there is to say, as much as has room; ``y`` is their foot."""
+        told = [_fitting(note, room, SMALL) for note in notes if note]
+        name = _fitting(name, room, NAME, "bold")
+        self.write(x, y - 0.16 * len(told), name, size=NAME, weight="bold", ha=ha, va="baseline")
         for line, note in enumerate(told):
-            self.write(x, y - 0.14 * (len(told) - 1 - line), note, size=7, color=NOTE, ha=ha, va="baseline")
+            self.write(x, y - 0.16 * (len(told) - 1 - line), note, size=SMALL, color=NOTE, ha=ha, va="baseline")
 
     def note(self, text: str) -> None:
         """At the foot, in as many lines as its width takes."""
-        lines = textwrap.wrap(text, int(16.5 * (self.width - 2 * EDGE)))
-        self.write(EDGE, self.height - 0.1, "\n".join(lines), size=6.5, color=NOTE, va="bottom", linespacing=1.25)
+        lines = textwrap.wrap(text, int(13.4 * (self.width - 2 * EDGE)))
+        self.write(EDGE, self.height - 0.1, "\n".join(lines), size=TICK, color=NOTE, va="bottom", linespacing=1.25)
 
     def scale(self, x: float, y: float, width: float, height: float, top: float, look: Look) -> None:
         """A colour bar from 0 to ``top``, upright or lying as it is tall or wide."""
@@ -127,8 +130,8 @@ class _Sheet:
         bar = self.figure.colorbar(mappable, cax=axes, orientation="horizontal" if lying else "vertical")
         bar.outline.set_visible(False)
         bar.set_ticks([0, top], labels=["0", f"{top:.2g}" if top < 100 else f"{top:.0f}"])
-        bar.ax.tick_params(labelsize=6.5, length=2, pad=2)
-        bar.set_label(look.unit, fontsize=7, labelpad=-6 if lying else -4)
+        bar.ax.tick_params(labelsize=TICK, length=2, pad=2)
+        bar.set_label(look.unit, fontsize=SMALL, labelpad=-6 if lying else -4)
 
 
 def _grid(view: View, rows: Sequence[MapRow], look: Look) -> Figure:
@@ -138,8 +141,8 @@ def _grid(view: View, rows: Sequence[MapRow], look: Look) -> Figure:
     tall = CELL * view.pictures.shape[1] / view.pictures.shape[2]
     groups = list(dict.fromkeys(row.level for row in rows))
     levels = [0, *(1 + groups.index(row.level) for row in rows)]
-    left, head = EDGE + NAMES, 0.6 if turned else 0.45
-    foot, side = 0.45 + (0.4 if turned and look.colours else 0), 0.1 if turned else 0.75
+    left, head = EDGE + NAMES, 0.7 if turned else 0.55
+    foot, side = 0.55 + (0.45 if turned and look.colours else 0), 0.35 if turned else 0.85
 
     def at(row: int, image: int) -> tuple[float, float]:
         i, j = (row, image) if turned else (image, row)
@@ -152,23 +155,23 @@ def _grid(view: View, rows: Sequence[MapRow], look: Look) -> Figure:
     def name(row: int, *told: str) -> None:
         x, y = at(row, 0)
         if turned:
-            sheet.text(x, y - 0.09, _short(told[0], 20), *(_short(note, 26) for note in told[1:]), size=8)
+            sheet.text(x, y - 0.09, *told, room=CELL)
         else:
-            sheet.text(
-                left - 0.1, y + tall / 2 + 0.14, _fitting(told[0]), *(_short(n, 32) for n in told[1:]), ha="right"
-            )
+            sheet.text(left - 0.1, y + tall / 2 + 0.14, *told, room=NAMES - 0.1, ha="right")
 
     name(0, "seen" if turned else "what the network sees", "" if turned else "cropped and resized")
     for image, picture in enumerate(view.pictures):
         x, y = at(0, image)
         sheet.image(x, y, CELL, tall, picture)
         best = int(view.shares[image].argmax())
-        told = f"{_short(view.classes[best], 20)} {100 * view.shares[image][best]:.0f} %"
+        share = f": {100 * view.shares[image][best]:.0f} %"
+        room = NAMES - 0.1 if turned else CELL
+        told = _fitting(view.classes[best], room - text_width(share) * SMALL / 72, SMALL) + share
         if turned:
-            sheet.text(left - 0.1, y + tall / 2 + 0.14, _fitting(view.names[image]), told, ha="right")
+            sheet.text(left - 0.1, y + tall / 2 + 0.14, view.names[image], told, room=room, ha="right")
         else:
-            sheet.write(x, y - 0.22, _short(view.names[image], 22), size=7, color=NOTE)
-            sheet.write(x, y - 0.08, told, size=7.5)
+            sheet.write(x, y - 0.25, _fitting(view.names[image], room, SMALL), size=SMALL, color=NOTE)
+            sheet.write(x, y - 0.08, told, size=SMALL)
     first = 1
     for level, group in groupby(rows, key=lambda row: row.level):
         found = list(group)
@@ -214,10 +217,10 @@ def _bars(axes: Axes, classes: Sequence[int], shares: Numbers, cued: Sequence[in
     bars = axes.barh(range(len(classes)), values, 0.75, color=[BLUE if place == best else LIGHT for place in classes])
     told = ["<1 %" if value < 0.01 else f"{100 * value:.0f} %" for value in values]
     told = [f"{share} ●" if place in cued else share for share, place in zip(told, classes, strict=True)]
-    for label, place in zip(axes.bar_label(bars, told, fontsize=7, padding=2), classes, strict=True):
+    for label, place in zip(axes.bar_label(bars, told, fontsize=SMALL, padding=2), classes, strict=True):
         if place in cued:
             label.set_color(RED)
-    axes.set(xlim=(0, 1.25), ylim=(len(classes) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.set(xlim=(0, 1.35), ylim=(len(classes) - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(GREY)
 
@@ -227,22 +230,21 @@ def _cued_branch(sheet: _Sheet, x: float, y: float, side: float, cue: CueRow, im
     branch = cue.branches[image]
     top = scale_end([branch.before, branch.after])
     drawn = {"cmap": ACTIVITY.colours, "vmin": 0, "vmax": top}
-    name = _short(branch.path.rsplit("/", 1)[-1], 26)
-    sheet.write(x, y + 0.1, name, size=7.5)
+    name = _fitting(branch.path.rsplit("/", 1)[-1], 2 * side, SMALL)
+    sheet.write(x, y + 0.1, name, size=SMALL)
     changed = cue.mode == "gain"
     parts = {"without": branch.before, "with the cue": branch.after} if changed else {"as without": branch.before}
     for when, values in parts.items():
         sheet.image(x, y + 0.18, side - GAP, side - GAP, values, **drawn)
-        sheet.write(x, y + 0.18 + side + 0.05, when, size=7, color=NOTE)
+        sheet.write(x, y + 0.18 + side + 0.07, when, size=SMALL, color=NOTE)
         x += side
     sheet.scale(x - GAP + 0.05, y + 0.18, 0.09, side - GAP, top, ACTIVITY)
 
 
-def _fitting(text: str, size: float = 9) -> str:
-    """As much of a bold name as the column of names has room for."""
-    room = (NAMES - 0.1) * 72 / size  # in ems
-    shorter = (_short(text, most) for most in range(len(text), 2, -1))
-    return next((name for name in shorter if text_width(name, "bold") <= room), _short(text, 3))
+def _fitting(text: str, room: float, size: float, weight: str = "normal") -> str:
+    """As much of a text as ``room`` inches hold, at a size in points."""
+    shorter = (_short(text, most) for most in range(min(len(text), 80), 2, -1))
+    return next((name for name in shorter if text_width(name, weight) * size / 72 <= room), _short(text, 3))
 
 
 def _short(text: str, most: int) -> str:

@@ -51,7 +51,7 @@ def test_a_tree_in_text_and_where_it_is(at, tmp_path):
     assert [line.strip("│├└─ ") for line in lines] == [
         "thing", "Öl 5", "saw 4", "beast", "bird", "rook 3", "owl 2", "mammal", "cat 0", "dog 1",
     ]  # fmt: skip
-    assert last == f"6 classes in 3 level(s), written to {tmp_path}/x.tree.json"
+    assert last == f"6 classes in 3 levels, written to {tmp_path}/x.tree.json"
 
 
 def test_a_cut_keeps_the_classes_and_follows_the_hierarchy(build):
@@ -149,7 +149,8 @@ def test_help_needs_no_heavy_import():
 import sys
 from typer.testing import CliRunner
 from hlnet.cli.main import app
-for command in ["build-tree", "tree", "tree show", "tree check", "tree compare", "tree convert"]:
+trees = ["tree show", "tree check", "tree compare", "tree convert", "tree match", "tree rename"]
+for command in ["build-tree", "tree", *trees]:
     result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "Usage: " in result.output, command
     assert command == "tree" or f"hlnet {command} " in result.output.partition("Examples")[2], command

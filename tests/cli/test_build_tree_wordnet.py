@@ -5,7 +5,8 @@ from helpers.command_line import as_json, invoke
 from helpers.tree_material import described, groups_of
 
 from hlnet.tree.construct.levels import condense
-from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
+from hlnet.tree.construct.wordnet import wordnet_outline
+from hlnet.tree.dictionary import WordNet
 from hlnet.tree.io import read_tree
 
 at, build = tree_material.at, tree_material.build

@@ -57,7 +57,7 @@ def test_predict_and_eval_go_by_it(at, tmp_path):
     assert len(found["labels"]) == 5
     measured = as_json(f"eval {out} --data digits --workers 0 --device cpu")["detection"]
     fitted = read_header(out).provenance.rejection.metrics
-    assert measured["outside_accepted"] == pytest.approx(fitted["outside_accepted"])  # the same images
+    assert measured["own_accepted"] == pytest.approx(fitted["own_accepted"])  # the same images
     assert measured["auroc"] == pytest.approx(fitted["auroc"])
 
 

@@ -94,7 +94,7 @@ def test_csv_has_fixed_columns(at, tmp_path, settings):
     out = tmp_path / "new" / "answers.csv"
     _, stderr, _ = run(at / "net.safetensors", at / "photos", "--out", out, *settings.split())
     rows = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
-    head = "image,answer,level,probability,classes,leaf,leaf_probability,score,rejected,error"
+    head = "image,class,answer,level,probability,classes,leaf,leaf_probability,score,rejected,error"
     columns = head.split(",")
     assert list(rows[0]) == columns and f"9 images; the answers are in '{out}'" in stderr
     assert os.listdir(out.parent) == ["answers.csv"]
@@ -105,13 +105,13 @@ def test_csv_has_fixed_columns(at, tmp_path, settings):
             assert row["error"] == found.error and {row[name] for name in columns[1:-1]} == {""}
             continue
         best = found.labels[0]
-        assert (row["leaf"], float(row["leaf_probability"])) == (best.path, pytest.approx(best.probability))
+        assert (row["class"], row["leaf"], row["leaf_probability"]) == (best.name, best.path, f"{best.probability:.6g}")
         answer = found.answer
         values = (best.path, len(best.path.split("/")), best.probability, 1)
         if answer:
             values = (answer.path, answer.level, answer.probability, answer.classes)
         assert (row["answer"], int(row["level"]), float(row["probability"]), int(row["classes"])) == pytest.approx(
-            values
+            values, rel=1e-5
         )
 
 

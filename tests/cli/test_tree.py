@@ -141,7 +141,7 @@ def test_convert_there_and_back(at, tmp_path, to, suffix):
     write_tree(read_tree(at["n"]).with_ids(ids), tmp_path / "in.tree.json")
     tree, there = read_tree(tmp_path / "in.tree.json"), tmp_path / "new" / f"x{suffix}"
     out, _ = invoke(f"tree convert {tmp_path}/in.tree.json {there} --to {to}")
-    assert out == f"6 classes in 3 level(s), written to {there}\n"
+    assert out == f"6 classes in 3 levels, written to {there}\n"
     write_tree(tree, tmp_path / f"y{suffix}", to)
     if suffix:  # else a folder
         assert there.read_bytes() == (tmp_path / f"y{suffix}").read_bytes()

@@ -203,7 +203,7 @@ def test_where_a_strength_comes_from(net):
         ("plain", {}, {"strength": 2.0}, "plain network has no branches"),
         ("full", {}, {"strength": -2.0}, "gain -2 must be at least 0"),
         ("full", {"strength": -2.0}, {"mode": "scale"}, "scale -2 must be at least 0"),
-        ("full", {}, {}, "how strongly the cue on 'cat' acts is not said"),
+        ("full", {}, {}, "the cue on 'cat' has no strength: add --reliability"),
         ("full", {"reliability": 0.9}, {"mode": "gain"}, "holds no gain for a reliability"),
         ("full", {"reliability": 0.9}, {"mode": "scale"}, "holds no scale for a reliability"),
     ],

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hlnet.cues.words
-from hlnet.cues.vocabulary import TreeWords, forms, plain
+import hlnet.tree.dictionary
 from hlnet.cues.words import cue_table, cues_from_text
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.io import read_tree
 from hlnet.tree.selection import select_classes
+from hlnet.tree.vocabulary import TreeWords, forms, plain
 
 real, tiny = wordnet_files.real, wordnet_files.tiny
 
@@ -235,7 +236,7 @@ def test_hint_where_there_is_no_dictionary(monkeypatch, tmp_path, caplog):
     import nltk.data
 
     monkeypatch.setattr(nltk.data, "path", [])
-    monkeypatch.setattr(hlnet.tree.construct.wordnet, "SHARED", ())
+    monkeypatch.setattr(hlnet.tree.dictionary, "SHARED", ())
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
     monkeypatch.delenv("WNHOME", raising=False)
     hlnet.cues.words.default_wordnet.cache_clear()

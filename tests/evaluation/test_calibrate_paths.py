@@ -58,7 +58,8 @@ def test_fit_is_of_two_halves(kind, recipe):
         net = optimize(net)
     report = calibrate_paths(net, data, batch_size=7, on_batch=lambda: ticks.append(1))
     found = net.provenance
-    kept = found.model_copy(update={"temperature": None, "conformal": None})
+    assert {use.use for use in found.images} == {"temperature", "coverage"}
+    kept = found.model_copy(update={"temperature": None, "conformal": None, "images": ()})
     assert len(ticks) == -(-len(data) // 7) and kept == Provenance(recipe=recipe) and report is found.conformal
     logits, labels = by_hand(net, data)
     first, second = halves(len(data))
@@ -196,7 +197,7 @@ def test_command_writes_another_file_and_tells(at):
     fitted = read_header(at["new"]).provenance
     assert f"{fitted.temperature:.3f}" in stdout and f"{threshold_for(fitted.conformal, 0.9):.4f}" in stdout
     assert "95 %" in stdout and "99 %" not in stdout  # for which 30 images are too few
-    assert "10 images of other classes were left out" in stderr and "--coverage 0.9" in stderr
+    assert "10 images of other classes left out" in stderr and "--coverage 0.9" in stderr
 
 
 @pytest.mark.parametrize(

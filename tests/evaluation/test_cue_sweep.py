@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.evaluated_nets import BCE, TREE, build, noise
 from helpers.naive import randomise
+from scipy.stats import binom
 
 from hlnet.cues.cue import Cue, cue_evidence, curve_strength
 from hlnet.cues.cue_aware import trained_attention
@@ -130,11 +131,11 @@ def test_label_cues_name_nodes_of_the_level():
 # ---------------------------------------------------------------------- the report
 
 
-def halves(labels):
-    """Positions of the images that tune, and of those that report: every other one of a class, in random order."""
+def thirds(labels):
+    """Positions of the images that choose strengths, that choose the way, and that report: every third one each."""
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[np.argsort(labels.numpy()[order], kind="stable")]
-    return np.sort(order[::2]), np.sort(order[1::2])
+    return np.sort(order[::3]), np.sort(order[1::3]), np.sort(order[2::3])
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def report():
 
 def test_report_has_wrong_cues_beside_every_right_one(report):
     _, found = report
-    assert (found.tuned_on, found.reported_on) == (20, 20)
+    assert (found.tuned_on, found.picked_on, found.reported_on) == (14, 13, 13)
     assert [one.mode for one in found.plain.frontiers] == ["bias", "scale"]
     for network in (found.network, found.plain):
         for curve in network.frontiers:
@@ -159,12 +160,12 @@ def test_report_has_wrong_cues_beside_every_right_one(report):
             assert (choice.against_bias is None) == (choice.way == "bias")
 
 
-def test_strengths_are_chosen_on_the_other_half(report):
-    """By hand: the same halves, the best strength of one, the figure of the other."""
+def test_strengths_are_chosen_on_other_images(report):
+    """By hand: the same thirds, the best strength of the first, the figures of the last."""
     net, found = report
     data = noise(count=40)
     labels = torch.tensor(data.labels)
-    tune, rest = halves(labels)
+    tune, pick, rest = thirds(labels)
     wrong = wrong_classes(TREE, labels)
     images = torch.stack([image for image, _ in data])
     right = {}
@@ -179,6 +180,8 @@ def test_strengths_are_chosen_on_the_other_half(report):
             p = choice.reliability
             scores = {g: p * right[g, "right"][tune].mean() + (1 - p) * right[g, "wrong"][tune].mean() for g in GAINS}
             assert scores[choice.strength] == pytest.approx(max(scores.values())) == pytest.approx(choice.tuned_top1)
+            picked = p * right[choice.strength, "right"] + (1 - p) * right[choice.strength, "wrong"]
+            assert choice.picked_top1 == pytest.approx(picked[pick].mean())
             assert choice.right == pytest.approx(right[choice.strength, "right"][rest].mean())
             assert choice.wrong == pytest.approx(right[choice.strength, "wrong"][rest].mean())
 
@@ -229,8 +232,8 @@ def test_report_on_nodes_above(level):
         logits = net(images)
     allowed = torch.tensor([[a == b for b in within] for a in within])[labels]
     alone = (torch.where(allowed, logits, -1e9).argmax(1) == labels).double()
-    half = halves(labels)[1]
-    assert strong.right[-1] == pytest.approx(float(alone[half].mean()))  # so strong that only the cued classes compete
+    rest = thirds(labels)[2]
+    assert strong.right[-1] == pytest.approx(float(alone[rest].mean()))  # so strong that only the cued classes compete
 
 
 def test_temperature_is_the_stored_one_or_the_detectors():
@@ -241,10 +244,10 @@ def test_temperature_is_the_stored_one_or_the_detectors():
     def found(**known):
         return report_cues(DEEP, replace(swept, provenance=Provenance(**known))).network.temperature
 
-    half = swept.part(torch.from_numpy(halves(swept.labels)[0]))
+    first = swept.part(torch.from_numpy(thirds(swept.labels)[0]))
     assert found(temperature=1.7) == found(temperature=1.7, recipe=BCE) == 1.7
-    assert found() == fit_temperature(half.neutral, half.labels)
-    assert found(recipe=BCE) == fit_temperature(half.neutral, half.labels, one_vs_all=True)
+    assert found() == fit_temperature(first.neutral, first.labels)
+    assert found(recipe=BCE) == fit_temperature(first.neutral, first.labels, one_vs_all=True)
     assert abs(found() - found(recipe=BCE)) > 0.1
 
 
@@ -258,20 +261,21 @@ def test_ties_go_to_the_weakest_and_curves_never_inhibit():
     assert all(factor == 1 for _, factor in found.attention.gain) and found.attention.mode == "bias"
 
 
-def two_halves(tuned, reported, gain=4.0):
-    """Logits that are other ones where strengths are tuned than where they are reported: ``(neutral, gained)`` each."""
+def by_part(tuned, picked, reported, gain=4.0):
+    """Logits that are other ones on each part of the images: ``(neutral, gained)`` each."""
     labels = torch.arange(7).repeat(24)
-    tune, rest = halves(labels)
     whole = []
-    for own, other in zip(tuned, reported, strict=True):
+    for own in zip(tuned, picked, reported, strict=True):
         logits = torch.empty(len(labels), 7)
-        logits[tune], logits[rest] = own(labels[tune]), other(labels[rest])
+        for part, of in zip(thirds(labels), own, strict=True):
+            logits[part] = of(labels[part]).float()
         whole.append(logits)
     return SweptLogits(labels, whole[0], {1.0: whole[0], gain: whole[1]}, Provenance(temperature=1.0))
 
 
-def test_the_way_to_store_is_chosen_where_strengths_are():
-    """A gain that is perfect on one half and harms on the other, where nothing else can change an answer."""
+def test_the_way_to_store_is_chosen_on_images_of_its_own():
+    """A gain that is perfect on some images and harms on others, where nothing else can change an answer: it is stored
+    if it serves on the images that choose the way, however it does on those that choose strengths or report."""
     one_hot = torch.nn.functional.one_hot
 
     def blind(labels):  # always the first class, by so much that no bias or scale that is tried helps
@@ -280,24 +284,51 @@ def test_the_way_to_store_is_chosen_where_strengths_are():
     def seeing(labels):  # under its own cue, the class wins; under another's, that stays far below
         return 3e6 * one_hot(labels, 7) - 2e6
 
-    found = report_cues(DEEP, two_halves((blind, seeing), (blind, blind)))
+    found = report_cues(DEEP, by_part((blind, seeing), (blind, seeing), (blind, blind)))
     best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
-    assert best["gain"].tuned_top1 > best["bias"].tuned_top1 and best["gain"].top1 <= best["bias"].top1
+    assert best["gain"].picked_top1 > best["bias"].picked_top1 and best["gain"].top1 <= best["bias"].top1
     assert found.attention.mode == "gain"
+    found = report_cues(DEEP, by_part((blind, seeing), (blind, blind), (blind, seeing)))
+    best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
+    assert best["gain"].tuned_top1 > best["bias"].tuned_top1 and best["gain"].top1 > best["bias"].top1
+    assert found.attention.mode == "bias"
 
 
 def test_a_lead_by_chance_leaves_the_bias():
-    """The gain answers one more image of those that tune, and no cue of another kind changes an answer."""
+    """The gain answers one more image of those that tune and of those that choose the way, and no cue of another kind
+    changes an answer."""
     labels = torch.arange(7).repeat(24)
-    one = int(halves(labels)[0][1])
     logits = 1e6 * torch.nn.functional.one_hot(torch.zeros_like(labels), 7) - 1e5
     gained = logits.clone()
-    gained[one, labels[one]] = 2e6
-    assert labels[one] != 0
+    for part in thirds(labels)[:2]:
+        one = next(int(i) for i in part if labels[i])
+        gained[one, labels[one]] = 2e6
     found = report_cues(DEEP, SweptLogits(labels, logits, {1.0: logits, 4.0: gained}, Provenance(temperature=1.0)))
     best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
     assert best["gain"].strength == 4 and best["gain"].tuned_top1 > best["bias"].tuned_top1
-    assert best["gain"].tuned_against_bias.low == 0 and found.attention.mode == "bias"
+    assert best["gain"].picked_top1 > best["bias"].picked_top1
+    assert best["gain"].picked_against_bias.low == 0 and found.attention.mode == "bias"
+
+
+def test_where_no_cue_helps_none_is_said_to_help():
+    """Labels, logits and every gain's logits are drawn apart from one another, and cues are right as often as chance
+    would have it. So every strength of every way has the same expected top-1, and whatever is chosen, each interval
+    covers zero as often as it says. The best of twelve gains on the images that chose it looks better than it is."""
+    classes, runs = 7, 40
+    covered, flattered, stored = [], [], []
+    for seed in range(runs):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(classes, (420,), generator=generator)
+        gained = {float(gain): torch.randn(420, classes, generator=generator) for gain in range(1, 13)}
+        swept = SweptLogits(labels, gained[1.0], gained, Provenance(temperature=1.0))
+        found = report_cues(DEEP, swept, reliability=1 / classes, seed=seed)
+        choices = {choice.way: choice for choice in found.network.choices if choice.reliability == 1 / classes}
+        covered += [not choices["gain"].against_bias.excludes_zero]
+        flattered += [choices["gain"].tuned_top1 - choices["gain"].top1]
+        stored += [found.attention.mode]
+    assert np.mean(flattered) > 0.01  # else there would be nothing to correct for
+    assert sum(covered) >= binom(runs, 0.95).ppf(0.01)
+    assert sum(mode != "bias" for mode in stored) <= binom(runs, 0.05).ppf(0.99)
 
 
 def test_gains_that_the_file_holds_are_reported():
@@ -307,7 +338,7 @@ def test_gains_that_the_file_holds_are_reported():
         found = attend(net, loader(data, 7), gains=GAINS)
         gains = {p: curve_strength(attention.gain, cue_evidence(p, 1, 6)) for p in RELIABILITIES}
         assert stored_gains(net) == gains and set(gains.values()) <= set(found.network.frontier("gain").strengths)
-        labels, rest = torch.tensor(data.labels), halves(torch.tensor(data.labels))[1]
+        labels, rest = torch.tensor(data.labels), thirds(torch.tensor(data.labels))[2]
         images = torch.stack([image for image, _ in data])
         with torch.no_grad():
             effect = cue_effect(net, label_cues(TREE, labels.tolist()), CuePolicy(mode="gain", reliability=0.99))

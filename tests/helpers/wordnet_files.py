@@ -3,7 +3,7 @@
 import pytest
 
 from hlnet.errors import UsageError
-from hlnet.tree.construct.wordnet import WordNet
+from hlnet.tree.dictionary import WordNet
 
 HEADER = "  1 This stands for the licence, whose lines begin with two blanks.  \n"
 

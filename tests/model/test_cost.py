@@ -234,7 +234,7 @@ def test_random_network_runs_and_keeps_computed_buffers(config):
         (CONFIG, {"classes": "class 9"}, SelectionError, "'class 9'"),
         (CONFIG, {"classes": ""}, SelectionError, "empty"),
         (CONFIG, {"parent_counts": (2, 3)}, UsageError, "(2, 3) nodes a level"),
-        (CONFIG.model_copy(update={"widths": (8, 4), "strides": (1, 2)}), {}, UsageError, "3 level(s)"),
+        (CONFIG.model_copy(update={"widths": (8, 4), "strides": (1, 2)}), {}, UsageError, "3 levels"),
         (CONFIG.model_copy(update={"backbone": "test_resent"}), {}, BackboneError, "Did you mean 'test_resnet'"),
         (CONFIG.model_copy(update={"split_point": 9}), {}, BackboneError, "split point 9"),
         (CONFIG, {"parent_counts": (2, 3, 4)}, UsageError, "4"),  # a parent with fewer classes than its expert

@@ -178,7 +178,6 @@ def test_picks(selection, positions):
 
 REFUSED = {
     "unknown": ("taby", "'taby'.*Did you mean 'tabby'"),
-    "wrong case": ("TABBY", "Did you mean 'tabby'"),
     "misspelt inner node": ("anmal", "'animal'"),
     "unknown among others": ("tabby,quux", "'quux'"),
     "ambiguous": ("cat", "animal/cat.*tool/cat.*path"),

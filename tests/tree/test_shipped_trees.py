@@ -12,7 +12,7 @@ from timm.data import ImageNetInfo
 from hlnet.errors import TreeError, UsageError
 from hlnet.model.cost import profile
 from hlnet.model.presets import network_config
-from hlnet.tree.construct.wordnet import WordNet
+from hlnet.tree.dictionary import WordNet
 from hlnet.tree.io import read_tree
 
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hlnet.cli.shared import output
+from hlnet.errors import counted
 
 if TYPE_CHECKING:
     from hlnet.evaluation.evaluate import Evaluation, EvaluationComparison
@@ -37,15 +38,14 @@ def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_c
         cells = [output.cost_cells(costs[name])[:2] for name in owners]
         rows += map(list, zip(["parameters, M", "GMACs"], *cells, strict=True))
     if rows:
-        counted = f"{lead.classes} class{'es' if lead.classes > 1 else ''}"
-        title = f"{lead.images} images of {counted}"
+        title = f"{counted(lead.images, 'image')} of {counted(lead.classes, 'class')}"
         output.show_table(f"Accuracy on {title}" if lead.classes > 1 else title, ["", *columns], rows)
     if lead.classes > 1:
         _show_classes(columns, runs, per_class)
     if lead.detection is not None:
         _show_detection({name: run.detection for name, run in found.items() if run.detection})
     elif lead.left_out:
-        output.hint(f"{lead.left_out} images of other classes were left out")
+        output.hint(f"{counted(lead.left_out, 'image')} of other classes left out")
     for name, run in found.items():
         if run.cued is not None:
             _tell_cues(f"{name}: " if costs else "", run)
@@ -67,7 +67,7 @@ def show_comparison(first: str, second: str, found: EvaluationComparison) -> Non
     if any(heights):
         rows.append(["LCA height", *("–" if height is None else f"{height.mean:+.3f}" for height in heights)])
         rows.append(["95 % interval", *("–" if height is None else _ends(height, 1, 3) for height in heights)])
-    output.show_table(f"{first} less {second}, on the same {found.neutral.images} images", ["", *runs], rows)
+    output.show_table(f"{first} less {second}, on the same {counted(found.neutral.images, 'image')}", ["", *runs], rows)
     output.hint("intervals and p tell how much hangs on the choice of images, not on the seed of a training")
 
 
@@ -112,7 +112,7 @@ def _accuracy(runs: Sequence[Accuracy]) -> list[list[str]]:
     rows.append(["hierarchical F", *(output.percent(found.f1) for found in by_tree)])
     levels = [(level, nodes) for level, nodes in enumerate(first.level_nodes[:-1]) if nodes > 1]
     for level, nodes in levels:
-        name = f"level {level + 1} ({nodes} nodes)"
+        name = f"level {level + 1} ({counted(nodes, 'node')})"
         rows.append([name, *(output.percent(found.level_accuracy[level]) for found in by_tree)])
     for level, _ in levels:
         name = f"level {level + 1}, likeliest node"
@@ -140,10 +140,10 @@ def _tell_cues(name: str, run: Evaluation) -> None:
     assert cued is not None
     change = 100 * (cued.accuracy.top1 - run.neutral.top1)
     if not cued.images:
-        output.show(f"{name}prior from {cued.source}, on all {run.images} images: {change:+.2f} points.")
+        output.show(f"{name}prior from {cued.source}, on all of {counted(run.images, 'image')}: {change:+.2f} points.")
         return
     how = "certain cues" if cued.gmacs is not None else " and ".join(cued.modes)
-    told = f"{name}{how} from {cued.source}, {cued.images} of {run.images} images cued: "
+    told = f"{name}{how} from {cued.source}, {cued.images} of {counted(run.images, 'image')} cued: "
     if cued.wrong is None:
         named = "" if cued.named is None else f"; {100 * cued.named:.1f} % of the cues named the image's class"
         told += f"{change:+.2f} points{named}."
@@ -176,9 +176,11 @@ def _show_detection(found: dict[str, Detection]) -> None:
             rows.append(["top-1 among these", *(output.percent(run.accuracy_accepted) for run in runs)])
         if lead.outside:
             rows.append(["others accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
-    title = f'"None of these": {lead.own} images of its own classes, {lead.outside} of others'
+    title = f'"None of these": {counted(lead.own, "image")} of its own classes, {lead.outside} of others'
     output.show_table(title, ["", *found], rows)
-    if lead.max_false_positive is not None:
+    if lead.max_false_positive == 1:
+        output.hint("the threshold was fitted to own images alone: of others, nothing was promised")
+    elif lead.max_false_positive is not None:
         output.hint(f"the threshold was fitted for at most {100 * lead.max_false_positive:g} % of others")
     if not lead.outside:
         output.hint("the data hold no images of other classes: how many of such are accepted is not known from them")

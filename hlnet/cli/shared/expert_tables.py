@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hlnet.cli.shared import output
 from hlnet.cli.shared.calibration_tables import show_calibration
+from hlnet.errors import counted
 from hlnet.expert.candidates import Candidate, candidates, classes_by_node, compared, fitting, floor, one_class
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class MadeExperts:
             if "calibration" in self.found[0]:
                 show_calibration(list(self.choices), self.found)
             count = len(self.kept)
-            what = f"{len(self.found)} experts" if self.several else f"{count} class{'es' if count > 1 else ''}"
+            what = counted(len(self.found), "expert") if self.several else counted(count, "class")
             show_written(self.found, what, self.out)
 
 
@@ -123,7 +124,7 @@ def show_written(told: Sequence[dict[str, Any]], what: str, out: Path | None) ->
     """Where the experts' files are, and what was proved of them."""
     if "max_logit_difference" in told[0]:
         largest = max(one["max_logit_difference"] for one in told)
-        on = f" on {told[0]['images']} images" if "images" in told[0] else ""
+        on = f" on {counted(told[0]['images'], 'image')}" if "images" in told[0] else ""
         output.show(
             f"verified: weights bitwise the full network's; logits equal{on} "
             f"(largest difference {largest:.1g}, float64)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.tree import Tree
 
+from hlnet.errors import counted
 from hlnet.store.names import BEST_FILE, MODEL_FILE, MODEL_FOLDER
 
 if TYPE_CHECKING:
@@ -94,14 +96,20 @@ def show_json(data: Any) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column is text and whose others are figures."""
+    """A table: columns of text to the left, columns of figures, but for the first, to the right."""
     stdout.print(escape(title), style="bold", highlight=False)
     table = Table()
     for number, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if number else "left")
+        figures = number > 0 and all(_is_figure(row[number]) for row in rows)
+        table.add_column(escape(column), justify="right" if figures else "left")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     stdout.print(table)
+
+
+def _is_figure(cell: str) -> bool:
+    """Whether a cell holds a number, perhaps with a unit, an interval or a sign before it; or nothing."""
+    return re.match(r"[<>+\-–−×]?\s*\d", cell) is not None or cell.strip() in ("", "–", "-")
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -188,7 +196,7 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
             if node.path in indices:
                 label += f" [dim]{indices[node.path]}[/]"
             elif level >= depth and below[node.path] > 1:
-                label += f" [dim]{below[node.path]} classes[/]"
+                label += f" [dim]{counted(below[node.path], 'class')}[/]"
             here.append(parent.add(label))
         if hidden:
             root.add(f"[dim]… {hidden} more at level {level}[/]")

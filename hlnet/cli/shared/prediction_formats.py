@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from hlnet.evaluation.prediction import Label, PathAnswer, Prediction
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: The columns of CSV; docs/predict.md says what is in them.
 COLUMNS = (
-    *("image", "answer", "level", "probability", "classes"),
+    *("image", "class", "answer", "level", "probability", "classes"),
     *("leaf", "leaf_probability", "score", "rejected", "error"),
 )
 
@@ -41,19 +41,32 @@ def choose_format(out: Path | None, form: Format | None) -> Format:
     return form or named or "text"
 
 
-def writer(form: Format, rejection: Rejection | None, labels: bool = True) -> Callable[[Prediction], str]:
+def columns(always: Sequence[str] = (), groups: bool = False) -> tuple[str, ...]:
+    """The columns of CSV.
+
+    Args:
+        always: names of the classes whose probability stands in every row, as ``p(tabby)``.
+        groups: whether a row is a group of images; their number follows.
+    """
+    return (*COLUMNS, *(("images",) if groups else ()), *(f"p({name})" for name in always))
+
+
+def writer(
+    form: Format, rejection: Rejection | None, labels: bool = True, always: Sequence[str] = (), groups: bool = False
+) -> Callable[[Prediction], str]:
     """What turns a prediction into the text that stands for it, line breaks included.
 
     Args:
         form: the format.
         rejection: the network's threshold, if it has one.
         labels: whether people want to see classes beside an answer that may end before them.
+        always, groups: as :func:`columns` takes them.
     """
     match form:
         case "jsonl":
             return lambda found: found.model_dump_json(exclude_none=True) + "\n"
         case "csv":
-            return lambda found: csv_row(_values(found))
+            return lambda found: csv_row([*_values(found), *_more(found, always, groups)])
     return lambda found: "".join(f"{line}\n" for line in _lines(found, rejection, labels))
 
 
@@ -64,9 +77,20 @@ def csv_row(values: Sequence[object]) -> str:
     '"a,b",,0.5,true\\n'
     """
     text = io.StringIO()
-    told = ["" if value is None else str(value).lower() if isinstance(value, bool) else value for value in values]
-    csv.writer(text, lineterminator="\n").writerow(told)
+    csv.writer(text, lineterminator="\n").writerow(map(_cell, values))
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """What stands in a cell: of a number that was measured, six digits."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.6g}"
+    return value
 
 
 def _values(found: Prediction) -> list[object]:
@@ -80,14 +104,22 @@ def _values(found: Prediction) -> list[object]:
     elif not found.rejected:
         share = best.path_probabilities[-1] if best.path_probabilities else best.probability
         reached = [best.path, best.path.count("/") + 1, share, 1]
-    return [found.image, *reached, best.path, best.probability, found.score, found.rejected, None]
+    name = None if found.rejected else best.name
+    return [found.image, name, *reached, best.path, best.probability, found.score, found.rejected, None]
+
+
+def _more(found: Prediction, always: Sequence[str], groups: bool) -> list[object]:
+    """What stands in a row on request."""
+    shares = found.always or {}
+    return [*([found.images] if groups else []), *(shares.get(name) for name in always)]
 
 
 def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iterator[str]:
     """For people: the image, and below it what it is; nothing of one that could not be read."""
     if found.error is not None:
         return
-    yield found.image
+    yield found.image if found.images is None else f"{found.image}  ({counted(found.images, 'image')})"
+    yield from _asked_for(found)
     told = ""
     if found.score_name is not None:
         told = f"  ({found.score_name} {'–' if found.score is None else format(found.score, '.4g')}"
@@ -102,6 +134,12 @@ def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iter
             yield f"  {'accepted' if rejection else 'perhaps'}  {label.path}{told}"
         else:
             yield f"  {_whole(label)}"
+
+
+def _asked_for(found: Prediction) -> Iterator[str]:
+    """``always: tabby 0.41, beagle <0.01``."""
+    if found.always:
+        yield "  always: " + ", ".join(f"{name} {_share(share)}" for name, share in found.always.items())
 
 
 def _whole(label: Label) -> str:

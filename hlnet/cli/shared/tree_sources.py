@@ -69,12 +69,20 @@ def classes_of(
 
 def read(source: str, shape: Shape, format: str | None, header: bool | None) -> ClassTree:
     """SOURCE's own nesting; cut, if more is asked for than levels that its classes can be continued to."""
+    from hlnet.tree.construct.wordnet import with_names
     from hlnet.tree.hierarchy import Outline
     from hlnet.tree.io import read_tree
 
     if source == "digits":
         raise UsageError("'digits' has no nesting to read; give --method parallel, or --method cluster --nodes 2,5")
-    tree = read_tree(source, format=format, header=header)
+    found = read_tree(source, format=format, header=header)
+    tree = with_names(found)
+    if tree is not found:
+        output.hint(
+            f"the classes are called by WordNet ids: '{found.classes[0]}' is named '{tree.classes[0]}', and so on"
+        )
+    if tree.num_levels == 1 and len(tree.classes) > 2:
+        output.hint("all classes lie side by side, in no groups; --method wordnet, cluster or llm finds some")
     reshaped = shape.reshaped(tree)
     if reshaped is not None or not shape.levels:
         return reshaped or tree
@@ -196,7 +204,8 @@ def by_confusions(
 
 def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Outline, list[str]]:
     """WordNet's hierarchy over the classes, found by id where they have one, else by name; and what was decided."""
-    from hlnet.tree.construct.wordnet import WordNet, classes_outline
+    from hlnet.tree.construct.wordnet import classes_outline
+    from hlnet.tree.dictionary import WordNet
 
     if download:
         WordNet.download()
@@ -205,6 +214,22 @@ def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple
     except UsageError as error:
         raise UsageError(f"{error} (--wordnet FOLDER, --download)") from error
     return classes_outline(classes, dictionary)
+
+
+def name_groups(tree: ClassTree) -> tuple[ClassTree, list[str]]:
+    """The tree, groups named by WordNet's word for what is in them where it has one; and which."""
+    from hlnet.tree.construct.wordnet import name_groups
+    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.vocabulary import default_wordnet
+
+    outline, wordnet = Outline.of(tree), default_wordnet()
+    if wordnet is None:
+        return tree, []
+    try:
+        notes = name_groups(outline, tree, wordnet)
+    except UsageError:  # it knows none of the classes
+        return tree, []
+    return outline.to_tree(tree.num_levels), notes
 
 
 def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:

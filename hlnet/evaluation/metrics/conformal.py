@@ -111,14 +111,19 @@ def threshold_for(fitted: PathConformal, coverage: float) -> float:
 
 
 def outcomes(
-    paths: TreePaths, down: Descent, fitted: PathConformal, coverages: Sequence[float] = (0.8, 0.9, 0.95, 0.99)
+    paths: TreePaths,
+    down: Descent,
+    fitted: PathConformal,
+    coverages: Sequence[float] = (0.8, 0.9, 0.95, 0.99),
+    labels: Tensor | None = None,
 ) -> dict[str, float]:
     """What becomes of images at some coverages: how many classes are left open, and how many images get what answer.
 
     Returns:
         for each coverage that there are images enough for, 0.9 for example: ``classes@0.9``, the mean number of classes
         under the answered node; ``decided@0.9``, the share of images that are answered with a class; ``unsure@0.9``,
-        the share whose answer is the trunk.
+        the share whose answer is the trunk; and with ``labels``, ``[N]``, ``held@0.9``: the share whose answer holds
+        their class.
     """
     sizes = torch.stack([torch.bincount(column, minlength=max(paths.counts)) for column in paths.places.T])
     found: dict[str, float] = {}
@@ -132,6 +137,9 @@ def outcomes(
         found[f"classes@{coverage:g}"] = float(left.double().mean())
         found[f"decided@{coverage:g}"] = float((left == 1).double().mean())
         found[f"unsure@{coverage:g}"] = float((level == 0).double().mean())
+        if labels is not None:
+            held = path_scores(paths, down, labels) < threshold_for(fitted, coverage)
+            found[f"held@{coverage:g}"] = float(held.double().mean())
     return found
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hlnet.errors import UsageError
+from hlnet.errors import UsageError, counted
 from hlnet.figures import BLUE, GREY, RED, own_style, save
 from hlnet.files import replacing
 from hlnet.tree.class_tree import ClassTree
@@ -161,7 +161,7 @@ def _drawn(counts: NDArray[np.int64], tree: ClassTree, title: str | None) -> Fig
         bar.ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}")
         bar.ax.tick_params(length=2, pad=1, labelsize=6)
         bar.ax.set_title(f"{name}, % of row", fontsize=7, pad=3)
-    told = title or f"{counts.sum()} images of {classes} class{'es' if classes > 1 else ''}"
+    told = title or f"{counted(int(counts.sum()), 'image')} of {counted(classes, 'class')}"
     figure.text(margin / width, (margin + side + 0.62) / height, told, fontsize=9, fontweight="bold")
     _part(axes, tree, 72 * side / classes)
     return figure

@@ -40,7 +40,7 @@ def class_probabilities(logits: Tensor, one_vs_all: bool = False, temperature: f
     return scaled.sigmoid() if one_vs_all else scaled.softmax(1)
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False, warn: bool = True) -> float:
     """The temperature T under which the labels are likeliest (Guo et al., "On Calibration of Modern Neural Networks",
     ICML 2017, Sec. 4.2).
 
@@ -53,6 +53,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False) ->
         logits: ``[N, K]``, of images that the network was not trained with; K at least 2 without ``one_vs_all``.
         labels: ``[N]``, column of the right class; with ``one_vs_all`` also -1, where it is none of them (z_y is 0).
         one_vs_all: see :func:`class_probabilities`.
+        warn: log a warning where it stands at a bound.
 
     Raises:
         UsageError: if there is no image, or one class only and no ``one_vs_all``.
@@ -78,12 +79,13 @@ def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False) ->
     low, high = (-math.log(bound) for bound in reversed(TEMPERATURES))
     for bound, best in ((low, slope(low) >= 0), (high, slope(high) <= 0)):
         if best:
-            log.warning(
-                "the temperature stands at its bound, %g: on these %d images %s; more images would tell",
-                math.exp(-bound),
-                len(logits),
-                "the logits say nothing" if bound == low else "no right class is in doubt",
-            )
+            if warn:
+                log.warning(
+                    "the temperature stands at its bound, %g: on these %d images %s; more images would tell",
+                    math.exp(-bound),
+                    len(logits),
+                    "the logits say nothing" if bound == low else "no right class is in doubt",
+                )
             return TEMPERATURES[0] if bound == high else TEMPERATURES[1]
     return math.exp(-brentq(slope, low, high))
 

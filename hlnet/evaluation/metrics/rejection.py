@@ -157,6 +157,32 @@ def conformal_threshold(outside: Tensor, max_false_positive: float) -> float:
     return math.nextafter(float(outside.double().sort(descending=True).values[rank - 1]), math.inf)
 
 
+def own_threshold(own: Tensor, max_rejected: float) -> float:
+    """The highest threshold that rejects at most a given share of new own images: reject if ``score < threshold``.
+
+    Of n scores, the k-th lowest, ``k = floor(a (n + 1))``: as :func:`conformal_threshold`, from the other side.
+
+    Args:
+        own: ``[n]``, scores of images of the network's own classes.
+        max_rejected: a, in 0..1.
+
+    Raises:
+        DataError: if there are fewer than ``1 / a - 1`` images.
+
+    Example:
+        >>> own_threshold(torch.arange(19.0), 0.1)  # k = 2: scores below 1 are rejected
+        1.0
+    """
+    rank = int(Decimal(str(max_rejected)) * (len(own) + 1))
+    if rank < 1:
+        needed = math.ceil(1 / Decimal(str(max_rejected))) - 1
+        raise DataError(
+            f"to reject at most {max_rejected:g} of the own images takes at least {needed} of them, the data hold "
+            f"{len(own)}: add some, or allow a higher share"
+        )
+    return float(own.double().sort().values[rank - 1])
+
+
 def false_positive_bound(outside: int, max_false_positive: float, confidence: float = 0.95) -> float:
     """What the share of accepted outside images stays under, in 95 of 100 fits on this many of them.
 

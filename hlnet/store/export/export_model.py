@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from hlnet.errors import RunError, UsageError
+from hlnet.errors import RunError, UsageError, with_article
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.store.checkpoint import load_checkpoint, read_header
 from hlnet.store.export.portable import PortableNet
@@ -99,7 +99,7 @@ def export_model(
         model = copy.deepcopy(model)
     if not isinstance(model, TrainableNetwork):
         raise UsageError(
-            f"a {type(model).__name__} cannot be exported; give a network, before hlnet.optimize, or a file"
+            f"{with_article(type(model).__name__)} cannot be exported; give a network, before hlnet.optimize, or a file"
         )
     if with_gains:
         require_branches(model, "to cue", "leave the gains out")

@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import linkage as merge
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
-from hlnet.errors import DataError, UsageError
+from hlnet.errors import DataError, UsageError, with_article
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.levels import condense
 from hlnet.tree.hierarchy import Outline, group_name
@@ -81,7 +81,7 @@ def classifier_rows(model: nn.Module) -> Tensor:
     classifier = getattr(model, "get_classifier", lambda: None)()
     weight = getattr(classifier, "weight", None)
     if weight is None or weight.ndim < 2:
-        raise UsageError(f"a {type(model).__name__} has no linear classifier whose rows could be clustered")
+        raise UsageError(f"{with_article(type(model).__name__)} has no linear classifier whose rows could be clustered")
     return F.normalize(weight.detach().double().cpu().flatten(1), dim=1)
 
 

@@ -65,8 +65,8 @@ def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     auto = as_json(files, f"eval {out} --attention-signal auto")
     best = {choice.way: choice for choice in found.network.choices if choice.reliability == 0.9}
     mode = found.attention.mode
-    ahead = [way for way in ("gain", "scale") if best[way].tuned_against_bias.low > 0]
-    assert mode == max(ahead or ["bias"], key=lambda way: best[way].tuned_top1)
+    ahead = [way for way in ("gain", "scale") if best[way].picked_against_bias.low > 0]
+    assert mode == max(ahead or ["bias"], key=lambda way: best[way].picked_top1)
     fixed = as_json(files, f"eval {out} --cue-mode {mode} --reliability 0.9")
     assert auto["cued"] == fixed["cued"] and auto["cued"]["wrong_share"] == pytest.approx(0.1)
     gain = hlnet.cues.cue.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
@@ -238,7 +238,7 @@ def test_predict_runs_only_what_is_certain(files):
         ("--cue cat=x1e9", "must lie between -1e+06 and 1e+06"),
         ("--cue cat=0.9 --cue-mode gain", "holds no gain for a reliability"),
         ("--cue cat=+2 --cue-mode gain", "is a shift"),
-        ("--cue cat", "how strongly the cue on 'cat' acts is not said"),
+        ("--cue cat", "the cue on 'cat' has no strength: add --reliability"),
         ("--certain", "none is given"),
         ("--reliability 0.9", "none is given"),
         ("--text blah", "gives no cue: no word of it is known"),
@@ -390,8 +390,8 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("eval @full.safetensors --cues @missing.csv", "missing.csv"),
         ("eval @full.safetensors --cues @missing.csv --wrong-cues 0.5", "are for cues from labels"),
         ("eval @full.safetensors --cues @missing.csv --wrong-cue sibling", "are for cues from labels"),
-        ("eval @full.safetensors --wrong-cue sibling", "how strongly cues act is not said: add --reliability"),
-        ("eval @full.safetensors --prior @even.csv --cue-mode bias", "how strongly cues act is not said"),
+        ("eval @full.safetensors --wrong-cue sibling", "the cues have no strength: add --reliability"),
+        ("eval @full.safetensors --prior @even.csv --cue-mode bias", "the cues have no strength"),
         ("eval @full.safetensors --certain --cue-mode gain", "takes cues as facts"),
         ("eval @plain.safetensors --certain", "is a plain network, which has no branches to skip"),
         ("eval @full.safetensors --attention-signal 1e9", "must lie between 0 and 1e+06"),

@@ -12,8 +12,10 @@ from helpers import wordnet_files
 from helpers.wordnet_files import TINY, write
 
 import hlnet.tree.construct.wordnet
+import hlnet.tree.dictionary
 from hlnet.errors import RunError, UsageError
-from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
+from hlnet.tree.construct.wordnet import wordnet_outline
+from hlnet.tree.dictionary import WordNet
 
 real, tiny = wordnet_files.real, wordnet_files.tiny
 
@@ -58,7 +60,7 @@ def test_searches_its_places(tmp_path, monkeypatch):
     import nltk.data
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "data")])
-    monkeypatch.setattr(hlnet.tree.construct.wordnet, "SHARED", (str(tmp_path / "share"),))
+    monkeypatch.setattr(hlnet.tree.dictionary, "SHARED", (str(tmp_path / "share"),))
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path / "search"))
     monkeypatch.setenv("WNHOME", str(tmp_path / "home"))
     with pytest.raises(UsageError, match=r"wordnet-base.*folder of a dictionary.*download"):
@@ -216,9 +218,10 @@ def test_nltk_comes_late():
 def test_docstrings(real):
     """The examples, which are skipped elsewhere as not every machine has a dictionary."""
     runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder().find(
-        hlnet.tree.construct.wordnet, globs=vars(hlnet.tree.construct.wordnet).copy()
-    ):
+    modules = (hlnet.tree.construct.wordnet, hlnet.tree.dictionary)
+    for test in [
+        test for module in modules for test in doctest.DocTestFinder().find(module, globs=vars(module).copy())
+    ]:
         for example in test.examples:
             example.options.pop(doctest.SKIP, None)
         runner.run(test)

@@ -9,7 +9,8 @@ from helpers.wordnet_files import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
+from hlnet.tree.construct.wordnet import wordnet_outline
+from hlnet.tree.dictionary import WordNet
 
 real = wordnet_files.real
 

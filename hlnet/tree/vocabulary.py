@@ -6,15 +6,18 @@ else names; and a word that WordNet knows better than the tree ("poodle") means 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.wordnet import WordNet
+from hlnet.tree.dictionary import WAYS, WordNet
 from hlnet.tree.nodes import is_wordnet_id
+
+log = logging.getLogger("hlnet")
 
 _ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("es", ""), ("s", ""))
 
@@ -138,7 +141,10 @@ class TreeWords:
     def _ids(self) -> dict[str, tuple[int, ...]]:
         """Classes of the nodes that have WordNet ids; not those of another version, which the dictionary lacks."""
         found = {}
-        for path, text in self.tree.ids.items() if self.wordnet else ():
+        called = {
+            leaf.path: leaf.name for leaf in self.tree.leaves
+        } | self.tree.ids  # folders may be named by their ids
+        for path, text in called.items() if self.wordnet else ():
             if is_wordnet_id(text):
                 try:
                     found[self.wordnet.id(text)] = self.tree.leaves_under(path)  # type: ignore[union-attr]
@@ -175,6 +181,25 @@ class TreeWords:
             if found := set().union(*(set(self._ids.get(each, ())) or self._called_so(each) for each in row)):
                 return found
         return set()
+
+
+@cache
+def default_wordnet() -> WordNet | None:
+    """This machine's dictionary, or ``None``, which is told once in the log ``hlnet``."""
+    try:
+        return WordNet()
+    except UsageError:
+        told = "no WordNet dictionary here: words are found by the names of nodes and what comes with hlnet alone; %s"
+        log.info(told, WAYS)
+        return None
+
+
+def tree_words(tree: ClassTree, wordnet: WordNet | None) -> TreeWords:
+    """Kept on the tree, as its own cached properties are."""
+    known: dict[WordNet | None, TreeWords] = tree.__dict__.setdefault("_words", {})
+    if wordnet not in known:
+        known[wordnet] = TreeWords(tree, wordnet)
+    return known[wordnet]
 
 
 def _first(known: Mapping[str, list[tuple[int, ...]]], words: str) -> list[tuple[int, ...]]:
