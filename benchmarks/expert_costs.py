@@ -17,12 +17,20 @@ import numpy as np
 
 import hlnet
 from hlnet.files import replacing
+from hlnet.model.cost import unit_costs
+from hlnet.model.presets import network_config
+from hlnet.tree.construct.budget import Budget, expert_costs, tree_for_budget
+from hlnet.tree.construct.controls import balanced_tree, random_tree
+from hlnet.tree.construct.levels import condense
+from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
+from hlnet.tree.hierarchy import Outline
+from hlnet.tree.selection import read_selections
 
 PAPER = (17, 161)
 SCENES = Path(__file__).parent.parent / "examples" / "scenes.yaml"
 
 
-def wordnet_groups(outline: hlnet.Outline) -> dict[str, list[str]]:
+def wordnet_groups(outline: Outline) -> dict[str, list[str]]:
     """The classes below each synset that has 5 to 100 of them."""
     groups = {}
     for node in outline.walk():
@@ -39,32 +47,30 @@ def main() -> None:
     arguments = parser.parse_args()
 
     shipped = hlnet.read_tree("preset:imagenet1k")
-    outline, _ = hlnet.wordnet_outline([str(leaf.id) for leaf in shipped.leaves], hlnet.WordNet(arguments.wordnet))
+    outline, _ = wordnet_outline([str(leaf.id) for leaf in shipped.leaves], WordNet(arguments.wordnet))
     outline.rename_classes(shipped)
-    units, _ = hlnet.unit_costs(hlnet.network_config("n3hl_resnet50", levels=3))
-    found = hlnet.read_selections(SCENES, shipped)
+    units, _ = unit_costs(network_config("n3hl_resnet50", levels=3))
+    found = read_selections(SCENES, shipped)
     scenes = {name: [shipped.classes[i] for i in chosen] for name, chosen in found.items()}
     results = []
     for kind, groups in {"WordNet": wordnet_groups(outline), "scenes": scenes}.items():
-        budgets = {m: hlnet.Budget(m, 0) for m in ("params", "macs")}
-        spent = {m: hlnet.Budget(m, b.spent(units, (*PAPER, 1000))) for m, b in budgets.items()}
+        budgets = {m: Budget(m, 0) for m in ("params", "macs")}
+        spent = {m: Budget(m, b.spent(units, (*PAPER, 1000))) for m, b in budgets.items()}
         capped = {"max_children": 20}
         trees = {
             "shipped, by reading": shipped,
-            "even, over the shipped order": hlnet.balanced_tree(shipped, PAPER),
-            "random": hlnet.random_tree(shipped, PAPER, seed=0),
-            "WordNet": hlnet.condense(outline, PAPER).to_tree(3),
-            "WordNet, for these groups": hlnet.condense(outline, PAPER, together=groups.values()).to_tree(3),
-            "budget, for these groups": hlnet.tree_for_budget(outline, units, spent["macs"], groups),
-            "the same, at most 20 children a node": hlnet.tree_for_budget(
-                outline, units, spent["macs"], groups, **capped
-            ),
+            "even, over the shipped order": balanced_tree(shipped, PAPER),
+            "random": random_tree(shipped, PAPER, seed=0),
+            "WordNet": condense(outline, PAPER).to_tree(3),
+            "WordNet, for these groups": condense(outline, PAPER, together=groups.values()).to_tree(3),
+            "budget, for these groups": tree_for_budget(outline, units, spent["macs"], groups),
+            "the same, at most 20 children a node": tree_for_budget(outline, units, spent["macs"], groups, **capped),
         }
         fewest = [sum(b.of(unit) * n for unit, n in zip(units, (1, 1, 1, 0), strict=True)) for b in budgets.values()]
         for name, tree in trees.items():
             row = {"groups": kind, "number": len(groups), "tree": name, "nodes": tree.counts}
             for (measure, budget), least in zip(budgets.items(), fewest, strict=True):
-                costs = hlnet.expert_costs(tree, groups, units, budget)
+                costs = expert_costs(tree, groups, units, budget)
                 sizes = np.array([len(names) for names in groups.values()])
                 row[measure] = float(costs.mean())
                 row[f"{measure} of the head"] = float(costs.mean() - budget.of(units[0]))

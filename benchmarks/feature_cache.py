@@ -34,6 +34,7 @@ from hlnet.data.features import CachedFeatures
 from hlnet.data.images import LabelledImages
 from hlnet.files import replacing
 from hlnet.model.trunk import load_trunk_weights
+from hlnet.tree.construct.controls import balanced_tree
 
 BACKBONE, BACKBONE_ARGS = "mobilenetv2_100", {"pad_type": "same"}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)
@@ -112,7 +113,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def tree_of(data: str) -> hlnet.ClassTree:
     """Two nodes, then five, then the classes."""
-    return hlnet.balanced_tree(hlnet.ClassTree.parallel(hlnet.load_data(data, "val").classes), (2, 5))
+    return balanced_tree(hlnet.ClassTree.parallel(hlnet.load_data(data, "val").classes), (2, 5))
 
 
 def print_report(found: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ import hlnet
 from hlnet.files import replacing
 from hlnet.model.hierarchical import BranchTree
 from hlnet.model.latency import random_network
+from hlnet.model.presets import network_config
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers.naive import NaiveTree, copy_weights
@@ -41,7 +42,7 @@ ROUNDS = 7
 
 def load_branches(kind: type[BranchTree | NaiveTree], path: Path) -> None:
     """Build the branches and give them their weights."""
-    config, tree = hlnet.network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced((10, 90, 1000))
+    config, tree = network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced((10, 90, 1000))
     with torch.device("meta"):
         head = kind(tree, 1024, config.block, config.widths, config.strides)
     head.load_state_dict(load_file(path), assign=True)
@@ -69,7 +70,7 @@ def peak(code: str) -> float:
 def cutting_memory(folder: Path, counts: tuple[int, ...]) -> dict[str, float]:
     """The peak while five classes are cut out of a network of so many nodes a level."""
     full, expert = folder / "parent.safetensors", folder / "cut.safetensors"
-    net = random_network(hlnet.network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced(counts))
+    net = random_network(network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced(counts))
     hlnet.save_checkpoint(net, full)
     del net
     imports = "from hlnet.expert.cut import cut_checkpoint; import safetensors.torch, timm\n"
@@ -84,7 +85,7 @@ def measure(folder: Path) -> dict[str, Any]:
     full, ours, naive, expert, copy = (
         folder / f"{name}.safetensors" for name in ("full", "ours", "naive", "expert", "copy")
     )
-    config, tree = hlnet.network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced((10, 90, 1000))
+    config, tree = network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced((10, 90, 1000))
     net = random_network(config, tree)
     assert isinstance(net.head, BranchTree)
     one_by_one = NaiveTree(tree, 1024, config.block, config.widths, config.strides)

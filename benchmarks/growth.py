@@ -26,13 +26,14 @@ import hlnet
 from hlnet.files import replacing
 from hlnet.model.cost import profile
 from hlnet.model.latency import random_network
+from hlnet.model.presets import network_config
 
 COUNTS = {10: (2, 5, 10), 100: (4, 34, 100), 1000: (10, 90, 1000), 10000: (30, 600, 10000)}
 
 
 def measure(classes: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    config = hlnet.network_config("n3hl_resnet50", 3)
+    config = network_config("n3hl_resnet50", 3)
     found: dict[str, Any] = {"classes": classes, "nodes": COUNTS[classes]}
 
     def clock(name: str, call: Callable[[], Any]) -> Any:

@@ -31,8 +31,10 @@ from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.files import replacing
 from hlnet.model.cost import count_macs
+from hlnet.model.plain import PlainConfig
 from hlnet.model.trunk import load_trunk_weights
 from hlnet.tree.construct.cluster import class_means, cluster_tree
+from hlnet.tree.construct.controls import random_tree
 
 BACKBONE: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_args": {"pad_type": "same"}}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)  # half the paper's widths
@@ -68,7 +70,7 @@ def network(kind: str, tree: hlnet.ClassTree, size: int, weights: Path, seed: in
     """A network with its trunk's weights and the input that they were trained with."""
     torch.manual_seed(seed)
     if kind == "plain":
-        net: Any = hlnet.PlainNet(hlnet.PlainConfig(**BACKBONE), tree)
+        net: Any = hlnet.PlainNet(PlainConfig(**BACKBONE), tree)
     else:
         shape = {"widths": WIDTHS, "strides": (2, 2, 2) if kind == "PHL" else STRIDES}
         config = hlnet.NetworkConfig(**BACKBONE, block="bottleneck", **shape)
@@ -123,7 +125,7 @@ def severity(tree: hlnet.ClassTree, found: Tensor, labels: Tensor) -> float:
 def measure(args: argparse.Namespace, kind: str, seed: int, trees: dict[str, hlnet.ClassTree], data: Any) -> Any:
     tree = trees.get(kind.removeprefix("N3HL, "), trees["given tree"])
     if kind == "N3HL, random tree":
-        tree = hlnet.random_tree(trees["given tree"], tree.counts[:-1], seed)
+        tree = random_tree(trees["given tree"], tree.counts[:-1], seed)
     net = network(kind, tree, args.size, args.trunk_weights, seed)
     config = hlnet.TrainConfig(
         epochs=args.epochs, seed=seed, batch_size=args.batch_size, frozen_trunk=True, cache_views=1

@@ -17,6 +17,10 @@ from typing import Any
 from timm.data import ImageNetInfo
 
 import hlnet
+from hlnet.tree.construct.controls import balanced_tree
+from hlnet.tree.construct.levels import condense
+from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
+from hlnet.tree.measures import check_tree, compare_trees
 
 NODES = (40, 400, 3000)
 
@@ -34,16 +38,16 @@ def main() -> None:
         return result
 
     ids = ImageNetInfo("imagenet-21k-goog").label_names()
-    wordnet = clock("open WordNet", lambda: hlnet.WordNet(arguments.wordnet))
-    outline, _ = clock("hypernyms of all classes", lambda: hlnet.wordnet_outline(ids, wordnet))
-    tree = clock("condense, and build the tree", lambda: hlnet.condense(outline, NODES).to_tree(4))
-    clock("check", lambda: hlnet.check_tree(tree))
+    wordnet = clock("open WordNet", lambda: WordNet(arguments.wordnet))
+    outline, _ = clock("hypernyms of all classes", lambda: wordnet_outline(ids, wordnet))
+    tree = clock("condense, and build the tree", lambda: condense(outline, NODES).to_tree(4))
+    clock("check", lambda: check_tree(tree))
     clock("prune to every fourth class", lambda: tree.prune(range(0, len(ids), 4)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.tree.json"
         clock("write", lambda: hlnet.write_tree(tree, path))
         assert clock("read", lambda: hlnet.read_tree(path)) == tree
-    clock("compare with a balanced tree", lambda: hlnet.compare_trees(tree, hlnet.balanced_tree(tree, NODES)))
+    clock("compare with a balanced tree", lambda: compare_trees(tree, balanced_tree(tree, NODES)))
     inside = clock("ancestor matrix", tree.ancestors)
     print(
         f"\n{tree.counts} nodes; the ancestor matrix holds {inside.nnz} of {inside.shape[0] * inside.shape[1]} entries"

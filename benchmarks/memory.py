@@ -25,6 +25,7 @@ import hlnet
 from hlnet.files import replacing
 from hlnet.model.hierarchical import BranchTree
 from hlnet.model.latency import random_network
+from hlnet.model.presets import network_config
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers.naive import NaiveTree
@@ -43,7 +44,7 @@ def resident(field: str) -> float:
 def measure(form: str, classes: int, batch: int) -> dict[str, float]:
     """One form, in this process."""
     torch.set_num_threads(1)
-    config = hlnet.network_config("n3hl_resnet50", 3)
+    config = network_config("n3hl_resnet50", 3)
     tree = hlnet.ClassTree.balanced(COUNTS[classes])
     features = torch.randn(batch, 1024, 14, 14)
     idle = resident("VmRSS")

@@ -27,11 +27,14 @@ from torch import Tensor
 
 import hlnet
 from hlnet.cues.effect import gains_for
+from hlnet.data.feature_cache import cached_features
 from hlnet.data.features import CachedFeatures
 from hlnet.data.tree_data import TreeData, eval_transform, train_transform
 from hlnet.evaluation.metrics.accuracy import accuracy
 from hlnet.files import replacing
+from hlnet.model.plain import PlainConfig
 from hlnet.model.presets import network_config
+from hlnet.model.transform import InputTransform
 from hlnet.model.trunk import load_trunk_weights
 
 BACKBONE, BACKBONE_ARGS = "mobilenetv2_100", {"pad_type": "same"}
@@ -48,7 +51,7 @@ VIEWS = 4
 def network(kind: str, tree: hlnet.ClassTree, weights: Path) -> Any:
     """A network with its trunk's weights and the transform that they were trained with, at 160 pixels."""
     if kind == "plain":
-        net: Any = hlnet.PlainNet(hlnet.PlainConfig(backbone=BACKBONE, backbone_args=BACKBONE_ARGS), tree)
+        net: Any = hlnet.PlainNet(PlainConfig(backbone=BACKBONE, backbone_args=BACKBONE_ARGS), tree)
     else:
         shape = tree.parallelized() if kind == "PHL" else tree
         net = hlnet.create_model(BACKBONE, tree=shape, backbone_args=BACKBONE_ARGS, **BRANCHES[kind])
@@ -66,7 +69,7 @@ def features(root: Path, tree: hlnet.ClassTree, weights: Path) -> dict[str, Cach
         training = split == "train"
         transform = train_transform(net.transform, "rand-m9-mstd0.5") if training else eval_transform(net.transform)
         data = TreeData(hlnet.load_data(root, split), tree, transform)  # type: ignore[arg-type]
-        found[split] = hlnet.cached_features(net, data, VIEWS if training else 1)
+        found[split] = cached_features(net, data, VIEWS if training else 1)
     return found
 
 
@@ -153,7 +156,7 @@ def half(tree: hlnet.ClassTree, name: str) -> list[int]:
 def print_report(results: dict[str, Any]) -> None:
     """The tables, with means over the seeds and their standard deviation, in percent."""
     names = sorted({key.split("/")[0] for key in results})
-    transform = hlnet.InputTransform(input_size=(3, 160, 160))
+    transform = InputTransform(input_size=(3, 160, 160))
     print("| network | nodes | parameters, M | GMACs | expert of 5: parameters, M | GMACs |\n|---|---|---|---|---|---|")
     for kind, shape in BRANCHES.items():
         tree = hlnet.read_tree("preset:imagenette")

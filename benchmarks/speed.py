@@ -30,10 +30,11 @@ from matplotlib.figure import Figure
 
 import hlnet
 from hlnet.files import replacing
-from hlnet.model.cost import plain_cost, total_cost
+from hlnet.model.cost import plain_cost, total_cost, unit_costs
 from hlnet.model.fast.fuse import fuse
 from hlnet.model.hierarchical import BranchTree
 from hlnet.model.latency import random_network
+from hlnet.model.presets import network_config
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers.naive import NaiveTree, copy_weights
@@ -84,7 +85,7 @@ def medians(forms: dict[str, Callable[[], Any]], seconds: float) -> dict[str, di
 def networks(classes: int, backbone: str = "resnet50", phl: bool = False) -> tuple[hlnet.HierarchicalNet, NaiveTree]:
     """A network with random weights, and its branches as one module each."""
     name = {"resnet50": "n3hl_resnet50", "convnextv2_tiny": "n3hl_convnextv2_tiny"}.get(backbone, backbone)
-    config = hlnet.network_config("phl_resnet50" if phl else name, 3)
+    config = network_config("phl_resnet50" if phl else name, 3)
     net = random_network(config, hlnet.ClassTree.balanced((classes,) * 3 if phl else COUNTS[classes]))
     naive = NaiveTree(net.tree, net.trunk.channels, config.block, config.widths, config.strides)
     assert isinstance(net.head, BranchTree)
@@ -101,7 +102,7 @@ def inference(
     images = torch.randn(batch, 3, 224, 224)
     last = images.to(memory_format=torch.channels_last)
     folded = fuse(plain, images[:1])
-    units, _ = hlnet.unit_costs(net.config)
+    units, _ = unit_costs(net.config)
     macs = total_cost(units, net.tree.counts).gmacs
     plain_macs = plain_cost(net.config, classes, (3, 224, 224)).gmacs
     with torch.inference_mode():
@@ -140,7 +141,7 @@ def inference(
 def experts(batch: int, seconds: float) -> dict[str, Any]:
     """Five of 1000 classes, strewn and siblings: is the time saved as much as the multiply-accumulates?"""
     net, _ = networks(1000)
-    units, _ = hlnet.unit_costs(net.config)
+    units, _ = unit_costs(net.config)
     siblings = net.tree.leaves_under(net.tree.levels[1][7].path)[:5]
     kept = {"siblings": siblings, "strewn": (3, 207, 411, 650, 998)}
     models = {"full": hlnet.optimize(net)}

@@ -2,11 +2,11 @@
 
     python benchmarks/text_cues.py --tree preset:imagenet1k --tree preset:cifar100 --encoder FOLDER
 
-By words (``hlnet.cues_from_text``) and, with ``--encoder``, by meaning (``hlnet.cues_from_embedding``) at several
-thresholds. No text is the name of a node. They are WordNet's definitions of the classes, which paraphrase as captions
-do; WordNet's other nouns for them; and the sounds and everyday words of the table that comes with hlnet. All but the
-first are what the way by words looks up, so that it finds these is no news. What is right is told by the ids of WordNet
-in the tree. Needs a WordNet dictionary.
+By words (``hlnet.cues.words.cues_from_text``) and, with ``--encoder``, by meaning
+(``hlnet.cues.embedding.cues_from_embedding``) at several thresholds. No text is the name of a node. They are WordNet's
+definitions of the classes, which paraphrase as captions do; WordNet's other nouns for them; and the sounds and
+everyday words of the table that comes with hlnet. All but the first are what the way by words looks up, so that it
+finds these is no news. What is right is told by the ids of WordNet in the tree. Needs a WordNet dictionary.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 import hlnet
-from hlnet.cues.embedding import load_encoder
-from hlnet.cues.words import cue_table
+from hlnet.cues.embedding import cues_from_embedding, load_encoder
+from hlnet.cues.words import cue_table, cues_from_text
+from hlnet.tree.dictionary import WordNet
 from hlnet.tree.nodes import is_wordnet_id
 from hlnet.tree.selection import select_classes
 from hlnet.tree.vocabulary import TreeWords, plain
@@ -41,7 +42,7 @@ class Remembering:
         return np.stack([self.known[text] for text in texts])
 
 
-def texts_for(tree: hlnet.ClassTree, wordnet: hlnet.WordNet) -> dict[str, dict[str, set[int]]]:
+def texts_for(tree: hlnet.ClassTree, wordnet: WordNet) -> dict[str, dict[str, set[int]]]:
     """For each kind, texts and the classes that they mean."""
     words = TreeWords(tree, wordnet)
     found: dict[str, dict[str, set[int]]] = {"definitions": {}, "other nouns": {}, "sounds": {}, "everyday words": {}}
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="a model of sentence-transformers: a folder, or a name on the hub")
     args = parser.parse_args()
     logging.getLogger("hlnet").setLevel(logging.ERROR)  # what each text was taken for
-    wordnet = hlnet.WordNet()
+    wordnet = WordNet()
     encoder = Remembering(load_encoder(args.encoder)) if args.encoder else None
     for source in args.tree:
         tree = hlnet.read_tree(source)
@@ -90,12 +91,10 @@ def main() -> None:
         print(f"| way | {' | '.join(f'{kind} ({len(texts)})' for kind, texts in kinds.items())} |")
         print("|---|" + "---|" * len(kinds))
         ways: dict[str, Callable[[str], Sequence[hlnet.Cue]]] = {
-            "words": partial(hlnet.cues_from_text, tree=tree, wordnet=wordnet)
+            "words": partial(cues_from_text, tree=tree, wordnet=wordnet)
         }
         for least in THRESHOLDS if encoder else ():
-            ways[f"meaning, from {least}"] = partial(
-                hlnet.cues_from_embedding, tree=tree, encoder=encoder, threshold=least
-            )
+            ways[f"meaning, from {least}"] = partial(cues_from_embedding, tree=tree, encoder=encoder, threshold=least)
         for name, find in ways.items():
             cells = [judged(tree, texts, find) if texts else "–" for texts in kinds.values()]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)

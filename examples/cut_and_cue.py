@@ -6,6 +6,7 @@ python examples/cut_and_cue.py
 import torch
 
 import hlnet
+from hlnet.cues.effect import gains_for
 
 # A tree: inner nodes are mappings; classes are names with their index in the data set.
 tree = hlnet.ClassTree.from_nested(
@@ -36,5 +37,5 @@ hlnet.save_checkpoint(expert, "closed.safetensors")
 images, labels = next(iter(hlnet.loader(val_data, 8)))
 eight = torch.full((8,), tree.classes.index("8"))
 with torch.no_grad():
-    change = net(images, hlnet.gains_for(tree, eight, signal=3.0)) - net(images)
+    change = net(images, gains_for(tree, eight, signal=3.0)) - net(images)
 print("logits that the cue changed:", {tree.classes[i] for i in change.abs().amax(0).nonzero().flatten().tolist()})

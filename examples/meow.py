@@ -11,6 +11,7 @@ import argparse
 import torch
 
 import hlnet
+from hlnet.cues.words import cues_from_text
 from hlnet.data.images import open_image
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,7 +27,7 @@ else:
     net = hlnet.create_model("n3hl_convnextv2_tiny", tree="preset:imagenet1k").eval()
 
 # The nodes that the words name: by the names of nodes, a table of common sounds, and WordNet if it is installed.
-heard = hlnet.cues_from_text(args.sound, net.tree)
+heard = cues_from_text(args.sound, net.tree)
 if not heard:
     parser.error(f"nothing in the tree is known to sound like '{args.sound}'")
 selection = ",".join(cue.node for cue in heard)

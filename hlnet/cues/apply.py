@@ -49,11 +49,11 @@ class BatchLogits:
         Args:
             cues: of each image; none for an image without a cue.
             policy: how they act, and the prior.
-            competing: as :func:`hlnet.cue_effect` takes it.
+            competing: as :func:`hlnet.cues.effect.cue_effect` takes it.
 
         Raises:
-            UsageError: as :func:`hlnet.cue_effect`; for certain cues, if the network is plain or not optimised, or the
-                cues of an image leave no class.
+            UsageError: as :func:`hlnet.cues.effect.cue_effect`; for certain cues, if the network is plain or not
+                optimised, or the cues of an image leave no class.
         """
         if not (any(cues) or policy.prior):
             return self.neutral

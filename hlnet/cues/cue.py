@@ -57,7 +57,8 @@ class Cue(BaseModel):
 
     Raises:
         pydantic.ValidationError: for a reliability outside 0 to 1, a strength beyond a million, or both. What users
-            write goes through :func:`hlnet.parse_cue` or :func:`hlnet.read_cues`, which raise a UsageError.
+            write goes through :func:`hlnet.cues.files.parse_cue` or :func:`hlnet.cues.files.read_cues`, which raise a
+            UsageError.
 
     Example:
         >>> Cue(node="animal/cat", reliability=0.9).reliability

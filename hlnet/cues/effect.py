@@ -180,7 +180,8 @@ def _frequencies(tree: ClassTree, prior: Mapping[str, float], competing: Sequenc
     """The prior of each class; of those that do not compete, whatever it may be."""
     if lacking := [tree.classes[place] for place in competing if tree.classes[place] not in prior]:
         raise UsageError(
-            f"the prior says nothing of {some(lacking)}; it takes every class by name, as hlnet.read_prior spreads "
+            f"the prior says nothing of {some(lacking)}; it takes every class by name, as "
+            "hlnet.cues.prior.read_prior spreads "
             "probabilities of nodes over their classes"
         )
     found = np.array([prior.get(name, 0.0) for name in tree.classes])

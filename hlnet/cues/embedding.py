@@ -68,13 +68,13 @@ def cues_from_embedding(
     """A cue on the node whose name is nearest to a text in meaning, by cosine similarity.
 
     The text is taken as a whole: "a dog and a cat" lies between the two. This is for sentences; of sounds and single
-    nouns :func:`hlnet.cues_from_text` is far more often right (docs/attention.md has figures of both).
+    nouns :func:`hlnet.cues.words.cues_from_text` is far more often right (docs/attention.md has figures of both).
 
     Args:
         text: in the model's language.
         tree: the classes.
         encoder: the model, which is asked for the nodes' names once and taken for fixed then; or what
-            :func:`hlnet.load_encoder` takes, which is loaded at every call.
+            :func:`hlnet.cues.embedding.load_encoder` takes, which is loaded at every call.
         threshold: the least similarity, up to 1. What it is worth depends on the model.
         margin: nodes whose similarity is less by no more than this are named too, as alternatives; but of two of which
             one holds the other, the nearer alone.

@@ -118,7 +118,7 @@ def read_cues(path: str | Path, tree: ClassTree, skip_unknown: bool = False) -> 
             altogether: an expert has some of the nodes only that a station's record of sounds names.
 
     Returns:
-        cues by the image's name as it is written; :class:`hlnet.CueTable` finds an image's.
+        cues by the image's name as it is written; :class:`hlnet.cues.table.CueTable` finds an image's.
 
     Raises:
         UsageError: if the file cannot be read, holds no cue, or one that is not as it should be; with the line.

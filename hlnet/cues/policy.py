@@ -28,7 +28,7 @@ class CuePolicy(BaseModel):
         certain: whether cues are taken as facts: only the classes that they leave run, and can win. Strengths and
             reliabilities do not count.
         prior: how frequent each class is where the images come from, by class name. All images' logits are shifted by
-            it (:func:`hlnet.prior_shift`), whatever the mode, and reliabilities are weighed against it.
+            it (:func:`hlnet.cues.prior.prior_shift`), whatever the mode, and reliabilities are weighed against it.
 
     Raises:
         pydantic.ValidationError: for values out of range, or both a strength and a reliability.

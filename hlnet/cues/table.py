@@ -37,8 +37,9 @@ class CueTable:
     """The cues of images.
 
     Args:
-        by_image: by image name, as :func:`hlnet.read_cues` gives them: a file's name (``1.jpg``), or so many folders
-            with it as tell it from others (``cat/1.jpg``, the path relative to the split's folder, or a whole path).
+        by_image: by image name, as :func:`hlnet.cues.files.read_cues` gives them: a file's name (``1.jpg``), or so
+            many folders with it as tell it from others (``cat/1.jpg``, the path relative to the split's folder, or a
+            whole path).
         everywhere: cues that every image has.
         source: what they were read from, for messages and reports.
 

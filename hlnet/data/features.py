@@ -137,7 +137,8 @@ class FeatureSource:
     Args:
         net: its ``features`` are taken.
         data: images with labels.
-        views, batch_size, workers, seed, on_batch, skip_unreadable: see :func:`hlnet.cached_features`.
+        views, batch_size, workers, seed, on_batch, skip_unreadable: see
+            :func:`hlnet.data.feature_cache.cached_features`.
 
     Attributes:
         labels: of each image, once :meth:`features` has gone through the first view.

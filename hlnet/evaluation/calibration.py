@@ -68,8 +68,9 @@ def calibrate(
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.transform import InputTransform
         >>> net = hlnet.create_model("test_resnet", tree=["0", "1", "2"])
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> prepare = hlnet.eval_transform(net.transform)
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, prepare, outside=True)
         >>> report = calibrate(net, data, max_false_positive=0.1)
@@ -157,8 +158,9 @@ def calibrate_paths(
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.transform import InputTransform
         >>> net = hlnet.create_model("test_resnet", tree={"low": ["0", "1", "2"], "high": ["8", "9"]})
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> prepare = hlnet.eval_transform(net.transform)
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, prepare, subset=True)
         >>> report = calibrate_paths(net, data)
@@ -254,7 +256,7 @@ def calibrate_own(
     Example:
         >>> import hlnet
         >>> net = hlnet.create_model("test_resnet", tree=["0", "1", "2"])
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> net.transform = net.transform.adjusted(img_size=32)
         >>> prepare = hlnet.eval_transform(net.transform)
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, prepare, subset=True)
         >>> fitted = calibrate_own(net, data, max_rejected=0.1)

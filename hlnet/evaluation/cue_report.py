@@ -49,8 +49,8 @@ class Choice(BaseModel):
     the others.
 
     Attributes:
-        way: ``gain``, ``bias`` or ``scale``, tuned; ``bayes``, the bias by :func:`hlnet.cue_evidence`; or ``stored``,
-            the gain by the curve in the network's file, where it has one and classes are cued.
+        way: ``gain``, ``bias`` or ``scale``, tuned; ``bayes``, the bias by :func:`hlnet.cues.cue.cue_evidence`; or
+            ``stored``, the gain by the curve in the network's file, where it has one and classes are cued.
         reliability: the share of right cues.
         strength: what was chosen; of ``bayes`` at a level above the classes, its mean.
         tuned_top1: with that share of right cues, on the part that tunes, so the best of all that were tried.
@@ -167,9 +167,10 @@ def attend(
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.transform import InputTransform
         >>> tree = hlnet.ClassTree.from_nested({"low": ["0", "1", "2"], "high": ["7", "8", "9"]})
         >>> net = hlnet.create_model("test_resnet", tree=tree)
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> prepare = hlnet.eval_transform(net.transform)
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), tree, prepare, subset=True)
         >>> report = attend(net, hlnet.loader(data, 64), gains=[1, 3])

@@ -90,7 +90,7 @@ class CueRuns:
         """The cues of a table, from labels by default, where the ``kept`` classes compete.
 
         Raises:
-            UsageError: as :func:`hlnet.label_cues`, or if no image has a cue.
+            UsageError: as :func:`hlnet.cues.oracle.label_cues`, or if no image has a cue.
         """
         table, policy = table or CueTable.from_labels(), policy or CuePolicy()
         if table.labels is None:

@@ -85,20 +85,21 @@ def evaluate(
         data: what the batches are drawn from.
         batches: of ``data``; in its order, where there are cues.
         classes: a selection, as :func:`hlnet.select_classes` takes it; default: all the network's.
-        cues: which cues images have; default, where a policy is given: :meth:`hlnet.CueTable.from_labels`. An empty
-            table leaves the policy's prior alone.
+        cues: which cues images have; default, where a policy is given: :meth:`hlnet.cues.table.CueTable.from_labels`.
+            An empty table leaves the policy's prior alone.
         policy: how cues act; default, where there are cues: as :class:`hlnet.CuePolicy`.
         on_batch: called after each batch.
         score: what is to tell other classes: ``energy``, ``max-logit`` or ``probability``; default: the stored one, or
             :func:`hlnet.evaluation.metrics.rejection.default_score`.
 
     Raises:
-        UsageError: as :func:`hlnet.cue_effect`, or if the selected classes have no images.
+        UsageError: as :func:`hlnet.cues.effect.cue_effect`, or if the selected classes have no images.
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.transform import InputTransform
         >>> net = hlnet.create_model("test_resnet", tree=[str(digit) for digit in range(10)])
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform))
         >>> found = evaluate(net, data, hlnet.loader(data, 64), policy=hlnet.CuePolicy(strength=100))
         >>> found.cued.source, found.images
@@ -150,9 +151,10 @@ def evaluate_beside(
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.transform import InputTransform
         >>> tree = hlnet.ClassTree.from_nested({"low": ["0", "1"], "high": ["8", "9"]})
         >>> full = hlnet.create_model("test_resnet", tree=tree)
-        >>> full.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> full.transform = InputTransform(input_size=(3, 32, 32))
         >>> nets = {"expert": hlnet.cut_expert(full, "low"), "full": full}
         >>> found = evaluate_beside(nets, hlnet.load_data("digits", "val"))
         >>> found["expert"].neutral == found["full"].neutral, found["full"].classes
@@ -219,7 +221,7 @@ class EvaluationComparison(BaseModel):
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, seed: int = 0) -> EvaluationComparison:
-    """Compare two networks that were evaluated beside each other by :func:`hlnet.evaluate_beside`.
+    """Compare two networks that were evaluated beside each other by :func:`hlnet.evaluation.evaluate.evaluate_beside`.
 
     Args:
         first, second: of the same images.
@@ -231,11 +233,13 @@ def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, 
 
     Example:
         >>> import hlnet
+        >>> from hlnet.evaluation.evaluate import evaluate_beside
+        >>> from hlnet.model.transform import InputTransform
         >>> tree = hlnet.ClassTree.from_nested({"low": ["0", "1"], "high": ["8", "9"]})
         >>> nets = {name: hlnet.create_model("test_resnet", tree=tree) for name in "ab"}
         >>> for net in nets.values():
-        ...     net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
-        >>> found = hlnet.evaluate_beside(nets, hlnet.load_data("digits", "val"))
+        ...     net.transform = InputTransform(input_size=(3, 32, 32))
+        >>> found = evaluate_beside(nets, hlnet.load_data("digits", "val"))
         >>> told = compare_evaluations(found["a"], found["b"], tree).neutral
         >>> told.top1.mean == (told.only_first - told.only_second) / told.images
         True

@@ -42,14 +42,14 @@ def logits_of(
         runs: for each run, the cues of each image of the data set; ``None`` for no cue.
         policy: how cues act; default: as :class:`hlnet.CuePolicy`.
         on_batch: called after each batch.
-        competing: as :func:`hlnet.cue_effect` takes it.
+        competing: as :func:`hlnet.cues.effect.cue_effect` takes it.
         start: position of the first image in the data set.
 
     Returns:
         for each run the logits ``[N, K]``, and the labels ``[N]``; on the CPU.
 
     Raises:
-        UsageError: as :func:`hlnet.cue_effect`.
+        UsageError: as :func:`hlnet.cues.effect.cue_effect`.
     """
     found: list[list[Tensor]] = [[] for _ in runs]
     labels: list[Tensor] = []

@@ -128,7 +128,7 @@ def predict(
         batch_size: images that run together; memory does not grow with the number of images.
         min_confidence: the probability that the answered node has at least.
         coverage: how often the answered node is to hold the image's class, on average over images like those that the
-            thresholds were fitted on (:func:`hlnet.calibrate_paths`); rejected ones count, too.
+            thresholds were fitted on (:func:`hlnet.evaluation.calibration.calibrate_paths`); rejected ones count, too.
         workers: processes that load images while the network runs. They read paths ahead, a few batches of them.
         cues: which cues images have; a :class:`hlnet.cues.table.CueMatching` of the table can tell afterwards which of
             its names no image has. Whether an image is rejected is settled without cues.
@@ -142,7 +142,8 @@ def predict(
     Raises:
         UsageError: if ``top`` or ``batch_size`` is below 1, ``min_confidence`` is not in 0..1, both it and ``coverage``
             are given or either for a network of one class, or the network was not fitted for such a coverage, or there
-            are cues or groups, for which no coverage was fitted; as :func:`hlnet.cue_effect`, before the first image.
+            are cues or groups, for which no coverage was fitted; as :func:`hlnet.cues.effect.cue_effect`, before the
+            first image.
         RunError: if a worker process is lost.
 
     Example:

@@ -46,7 +46,7 @@ def candidates(tree: ClassTree, units: Sequence[Part], choices: Mapping[str, Col
 
     Args:
         tree: the full network's.
-        units: of :func:`hlnet.unit_costs`.
+        units: of :func:`hlnet.model.cost.unit_costs`.
         choices: positions of classes, by name.
 
     Raises:
@@ -119,7 +119,7 @@ def choose(
         tree: the full network's.
         classes: a selection; with ``each``, no other classes count. Default: all.
         each: a level of which every node gets an expert.
-        selections: a file of named selections, see :func:`hlnet.read_selections`.
+        selections: a file of named selections, see :func:`hlnet.tree.selection.read_selections`.
 
     Raises:
         SelectionError, UsageError: if one of them names what the tree does not have.

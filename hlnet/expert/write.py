@@ -46,7 +46,7 @@ class ExpertSource:
     """The network in a file, here or on the Hub, which experts are cut from; only its header is read.
 
     Args:
-        model: its name, see :func:`hlnet.locate_model`.
+        model: its name, see :func:`hlnet.store.locate.locate_model`.
         whole: fetch a file on the Hub as a whole, even if parts would do.
 
     Raises:

@@ -85,7 +85,7 @@ class PathConformal(BaseModel):
             allow, at most 0.999; of probabilities at the temperature that stands beside it.
         images: how many they were fitted on.
         data: which.
-        metrics: what was measured, see :func:`hlnet.calibrate_paths`.
+        metrics: what was measured, see :func:`hlnet.evaluation.calibration.calibrate_paths`.
     """
 
     model_config = ConfigDict(extra="forbid")

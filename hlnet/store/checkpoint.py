@@ -138,7 +138,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Tra
 
     Args:
         path: a file written by :func:`save_checkpoint`, or another name of a model: a folder, ``local-dir:FOLDER`` or
-            ``hf-hub:OWNER/NAME``, see :func:`hlnet.locate_model`.
+            ``hf-hub:OWNER/NAME``, see :func:`hlnet.store.locate.locate_model`.
         device: where to put the weights.
 
     Raises:
@@ -217,7 +217,7 @@ def opened(path: str | Path | RemoteFile) -> Any:
         path: the name; or what :func:`hlnet.store.remote_file.in_parts` found for it.
 
     Raises:
-        UsageError, RunError: as :func:`hlnet.locate_model`.
+        UsageError, RunError: as :func:`hlnet.store.locate.locate_model`.
         CheckpointError: if it is no intact safetensors file.
     """
     if isinstance(path, RemoteFile):

@@ -32,7 +32,7 @@ def write_model_folder(model: TrainableNetwork, folder: str | Path, **card_facts
     Args:
         model: the network.
         folder: is made if need be. Files of these names are replaced, others stay.
-        card_facts: what the card is to say, as :func:`hlnet.make_model_card` takes it.
+        card_facts: what the card is to say, as :func:`hlnet.store.model_card.make_model_card` takes it.
 
     Raises:
         RunError: if a file cannot be written.
@@ -76,7 +76,7 @@ def push_to_hub(
         branch: to commit to; default: ``main``.
         commit_message: its first line.
         create_pr: open a pull request instead of committing.
-        card_facts: what the model card is to say, as :func:`hlnet.make_model_card` takes it.
+        card_facts: what the model card is to say, as :func:`hlnet.store.model_card.make_model_card` takes it.
 
     Returns:
         the commit's address.

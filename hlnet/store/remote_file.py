@@ -54,11 +54,11 @@ def in_parts(name: str | Path, whole: bool = False) -> Path | RemoteFile:
     A server that sends whole files only is let have its way: then the file is in the cache.
 
     Args:
-        name: as :func:`hlnet.locate_model` takes it.
+        name: as :func:`hlnet.store.locate.locate_model` takes it.
         whole: fetch all of it at once, even if parts would do.
 
     Raises:
-        UsageError, RunError: as :func:`hlnet.locate_model`.
+        UsageError, RunError: as :func:`hlnet.store.locate.locate_model`.
         CheckpointError: if a file on the Hub is no intact safetensors file.
     """
     found = locate_or_pin(name)

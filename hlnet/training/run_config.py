@@ -75,7 +75,8 @@ class RunConfig(Settings):
     network: NetworkSettings = Field(default_factory=NetworkSettings, description="The network.")
     transform: dict[str, Any] = Field(
         default_factory=dict,
-        description="Fields of hlnet.InputTransform that replace the backbone's own; a single number for input_size, "
+        description="Fields of hlnet.model.transform.InputTransform that replace the backbone's own; a single number "
+        "for input_size, "
         "mean or std stands for all channels and sides.",
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training.")

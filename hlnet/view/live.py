@@ -143,8 +143,9 @@ class LiveNet:
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.transform import InputTransform
         >>> net = hlnet.create_model("test_resnet", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]})
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> file = io.BytesIO()
         >>> Image.new("RGB", (40, 30)).save(file, "png")
         >>> live = LiveNet(net)

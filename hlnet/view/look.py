@@ -132,8 +132,8 @@ def look(
         net: full network, expert or plain network; it is put in evaluation mode. A plain one has no branches: only its
             class activation maps and probabilities are there.
         images: paths, at most 8.
-        nodes: as :func:`hlnet.feature_maps` takes them, at most 8. Default: of one image, the path to its best class,
-            and the two runners-up; of several, each one's best class. Of a plain network, classes.
+        nodes: as :func:`hlnet.view.branch_maps.feature_maps` takes them, at most 8. Default: of one image, the path to
+            its best class, and the two runners-up; of several, each one's best class. Of a plain network, classes.
         level: look at the blocks of this level above the nodes instead.
         cues: each acts alone, on all images; at most 4.
         policy: how they act; default: as :class:`hlnet.CuePolicy`.
@@ -143,7 +143,7 @@ def look(
 
     Raises:
         UsageError: for too many images, nodes or cues, what a plain network does not have, as
-            :func:`hlnet.feature_maps` and :func:`hlnet.cues.effect.cue_effect`.
+            :func:`hlnet.view.branch_maps.feature_maps` and :func:`hlnet.cues.effect.cue_effect`.
         SelectionError: if a node or cue names what the tree does not have.
         DataError: if an image cannot be read.
     """

@@ -17,8 +17,10 @@ import hlnet
 from hlnet.cli import export as command
 from hlnet.cli import main as cli
 from hlnet.data.tree_data import eval_transform
+from hlnet.errors import DataError, RunError
 from hlnet.evaluation.metrics.rejection import rejection_scores
 from hlnet.model.provenance import Provenance, Rejection
+from hlnet.model.transform import InputTransform
 from hlnet.store.export.export_model import describe
 from hlnet.store.export.quantize import quantize_onnx, spread, unnormalised
 from hlnet.store.export.runtimes import open_exported
@@ -44,7 +46,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     torch.manual_seed(0)
     net = hlnet.create_model("test_resnet", tree=TREE, widths=(16, 8, 8), strides=(1, 1, 1), split_point=-3)
-    net.transform = hlnet.InputTransform(input_size=(3, 32, 32), mean=(0.4,) * 3, std=(0.3,) * 3, crop_pct=0.8)
+    net.transform = InputTransform(input_size=(3, 32, 32), mean=(0.4,) * 3, std=(0.3,) * 3, crop_pct=0.8)
     data = hlnet.TreeData(hlnet.load_data("digits", "train"), TREE, eval_transform(net.transform), subset=True)
     images, labels = torch.stack([image for image, _ in data]), torch.tensor(data.labels)
     optimizer = torch.optim.AdamW(net.train().parameters(), lr=3e-3)
@@ -108,12 +110,12 @@ def test_int8_is_int8_but_for_the_logits(trained):
 
 def test_int8_needs_images_and_onnx(trained, tmp_path):
     source = trained[1] / "digits.onnx"
-    with pytest.raises(hlnet.DataError, match="needs some images"):
+    with pytest.raises(DataError, match="needs some images"):
         quantize_onnx(source, tmp_path / "small.onnx", [])
     for out in (source, tmp_path / "small.bin"):
         with pytest.raises(hlnet.UsageError, match="written to another"):
             quantize_onnx(source, out, [torch.rand(1, 3, 32, 32)])
-    with pytest.raises(hlnet.RunError, match="cannot be made int8"):
+    with pytest.raises(RunError, match="cannot be made int8"):
         quantize_onnx(source, tmp_path / "small.onnx", [torch.rand(1, 3, 32, 31)])
     assert not os.listdir(tmp_path)
 

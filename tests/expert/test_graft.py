@@ -23,6 +23,7 @@ from hlnet.model.plain import PlainConfig, PlainNet
 from hlnet.model.provenance import Provenance
 from hlnet.model.transform import InputTransform
 from hlnet.store.checkpoint import read_header, save_checkpoint
+from hlnet.store.model_card import make_model_card
 from hlnet.training.losses import prior_logit
 from hlnet.tree.class_tree import ClassTree
 
@@ -124,7 +125,7 @@ def test_a_graft_can_be_repeated_grafted_cut_and_kept(trained, tmp_path):
     cut = cut_expert(tmp_path / "twice.safetensors", OLD.classes)
     weights = trained.state_dict()
     assert cut.tree == OLD and all(torch.equal(tensor, weights[name]) for name, tensor in cut.state_dict().items())
-    hlnet.make_model_card(twice)
+    make_model_card(twice)
     hlnet.profile(twice.config, twice.tree, twice.transform)
 
 

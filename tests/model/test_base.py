@@ -9,6 +9,7 @@ from timm.models import group_parameters
 
 import hlnet
 from hlnet.errors import UsageError
+from hlnet.model.plain import PlainConfig
 from hlnet.training.optimizers import make_optimizer
 from hlnet.training.train_config import TrainConfig
 
@@ -21,9 +22,7 @@ def create(backbone, kind="hierarchical", split_point=None):
     arguments = BACKBONES[backbone]
     tree = hlnet.ClassTree.from_nested({"pet": ["cat", "dog"], "tool": ["saw"]})
     if kind == "plain":
-        return hlnet.PlainNet(
-            hlnet.PlainConfig(backbone=backbone, split_point=split_point, backbone_args=arguments), tree
-        )
+        return hlnet.PlainNet(PlainConfig(backbone=backbone, split_point=split_point, backbone_args=arguments), tree)
     return hlnet.create_model(
         backbone, tree, widths=(4, 4), strides=(1, 1), split_point=split_point, backbone_args=arguments
     )

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli import main as cli
-from hlnet.training.run_config import NetworkSettings, TransformSettings, run_settings
+from hlnet.training.run_config import NetworkSettings, RunConfig, TransformSettings, run_settings
 from hlnet.training.settings import PANELS
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def test_the_page_has_every_setting_and_its_default():
 
 
 def test_attributes_are_documented():
-    for model in (hlnet.TrainConfig, hlnet.RunConfig, NetworkSettings, TransformSettings):
+    for model in (hlnet.TrainConfig, RunConfig, NetworkSettings, TransformSettings):
         lines = inspect.getdoc(model).partition("Attributes:\n")[2].splitlines()
         described = dict(line.strip().split(": ", 1) for line in lines)
         assert list(described) == list(model.model_fields)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hlnet
+from hlnet.cues.words import cues_from_text
 from hlnet.errors import SelectionError, TreeError
 from hlnet.tree.class_tree import MAX_LEVELS, ClassTree
 from hlnet.tree.nodes import Node
@@ -269,7 +270,7 @@ def test_copies_hold_the_levels_alone():
     tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "saw": {}})
     bare = len(pickle.dumps(tree))
     assert tree.find_node("cat") and tree.class_paths.size and hlnet.select_classes(tree, "cat") == (0, 1)
-    hlnet.cues_from_text("meow", tree)
+    cues_from_text("meow", tree)
     assert len(pickle.dumps(tree)) == bare
     for copied in (pickle.loads(pickle.dumps(tree)), copy.deepcopy(tree)):
         assert copied == tree and copied.find_node("cat") == (0, 0) and copied.classes == tree.classes

@@ -141,7 +141,7 @@ def cue_table(path: Path | None, net: Network, everywhere: Sequence[Cue] = ()) -
     """The cues of a file, and those on every image; of an expert, those of the file that it knows of.
 
     Raises:
-        UsageError: as :func:`hlnet.read_cues`.
+        UsageError: as :func:`hlnet.cues.files.read_cues`.
     """
     from hlnet.cues.files import read_cues
     from hlnet.cues.table import CueTable

@@ -22,7 +22,7 @@ Split = Literal["train", "val", "test"]
 Score = Literal["energy", "max-logit", "probability"]
 #: What a picture's name may end in.
 PICTURES = (".png", ".svg", ".pdf")
-#: What a MODEL may be; ``hlnet.locate_model`` finds it.
+#: What a MODEL may be; ``hlnet.store.locate.locate_model`` finds it.
 MODEL_NAMES = (
     "a .safetensors file, a run or model folder, local-dir:FOLDER, or hf-hub:OWNER/NAME (@REVISION may follow)"
 )

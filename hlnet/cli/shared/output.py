@@ -67,7 +67,7 @@ def hint_at_stale_copy(path: str | Path) -> None:
     """Say so, where a run's finished product lies beside a file that has just been written."""
     folder = Path(path).parent / MODEL_FOLDER
     if Path(path).name == BEST_FILE and (folder / MODEL_FILE).exists():
-        hint(f"'{folder}' does not hold this yet; hlnet.write_model_folder writes it anew")
+        hint(f"'{folder}' does not hold this yet; hlnet.store.hub.write_model_folder writes it anew")
 
 
 def show(message: str) -> None:

@@ -47,7 +47,7 @@ def accuracy(
         labels: ``[N]``, column of the right class.
         names: of the K columns.
         tree: its leaves are the columns; for the figures by the tree.
-        temperature: as :func:`hlnet.measure_hierarchy` takes it.
+        temperature: as :func:`hlnet.evaluation.metrics.hierarchy.measure_hierarchy` takes it.
 
     Raises:
         UsageError: if there are no images.

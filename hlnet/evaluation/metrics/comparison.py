@@ -71,7 +71,8 @@ def compare(
 
     Args:
         right_first, right_second: ``[N]``, boolean: whether each image was answered rightly.
-        heights: of the first and of the second, ``[N]``: :func:`hlnet.lca_heights` of each image.
+        heights: of the first and of the second, ``[N]``: :func:`hlnet.evaluation.metrics.hierarchy.lca_heights` of
+            each image.
         seed: of the resamples.
 
     Raises:

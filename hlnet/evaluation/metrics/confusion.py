@@ -43,7 +43,7 @@ def write_confusion(matrix: Tensor, tree: ClassTree, path: str | Path, title: st
     A table's first line and first column hold the names of the classes; rows are the right classes.
 
     Args:
-        matrix: ``[K, K]``, counts, as :func:`hlnet.confusion_matrix` gives them.
+        matrix: ``[K, K]``, counts, as :func:`hlnet.evaluation.metrics.accuracy.confusion_matrix` gives them.
         tree: its leaves are the rows and columns.
         path: file to write: ``.png``, ``.svg``, ``.pdf`` or ``.csv``.
         title: written above the picture.

@@ -76,9 +76,10 @@ def export_model(
         RunError: if the network cannot be exported, or the file does not give its logits; there is no new file then.
 
     Example:
+        >>> from hlnet.model.transform import InputTransform
         >>> import tempfile, hlnet
         >>> net = hlnet.create_model("test_resnet", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]})
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 32, 32))
+        >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> path = Path(tempfile.mkdtemp()) / "pets.pt2"
         >>> export_model(net, path, "torch-export").max_difference < 1e-5
         True

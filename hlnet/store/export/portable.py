@@ -38,8 +38,9 @@ class PortableNet(nn.Module):
 
     Example:
         >>> import hlnet
+        >>> from hlnet.model.transform import InputTransform
         >>> net = hlnet.create_model("test_resnet", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]}).eval()
-        >>> net.transform = hlnet.InputTransform(input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> net.transform = InputTransform(input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
         >>> images = torch.rand(2, 3, 64, 64)
         >>> torch.allclose(PortableNet(net)(images), net((images - 0.5) / 0.5), atol=1e-5)
         True

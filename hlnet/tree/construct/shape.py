@@ -29,7 +29,7 @@ class Shape:
         nodes: of each level above the classes; the classes' own count may follow.
         levels: how many, the classes' included.
         budget: an upper limit on what the network may cost, in place of ``nodes``.
-        units: gives the costs of that network's trunk and of one node of each level (``hlnet.unit_costs``).
+        units: gives the costs of that network's trunk and of one node of each level (``hlnet.model.cost.unit_costs``).
         max_children: no node gets more children; only the trunk may.
         groups: file of named selections that will be asked for together.
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli.main import app
-from hlnet.cues.cue import Cue
-from hlnet.cues.table import CueMatching
+from hlnet.cues.cue import Cue, cue_evidence
+from hlnet.cues.files import parse_cue, read_cues
+from hlnet.cues.table import CueMatching, CueTable
 from hlnet.errors import UsageError
 from hlnet.evaluation.cue_report import attend
 from hlnet.model.fast.optimize import optimize
@@ -69,7 +70,7 @@ def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     assert mode == max(ahead or ["bias"], key=lambda way: best[way].picked_top1)
     fixed = as_json(files, f"eval {out} --cue-mode {mode} --reliability 0.9")
     assert auto["cued"] == fixed["cued"] and auto["cued"]["wrong_share"] == pytest.approx(0.1)
-    gain = hlnet.cues.cue.curve_strength(found.attention.gain, hlnet.cue_evidence(0.9, 1, 6))
+    gain = hlnet.cues.cue.curve_strength(found.attention.gain, cue_evidence(0.9, 1, 6))
     by_curve = as_json(files, f"eval {out} --attention-signal auto --cue-mode gain")["cued"]
     by_hand = as_json(files, f"eval {out} --attention-signal {gain!r}")["cued"]
     assert by_curve["accuracy"] == by_hand["accuracy"] and by_curve["wrong"] == by_hand["wrong"]
@@ -179,7 +180,7 @@ def test_names_that_are_no_text_have_their_cues(files, tmp_path):
     image = tmp_path / "a\udce9.png"
     image.write_bytes((files / "photos/val/tabby/0.png").read_bytes())
     net = hlnet.load_checkpoint(files / "full.safetensors")
-    matching = CueMatching(hlnet.CueTable({image.name: [Cue(node="cat", reliability=0.9)]}))
+    matching = CueMatching(CueTable({image.name: [Cue(node="cat", reliability=0.9)]}))
     (found,) = hlnet.predict(net, [image], cues=matching)
     matching.finish()
     assert found.cues == ["cat"] and found.image.endswith(r"a\xe9.png")
@@ -265,7 +266,7 @@ def test_a_cue_does_not_make_an_image_familiar(tmp_path):
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     names = sorted(tmp_path.iterdir())
-    cues = hlnet.CueTable(everywhere=[Cue(node="tabby")])
+    cues = CueTable(everywhere=[Cue(node="tabby")])
     policy = hlnet.CuePolicy(mode="bias", strength=50.0)
     plain, cued = (list(hlnet.predict(expert, names, **given)) for given in ({}, {"cues": cues, "policy": policy}))
     assert [(one.score, one.rejected) for one in plain] == [(one.score, one.rejected) for one in cued]
@@ -292,8 +293,8 @@ def test_each_cue_acts_as_it_is_written(files, tmp_path):
     prepare = hlnet.eval_transform(net.transform)
     found = predictions(files, f"@full.safetensors @photos/val --top 6 {cues}")
     names = [one["image"] for one in found]
-    everywhere = [hlnet.parse_cue(text, TREE) for text in ("tabby=0.9", "dog=x4", "axe=+1")]
-    table = hlnet.CueTable(hlnet.read_cues(tmp_path / "heard.csv", TREE), everywhere)
+    everywhere = [parse_cue(text, TREE) for text in ("tabby=0.9", "dog=x4", "axe=+1")]
+    table = CueTable(read_cues(tmp_path / "heard.csv", TREE), everywhere)
     library = hlnet.predict(optimize(net), names, top=6, cues=table)  # by the same rules
     assert found == [one.model_dump(mode="json", exclude_none=True) for one in library]
     for one in found:
@@ -316,7 +317,7 @@ def test_what_a_file_holds_is_used_and_told(files, tmp_path):
     words = ["predict", f"{tmp_path}/fitted.safetensors", f"{files}/photos/val", "--cue", "saw", "--json"]
     done = CliRunner().invoke(app, words)
     assert "cues count as right in 80 % of cases and act, on one class, as a scale of 3" in done.stderr
-    factor = hlnet.cues.cue.curve_strength(((2.0, 3.0),), hlnet.cue_evidence(0.8, 1, 6))
+    factor = hlnet.cues.cue.curve_strength(((2.0, 3.0),), cue_evidence(0.8, 1, 6))
     assert [json.loads(row) for row in done.stdout.splitlines()] == predictions(
         files, f"@full.safetensors @photos/val --cue saw=x{factor} --cue-mode scale"
     )
