@@ -21,19 +21,19 @@ from hlnet.model.cost import unit_costs
 from hlnet.model.presets import network_config
 from hlnet.tree.construct.budget import Budget, expert_costs, tree_for_budget
 from hlnet.tree.construct.controls import balanced_tree, random_tree
-from hlnet.tree.construct.levels import condense
-from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.construct.levels import cut_to_levels
+from hlnet.tree.construct.wordnet import WordNet, wordnet_hierarchy
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.selection import read_selections
 
 PAPER = (17, 161)
 SCENES = Path(__file__).parent.parent / "examples" / "scenes.yaml"
 
 
-def wordnet_groups(outline: Outline) -> dict[str, list[str]]:
+def wordnet_groups(hierarchy: Hierarchy) -> dict[str, list[str]]:
     """The classes below each synset that has 5 to 100 of them."""
     groups = {}
-    for node in outline.walk():
+    for node in hierarchy.walk():
         names = [leaf.name for leaf in node.leaves()]
         if node.children and 5 <= len(names) <= 100:
             groups[f"{node.name} {node.id}"] = names
@@ -47,13 +47,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     shipped = hlnet.read_tree("preset:imagenet1k")
-    outline, _ = wordnet_outline([str(leaf.id) for leaf in shipped.leaves], WordNet(arguments.wordnet))
-    outline.rename_classes(shipped)
+    hierarchy, _ = wordnet_hierarchy([str(leaf.id) for leaf in shipped.leaves], WordNet(arguments.wordnet))
+    hierarchy.rename_classes(shipped)
     units, _ = unit_costs(network_config("n3hl_resnet50", levels=3))
     found = read_selections(SCENES, shipped)
     scenes = {name: [shipped.classes[i] for i in chosen] for name, chosen in found.items()}
     results = []
-    for kind, groups in {"WordNet": wordnet_groups(outline), "scenes": scenes}.items():
+    for kind, groups in {"WordNet": wordnet_groups(hierarchy), "scenes": scenes}.items():
         budgets = {m: Budget(m, 0) for m in ("params", "macs")}
         spent = {m: Budget(m, b.spent(units, (*PAPER, 1000))) for m, b in budgets.items()}
         capped = {"max_children": 20}
@@ -61,10 +61,10 @@ def main() -> None:
             "shipped, by reading": shipped,
             "even, over the shipped order": balanced_tree(shipped, PAPER),
             "random": random_tree(shipped, PAPER, seed=0),
-            "WordNet": condense(outline, PAPER).to_tree(3),
-            "WordNet, for these groups": condense(outline, PAPER, together=groups.values()).to_tree(3),
-            "budget, for these groups": tree_for_budget(outline, units, spent["macs"], groups),
-            "the same, at most 20 children a node": tree_for_budget(outline, units, spent["macs"], groups, **capped),
+            "WordNet": cut_to_levels(hierarchy, PAPER).to_tree(3),
+            "WordNet, for these groups": cut_to_levels(hierarchy, PAPER, together=groups.values()).to_tree(3),
+            "budget, for these groups": tree_for_budget(hierarchy, units, spent["macs"], groups),
+            "the same, at most 20 children a node": tree_for_budget(hierarchy, units, spent["macs"], groups, **capped),
         }
         fewest = [sum(b.of(unit) * n for unit, n in zip(units, (1, 1, 1, 0), strict=True)) for b in budgets.values()]
         for name, tree in trees.items():

@@ -18,8 +18,8 @@ from timm.data import ImageNetInfo
 
 import hlnet
 from hlnet.tree.construct.controls import balanced_tree
-from hlnet.tree.construct.levels import condense
-from hlnet.tree.construct.wordnet import WordNet, wordnet_outline
+from hlnet.tree.construct.levels import cut_to_levels
+from hlnet.tree.construct.wordnet import WordNet, wordnet_hierarchy
 from hlnet.tree.measures import check_tree, compare_trees
 
 NODES = (40, 400, 3000)
@@ -39,8 +39,8 @@ def main() -> None:
 
     ids = ImageNetInfo("imagenet-21k-goog").label_names()
     wordnet = clock("open WordNet", lambda: WordNet(arguments.wordnet))
-    outline, _ = clock("hypernyms of all classes", lambda: wordnet_outline(ids, wordnet))
-    tree = clock("condense, and build the tree", lambda: condense(outline, NODES).to_tree(4))
+    hierarchy, _ = clock("hypernyms of all classes", lambda: wordnet_hierarchy(ids, wordnet))
+    tree = clock("cut_to_levels, and build the tree", lambda: cut_to_levels(hierarchy, NODES).to_tree(4))
     clock("check", lambda: check_tree(tree))
     clock("prune to every fourth class", lambda: tree.prune(range(0, len(ids), 4)))
     with tempfile.TemporaryDirectory() as folder:

@@ -123,12 +123,14 @@ def main() -> None:
                 print(size, score, *(f"{100 * value:.1f}" for value in rows.nanmean(0).tolist()), sep=" | ")
         print(f"FPR on images drawn alike: {100 * on_fresh_draws(found):.2f}")
         print(f"FPR on unseen classes, five others of them in the calibration: {100 * with_strangers(found):.1f}")
-        one_vs_all = net.provenance.one_vs_all
+        one_vs_rest = net.provenance.one_vs_rest
         logits, labels = found["own", "val"]
-        temperature = fit_temperature(logits, labels, one_vs_all)
+        temperature = fit_temperature(logits, labels, one_vs_rest)
         for split in ("val", "test"):
             logits, labels = found["own", split]
-            errors = [calibration_error(class_probabilities(logits, one_vs_all, t), labels) for t in (1.0, temperature)]
+            errors = [
+                calibration_error(class_probabilities(logits, one_vs_rest, t), labels) for t in (1.0, temperature)
+            ]
             print(f"ECE, {split}: {100 * errors[0]:.1f} at 1, {100 * errors[1]:.1f} at {temperature:.3f}")
 
 

@@ -18,7 +18,7 @@ from hlnet.errors import UsageError, one_line
 _log = logging.getLogger(__name__)
 
 
-def needed(module: str, purpose: str, extra: str) -> Any:
+def require(module: str, purpose: str, extra: str) -> Any:
     """Import a module of a package that only an extra of ours brings.
 
     Args:
@@ -30,14 +30,14 @@ def needed(module: str, purpose: str, extra: str) -> Any:
         UsageError: if it is not there, or cannot be imported.
 
     Example:
-        >>> needed("json", "writing JSON", "json").dumps([])
+        >>> require("json", "writing JSON", "json").dumps([])
         '[]'
-        >>> needed("no_such_package.part", "guessing", "oracle")
+        >>> require("no_such_package.part", "guessing", "oracle")
         Traceback (most recent call last):
         hlnet.errors.UsageError: guessing needs the package no_such_package: pip install 'hlnet[oracle]'
     """
     try:
-        with hushed():
+        with silence():
             return import_module(module)
     except ModuleNotFoundError as error:
         missing = (error.name or module).partition(".")[0]
@@ -49,7 +49,7 @@ def needed(module: str, purpose: str, extra: str) -> Any:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """What is said within goes to the log ``hlnet.optional``, level debug, whatever language it was written in.
 
     Warnings, Python's streams and the process's own (file descriptors 1 and 2), so that other threads are silent

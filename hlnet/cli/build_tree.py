@@ -205,8 +205,8 @@ def build_tree(
         case "balanced" | "random":
             tree = sources.control(classes(), shape, seed if method == "random" else None)
         case "wordnet":
-            outline, notes = sources.by_wordnet(classes(), wordnet, download)
-            tree = shape.cut(outline)
+            hierarchy, notes = sources.by_wordnet(classes(), wordnet, download)
+            tree = shape.cut(hierarchy)
         case "cluster" if by == "weights":
             tree = shape.cut(sources.by_weights(source, backbone, pretrained, trunk_weights, linkage))
         case "cluster" if by == "confusions":

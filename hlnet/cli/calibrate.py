@@ -62,7 +62,7 @@ def calibrate(
 
     target = options.where_to_save(model, out)
     net = options.load_model(model, device)
-    outside = net.provenance.one_vs_all  # such probabilities speak of any image
+    outside = net.provenance.one_vs_rest  # such probabilities speak of any image
     images = load_data(data, split, data_root)
     used_images.hint_before_fitting(model, net.provenance, images)
     labelled = TreeData(images, net.tree, eval_transform(net.transform), subset=not outside, outside=outside)

@@ -47,7 +47,7 @@ def evaluate(
     cue_level: Annotated[
         int | None, cue_options.option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
     ] = None,
-    certain: cue_options.Certain = False,
+    hard: cue_options.Hard = False,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,7 +122,7 @@ def evaluate(
     from hlnet.cli.shared import eval_tables, output, used_images
     from hlnet.cues.table import CueTable
     from hlnet.data.sources import load_data
-    from hlnet.evaluation.evaluate import compare_evaluations, evaluate_beside
+    from hlnet.evaluation.evaluate import compare_evaluations, evaluate_with_baseline
     from hlnet.evaluation.metrics.rejection import ROC_FORMATS, write_roc
     from hlnet.files import check_writable
     from hlnet.model.cost import network_cost
@@ -146,19 +146,19 @@ def evaluate(
         raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
     images = load_data(data, split, data_root)
     table, policy = None, None
-    how = (attention_signal, cue_mode, reliability, wrong_cues, wrong_cue, cue_level, certain)
+    how = (attention_signal, cue_mode, reliability, wrong_cues, wrong_cue, cue_level, hard)
     if cue_options.wanted(cues, prior, *how):
         table = CueTable.from_labels(cue_level, wrong_cue or "random", wrong_cues)
         if cues is not None:
             table = cue_options.cue_table(cues, nets[model])
         elif prior is not None and not cue_options.wanted(*how):
             table = CueTable(source=f"'{prior}'")
-        policy = cue_options.cue_policy(attention_signal, cue_mode, reliability, nets[model], certain, prior)
+        policy = cue_options.cue_policy(attention_signal, cue_mode, reliability, nets[model], hard, prior)
         _check_cues(nets[model], model, policy, table, (attention_signal, cue_mode))
-        cue_options.tell_stored(nets[model], policy, None if table.labels else table.all_cues)
+        cue_options.log_stored_cues(nets[model], policy, None if table.labels else table.all_cues)
     with output.progress() as bar:
         task = bar.add_task("evaluating", total=None)
-        found = evaluate_beside(
+        found = evaluate_with_baseline(
             nets,
             images,
             classes,
@@ -218,13 +218,13 @@ def _check_cues(
     net: InferenceNet, model: str, policy: CuePolicy, table: CueTable, strengths: tuple[object, ...]
 ) -> None:
     """Refuse what could not be tried, or would do nothing."""
-    if policy.certain:
-        cue_options.check_certain(net, model, *strengths)
+    if policy.hard:
+        cue_options.check_hard_cues(net, model, *strengths)
     if table.labels is None:
         return
     if len(net.tree.classes) < 2:
         raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
-    if not policy.certain and policy.is_silent and net.provenance.attention is None:
+    if not policy.hard and policy.is_silent and net.provenance.attention is None:
         raise UsageError(
             "the cues have no strength: add --reliability 0.9 or --attention-signal 1.8, or fit one (hlnet attend)"
         )

@@ -77,7 +77,7 @@ def predict(
     cue_mode: cue_options.Mode = None,
     attention_signal: cue_options.AttentionSignal = None,
     reliability: cue_options.Reliability = None,
-    certain: cue_options.Certain = False,
+    hard: cue_options.Hard = False,
     form: Annotated[
         Format | None,
         typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl, .txt), and to stdout text."),
@@ -143,13 +143,13 @@ def predict(
     net = options.load_optimized(model, _device(device, share), dtype)
     matching, policy = None, None
     how = (attention_signal, cue_mode, reliability)
-    if cue_options.wanted(cue, text, text_model, cues, prior, certain, *how):
-        if not cue_options.wanted(cue, text, cues) and (prior is None or cue_options.wanted(certain, *how)):
+    if cue_options.wanted(cue, text, text_model, cues, prior, hard, *how):
+        if not cue_options.wanted(cue, text, cues) and (prior is None or cue_options.wanted(hard, *how)):
             raise UsageError("these options say how cues act, but none is given; add --cue, --text or --cues")
         everywhere = cue_options.cues_for_all(net.tree, cue or (), text, text_model, cue_mode)
-        if certain:
-            cue_options.check_certain(net, model, *how, cues=everywhere)
-        policy = cue_options.cue_policy(*how, net, certain, prior)
+        if hard:
+            cue_options.check_hard_cues(net, model, *how, cues=everywhere)
+        policy = cue_options.cue_policy(*how, net, hard, prior)
         matching = CueMatching(cue_options.cue_table(cues, net, everywhere))
         if (
             cues is not None
@@ -169,9 +169,9 @@ def predict(
     )
     asked = [] if always is None else [net.tree.classes[place] for place in select_classes(net.tree, always)]
     if matching is not None and policy is not None and (given := matching.table.all_cues):
-        cue_options.tell_stored(net, policy, given)
-        if certain and matching.table.everywhere:
-            cue_options.tell_certain(net, matching.table.everywhere)
+        cue_options.log_stored_cues(net, policy, given)
+        if hard and matching.table.everywhere:
+            cue_options.log_hard_cues(net, matching.table.everywhere)
     extra = (asked, group_by is not None)
     line = writer(form, net.provenance.rejection, top is not None or not ends, *extra)
     counts = _write(found, line, csv_row(columns(*extra)) if form == "csv" else "", out, share, images)

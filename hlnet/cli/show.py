@@ -87,7 +87,7 @@ def show(
     policy = cue_options.cue_policy(attention_signal, cue_mode, reliability, net)
     words = _nodes(net.tree, nodes) if nodes is not None else None
     cues = [parse_cue(text, net.tree, cue_mode) for text in cue or ()]
-    cue_options.tell_stored(net, policy, cues)
+    cue_options.log_stored_cues(net, policy, cues)
     view = look(net, files, words, level, cues, policy, cam, rgb)
     written = write_view(view, out, f"What {options.short_name(model)} sees", _about(net))
     ranks = best_classes(view, 5)

@@ -299,7 +299,7 @@ def _old_and_new(pair: str) -> tuple[str, str]:
 
 def read(source: str, levels: int | None = None, format: str | None = None, header: bool | None = None) -> ClassTree:
     """A tree from wherever one may be: also out of a checkpoint or a run folder."""
-    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.hierarchy import Hierarchy
     from hlnet.tree.io import read_tree
 
     if not is_model_name(source) and not is_model_folder(source):
@@ -307,4 +307,4 @@ def read(source: str, levels: int | None = None, format: str | None = None, head
     from hlnet.store.checkpoint import read_header  # which needs torch
 
     tree = read_header(source).tree
-    return tree if levels is None else Outline.of(tree).to_tree(levels)
+    return tree if levels is None else Hierarchy.of(tree).to_tree(levels)

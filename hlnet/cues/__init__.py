@@ -5,7 +5,7 @@ policy             how cues act that do not say it themselves
 table              which cues an image has
 effect             gains, factors and shifts for one batch
 apply              logits of a batch under cues
-certain            cues that cannot be wrong: only what they name runs
+hard               hard cues: only the named classes run
 prior              how frequent classes are
 files              cues as users write them, on the command line and in files
 rows               CSV and JSON lines

@@ -7,9 +7,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from hlnet.cues.certain import certain_logits, check_certain
 from hlnet.cues.cue import Cue
 from hlnet.cues.effect import cue_effect
+from hlnet.cues.hard import check_hard_cues, hard_cue_logits
 from hlnet.cues.policy import CuePolicy
 from hlnet.model.base import Network
 
@@ -52,13 +52,13 @@ class BatchLogits:
             competing: as :func:`hlnet.cues.effect.cue_effect` takes it.
 
         Raises:
-            UsageError: as :func:`hlnet.cues.effect.cue_effect`; for certain cues, if the network is plain or not
+            UsageError: as :func:`hlnet.cues.effect.cue_effect`; for hard cues, if the network is plain or not
                 optimised, or the cues of an image leave no class.
         """
         if not (any(cues) or policy.prior):
             return self.neutral
-        if policy.certain:
-            logits = certain_logits(check_certain(self.net), self.features, cues, competing)
+        if policy.hard:
+            logits = hard_cue_logits(check_hard_cues(self.net), self.features, cues, competing)
             return cue_effect(self.net, [()] * len(cues), policy, competing).shifted(logits)
         effect = cue_effect(self.net, cues, policy, competing)
         return effect.shifted(self.neutral if effect.gains is None else self._run(effect.gains))

@@ -127,7 +127,7 @@ def cue_evidence(reliability: float, named: float, classes: float) -> float:
     if not 0 < reliability < 1:
         raise UsageError(
             f"reliability {reliability} must lie between 0 and 1, both excluded; where a cue cannot be wrong, run only "
-            "the classes that it names (certain)"
+            "the classes that it names (hard cues)"
         )
     if named >= classes * (1 - 1e-9):  # all, to rounding
         return 0.0

@@ -114,7 +114,7 @@ def cue_effect(
     if policy.prior is not None:
         frequency = _frequencies(tree, policy.prior, competing)
         shares = torch.from_numpy(frequency / frequency.sum())
-        same = prior_shift(shares, provenance.temperature or 1.0, provenance.one_vs_all)
+        same = prior_shift(shares, provenance.temperature or 1.0, provenance.one_vs_rest)
         shift = same.to(net.device).expand(len(cues), -1)
     if not any(cues):
         return Effect(bias=shift)

@@ -16,7 +16,7 @@ import numpy as np
 from hlnet.cues.cue import Cue
 from hlnet.cues.files import make_cue
 from hlnet.errors import RunError, UsageError, one_line
-from hlnet.optional import hushed, needed
+from hlnet.optional import require, silence
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.selection import as_selection
 
@@ -45,9 +45,9 @@ def load_encoder(name: str | Path = DEFAULT_MODEL) -> Encoder:
         UsageError: if the package is not there.
         RunError: if the model cannot be loaded or downloaded.
     """
-    package = needed("sentence_transformers", "finding nodes by their meaning", "embed")
+    package = require("sentence_transformers", "finding nodes by their meaning", "embed")
     try:
-        with hushed():
+        with silence():
             encoder: Encoder = package.SentenceTransformer(str(name), device="cpu")
     except Exception as error:  # whatever the network, the hub's client or the model's own format come up with
         raise RunError(

@@ -89,12 +89,12 @@ def make_cue(
         >>> make_cue("cat", 90)
         Traceback (most recent call last):
         hlnet.errors.UsageError: the cue on 'cat' has the reliability 90: it must lie between 0 and 1, both excluded; \
-where a cue cannot be wrong, run only what it names (certain)
+where a cue cannot be wrong, run only what it names (hard cues)
     """
     if reliability is not None and not 0 < reliability < 1:
         raise UsageError(
             f"the cue on '{node}' has the reliability {reliability:g}: it must lie between 0 and 1, both excluded; "
-            "where a cue cannot be wrong, run only what it names (certain)"
+            "where a cue cannot be wrong, run only what it names (hard cues)"
         )
     if strength is not None and not abs(strength) <= MOST:
         raise UsageError(

@@ -44,7 +44,7 @@ class CuePolicy(BaseModel):
     mode: Mode | None = None
     strength: Strength | None = None
     reliability: Probability | None = None
-    certain: bool = False
+    hard: bool = False
     prior: Mapping[str, float] | None = None
 
     _one_of_two = model_validator(mode="after")(check_one)
@@ -67,7 +67,7 @@ class CuePolicy(BaseModel):
         mode = cue.mode or self.mode
         if not cue.is_silent:
             return cue.model_copy(update={"mode": mode or ("bias" if cue.strength is None else "gain")})
-        fitted = None if self.certain or not self.is_silent else provenance.attention
+        fitted = None if self.hard or not self.is_silent else provenance.attention
         if fitted is not None:
             return cue.model_copy(update={"mode": mode or fitted.mode, "reliability": fitted.reliability})
         if self.strength is None:

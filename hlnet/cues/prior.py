@@ -92,7 +92,7 @@ def read_prior(source: str | Path | Mapping[str, float], tree: ClassTree) -> Ten
     return prior / prior.sum()
 
 
-def prior_shift(prior: Tensor, temperature: float = 1.0, one_vs_all: bool = False) -> Tensor:
+def prior_shift(prior: Tensor, temperature: float = 1.0, one_vs_rest: bool = False) -> Tensor:
     """What a prior adds to logits: ``T (ln prior - ln(1 / K))``, for classes that were equally frequent in training.
 
     Softmax of the shifted logits over T is then Bayes' rule: the network's probabilities times the prior, normalised.
@@ -100,7 +100,7 @@ def prior_shift(prior: Tensor, temperature: float = 1.0, one_vs_all: bool = Fals
     Args:
         prior: ``[classes]``, above 0, as :func:`read_prior` gives it.
         temperature: T, the network's fitted one if it has any.
-        one_vs_all: whether classes are detectors of their own, whose sigmoids are shifted: by the difference of
+        one_vs_rest: whether classes are detectors of their own, whose sigmoids are shifted: by the difference of
             ``ln(p / (1 - p))`` between prior and 1 / K.
 
     Returns:
@@ -110,7 +110,7 @@ def prior_shift(prior: Tensor, temperature: float = 1.0, one_vs_all: bool = Fals
         >>> prior_shift(torch.tensor([0.5, 0.25, 0.25]))
         tensor([ 0.4055, -0.2877, -0.2877])
     """
-    if one_vs_all and len(prior) > 1:
+    if one_vs_rest and len(prior) > 1:
         return (temperature * (prior.double().logit() + math.log(len(prior) - 1))).float()
     return (temperature * (prior.double().log() + math.log(len(prior)))).float()
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from hlnet.cues.certain import check_certain
 from hlnet.cues.cue import Cue
 from hlnet.cues.effect import cue_effect
+from hlnet.cues.hard import check_hard_cues
 from hlnet.cues.oracle import DrawnCue
 from hlnet.cues.policy import CuePolicy
 from hlnet.errors import UsageError, some
@@ -121,9 +121,9 @@ class CueTable:
         if self.labels is not None:
             raise UsageError("cues from labels are for evaluate(); give those of a file, or cues on every image")
         cues = self.all_cues
-        if cues and policy.certain:
-            check_certain(net)
-        for cue in () if policy.certain else cues:
+        if cues and policy.hard:
+            check_hard_cues(net)
+        for cue in () if policy.hard else cues:
             try:
                 cue_effect(net, [[cue]], policy)
             except UsageError as error:

@@ -104,12 +104,12 @@ def calibrate(
         "false_positive_bound": false_positive_bound(found.outside, max_false_positive),
     }
     temperature = None
-    one_vs_all = net.provenance.one_vs_all
-    if one_vs_all or logits.shape[1] > 1:
-        used = own | one_vs_all
-        temperature = fit_temperature(logits[used], labels[used], one_vs_all)
-        metrics["ece_before"] = calibration_error(class_probabilities(logits[used], one_vs_all), labels[used])
-        metrics["ece"] = fresh_error(logits[used], labels[used], one_vs_all)
+    one_vs_rest = net.provenance.one_vs_rest
+    if one_vs_rest or logits.shape[1] > 1:
+        used = own | one_vs_rest
+        temperature = fit_temperature(logits[used], labels[used], one_vs_rest)
+        metrics["ece_before"] = calibration_error(class_probabilities(logits[used], one_vs_rest), labels[used])
+        metrics["ece"] = fresh_error(logits[used], labels[used], one_vs_rest)
     rejection = Rejection(
         score=score,
         threshold=threshold,
@@ -179,20 +179,20 @@ def calibrate_paths(
     (logits,), labels = logits_of(net, loader(data, batch_size, workers), on_batch=on_batch)
     if not logits.isfinite().all():
         raise RunError("the network gives logits that are not numbers, so nothing can be fitted; check its weights")
-    one_vs_all = net.provenance.one_vs_all
+    one_vs_rest = net.provenance.one_vs_rest
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     first, second = order.tensor_split(2)
-    first = first if one_vs_all else first[labels[first] >= 0]
+    first = first if one_vs_rest else first[labels[first] >= 0]
     second = second[labels[second] >= 0]
     if not (labels[first] >= 0).any() or not len(second):
         raise DataError(f"{data.images.name} holds too few images of the network's classes; give two at least")
-    temperature = fit_temperature(logits[first], labels[first], one_vs_all)
+    temperature = fit_temperature(logits[first], labels[first], one_vs_rest)
     paths = TreePaths(net.tree)
     down = descend_all(paths, logits[second], temperature)
     fitted = fit_path_conformal(path_scores(paths, down, labels[second]), data.images.name.strip("'"))
     fitted.metrics["temperature_images"] = len(first)
     for name, value in (("ece_before", 1.0), ("ece", temperature)):
-        shares = class_probabilities(logits[second], one_vs_all, value)
+        shares = class_probabilities(logits[second], one_vs_rest, value)
         fitted.metrics[name] = calibration_error(shares, labels[second])
     fitted.metrics |= fresh_outcomes(paths, down, labels[second])
     net.provenance.temperature, net.provenance.conformal = temperature, fitted

@@ -63,20 +63,20 @@ def fresh_own_accepted(own: Tensor, max_rejected: float) -> float | None:
     return float(accepted.double().mean())
 
 
-def fresh_error(logits: Tensor, labels: Tensor, one_vs_all: bool) -> float | None:
+def fresh_error(logits: Tensor, labels: Tensor, one_vs_rest: bool) -> float | None:
     """The calibration error of images at the temperature that others give; ``None`` for a single image.
 
     Args:
         logits: ``[N, K]``.
         labels: ``[N]``, as :func:`fit_temperature` takes them.
-        one_vs_all: whether the classes are detectors of their own.
+        one_vs_rest: whether the classes are detectors of their own.
     """
     if len(labels) < 2:
         return None
     probabilities = torch.empty(logits.shape, dtype=torch.double)
     for rest, held in folds(len(labels)):
-        temperature = fit_temperature(logits[rest], labels[rest], one_vs_all, warn=False)
-        probabilities[held] = class_probabilities(logits[held].double(), one_vs_all, temperature)
+        temperature = fit_temperature(logits[rest], labels[rest], one_vs_rest, warn=False)
+        probabilities[held] = class_probabilities(logits[held].double(), one_vs_rest, temperature)
     return calibration_error(probabilities, labels)
 
 

@@ -355,7 +355,7 @@ def _judge(
     """Strengths that serve best on the first part of the images, and what they and all others give on the others."""
     known, classes = swept.provenance, swept.neutral.shape[1]
     tune = _Part.of(swept, targets, parts[0])
-    temperature = known.temperature or fit_temperature(tune.swept.neutral, tune.swept.labels, known.one_vs_all)
+    temperature = known.temperature or fit_temperature(tune.swept.neutral, tune.swept.labels, known.one_vs_rest)
     frontiers = tune.frontiers(temperature, [wrong])
     chosen: dict[tuple[float, Way], float | None] = {}  # None: by formula, from cue to cue
     for share in shares:

@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel, PlainSerializer
 from torch import Tensor
 
-from hlnet.cues.certain import certain_gmacs
 from hlnet.cues.cue import Cue, Mode
 from hlnet.cues.effect import cue_effect
+from hlnet.cues.hard import hard_cue_gmacs
 from hlnet.cues.oracle import label_cues, wrong_classes
 from hlnet.cues.policy import CuePolicy
 from hlnet.cues.table import CueTable, LabelCues
@@ -32,7 +32,7 @@ from hlnet.tree.class_tree import ClassTree
 
 
 def _strength(policy: CuePolicy) -> dict[str, object]:
-    """A policy in a report, which says by itself whether cues were certain and what a prior did."""
+    """A policy in a report, which says by itself whether cues were hard and what a prior did."""
     return policy.model_dump(include={"mode", "strength", "reliability"})
 
 
@@ -106,11 +106,11 @@ class CueRuns:
         """The same for another network, for classes that it lacks without a cue. A cue that cannot act there as here,
         but states a reliability, is a bias.
 
-        ``None`` where that cannot be either: cues that are certain or of a stated strength, on a plain network.
+        ``None`` where that cannot be either: cues that are hard or of a stated strength, on a plain network.
         """
         cues, attention = _all(self.runs), self.attention
-        stuck = {cue for cue in cues if not _acts_on(net, cue, self.policy.certain)}
-        if stuck and (self.policy.certain or any(cue.reliability is None for cue in stuck)):
+        stuck = {cue for cue in cues if not _acts_on(net, cue, self.policy.hard)}
+        if stuck and (self.policy.hard or any(cue.reliability is None for cue in stuck)):
             return None
         if stuck and self.table.labels is not None:  # all are alike
             attention = attention.model_copy(update={"mode": "bias"})
@@ -130,10 +130,10 @@ class CueRuns:
         return 1 - reliability if labels.wrong_share is None and reliability is not None else labels.wrong_share
 
 
-def _acts_on(net: Network, cue: Cue, certain: bool) -> bool:
+def _acts_on(net: Network, cue: Cue, hard: bool) -> bool:
     """Whether a complete cue can act as it is to, and how strongly is known."""
     fitted = net.provenance.attention
-    if certain or (cue.mode == "gain" and not net.has_branches):
+    if hard or (cue.mode == "gain" and not net.has_branches):
         return net.has_branches
     if cue.strength is not None:
         return True
@@ -226,6 +226,6 @@ def cued_accuracy(
         found.wrong, found.wrong_cues, found.wrong_share = results[1], cues.table.labels.wrong, cues.wrong_share
         if found.wrong_share is not None:
             found.mixed = mixed(results[0].top1, results[1].top1, found.wrong_share)
-    if cues.policy.certain and isinstance(net, InferenceNet):
-        found.gmacs = statistics.fmean(certain_gmacs(net, counted, kept))
+    if cues.policy.hard and isinstance(net, InferenceNet):
+        found.gmacs = statistics.fmean(hard_cue_gmacs(net, counted, kept))
     return found

@@ -117,7 +117,7 @@ def evaluate(
     return found
 
 
-def evaluate_beside(
+def evaluate_with_baseline(
     nets: Mapping[str, Network],
     images: LabelledImages,
     classes: str | Iterable[str | int] | None = None,
@@ -156,7 +156,7 @@ def evaluate_beside(
         >>> full = hlnet.create_model("test_resnet", tree=tree)
         >>> full.transform = InputTransform(input_size=(3, 32, 32))
         >>> nets = {"expert": hlnet.cut_expert(full, "low"), "full": full}
-        >>> found = evaluate_beside(nets, hlnet.load_data("digits", "val"))
+        >>> found = evaluate_with_baseline(nets, hlnet.load_data("digits", "val"))
         >>> found["expert"].neutral == found["full"].neutral, found["full"].classes
         (True, 2)
     """
@@ -221,7 +221,7 @@ class EvaluationComparison(BaseModel):
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, seed: int = 0) -> EvaluationComparison:
-    """Compare two networks that were evaluated beside each other by :func:`hlnet.evaluation.evaluate.evaluate_beside`.
+    """Compare two networks that were evaluated on the same images by :func:`evaluate_with_baseline`.
 
     Args:
         first, second: of the same images.
@@ -233,20 +233,20 @@ def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, 
 
     Example:
         >>> import hlnet
-        >>> from hlnet.evaluation.evaluate import evaluate_beside
+        >>> from hlnet.evaluation.evaluate import evaluate_with_baseline
         >>> from hlnet.model.transform import InputTransform
         >>> tree = hlnet.ClassTree.from_nested({"low": ["0", "1"], "high": ["8", "9"]})
         >>> nets = {name: hlnet.create_model("test_resnet", tree=tree) for name in "ab"}
         >>> for net in nets.values():
         ...     net.transform = InputTransform(input_size=(3, 32, 32))
-        >>> found = evaluate_beside(nets, hlnet.load_data("digits", "val"))
+        >>> found = evaluate_with_baseline(nets, hlnet.load_data("digits", "val"))
         >>> told = compare_evaluations(found["a"], found["b"], tree).neutral
         >>> told.top1.mean == (told.only_first - told.only_second) / told.images
         True
     """
     labels = torch.tensor(first.labels)
     if not first.labels or first.labels != second.labels:
-        raise UsageError("evaluations are compared image by image: take two of one call of evaluate_beside()")
+        raise UsageError("evaluations are compared image by image: take two of one call of evaluate_with_baseline()")
 
     def pair(one: Accuracy | None, other: Accuracy | None) -> Comparison | None:
         if one is None or other is None:
@@ -317,10 +317,10 @@ def _evaluation(
         temperature=temperature,
         labels=targets[used].tolist(),
     )
-    one_vs_all = net.provenance.one_vs_all
-    if not left_out if one_vs_all else len(kept) > 1:
-        shares = class_probabilities(logits, one_vs_all, temperature)
-        counted = used | one_vs_all
+    one_vs_rest = net.provenance.one_vs_rest
+    if not left_out if one_vs_rest else len(kept) > 1:
+        shares = class_probabilities(logits, one_vs_rest, temperature)
+        counted = used | one_vs_rest
         found.ece = round(calibration_error(shares[counted], targets[counted]), 4)
     if detector and (detector[1] or not used.all()):
         score, stored = detector

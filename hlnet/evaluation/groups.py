@@ -94,11 +94,11 @@ class _Sums:
         if accepted > self.accepted or self.total is None:
             self.total, self.counted = torch.zeros(len(logits), dtype=torch.double), 0
         self.accepted = accepted
-        self.total += class_probabilities(logits[None].double(), known.one_vs_all, known.temperature)[0]
+        self.total += class_probabilities(logits[None].double(), known.one_vs_rest, known.temperature)[0]
         self.counted += 1
 
     def logits(self, net: Network) -> Tensor:
         """Logits whose probabilities are the mean ones."""
         assert self.total is not None
         mean, temperature = self.total / self.counted, net.provenance.temperature or 1.0
-        return temperature * (mean.logit(eps=1e-12) if net.provenance.one_vs_all else mean.log())
+        return temperature * (mean.logit(eps=1e-12) if net.provenance.one_vs_rest else mean.log())

@@ -291,7 +291,7 @@ def _answers(
     Those without cues say how familiar an image is, where that is asked.
     """
     known, leaves = net.provenance, net.tree.leaves
-    shares = class_probabilities(logits.double(), known.one_vs_all, known.temperature)
+    shares = class_probabilities(logits.double(), known.one_vs_rest, known.temperature)
     exclusive = class_probabilities(logits.double(), temperature=known.temperature)
     alone = len(leaves) == 1
     score_name: Score | None = None
@@ -310,7 +310,7 @@ def _answers(
                 name=leaves[place].name,
                 path=leaves[place].path,
                 index=leaves[place].index or 0,
-                probability=None if alone and not known.one_vs_all else float(shares[i, place]),
+                probability=None if alone and not known.one_vs_rest else float(shares[i, place]),
                 path_probabilities=None if alone else along[i][j][: int(paths.depths[place])],
             )
             for j, place in enumerate(best)

@@ -18,7 +18,15 @@ from hlnet.errors import CheckpointError, UsageError, with_article
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.model.provenance import Provenance, Rows
-from hlnet.store.checkpoint import Header, check_weights, empty_network, fill, header_of, opened, write_checkpoint
+from hlnet.store.checkpoint import (
+    Header,
+    build_without_weights,
+    check_weights,
+    fill,
+    header_of,
+    opened,
+    write_checkpoint,
+)
 from hlnet.store.remote_file import RemoteFile, in_parts
 from hlnet.tree.selection import select_classes
 
@@ -95,7 +103,7 @@ def cut_checkpoint(source: str | Path | RemoteFile, classes: str | int | Iterabl
         raise UsageError(f"the expert's file '{out}' is the model itself; choose another name")
     header, weights = _read_cut(found, classes)
     with torch.device("meta"):
-        check_weights(empty_network(header), weights, str(source))
+        check_weights(build_without_weights(header), weights, str(source))
     write_checkpoint(header, weights, out)
     return found.fetched if isinstance(found, RemoteFile) else 0
 
@@ -146,7 +154,7 @@ def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[H
         )
     provenance = Provenance(
         recipe=before.recipe,
-        one_vs_all=before.one_vs_all,
+        one_vs_rest=before.one_vs_rest,
         parent=parent,
         parent_counts=counts,
         parent_rows=kept,
@@ -158,7 +166,7 @@ def _pruned(header: Header, classes: str | int | Iterable[str | int]) -> tuple[H
 
 
 def _network(header: Header, weights: dict[str, Tensor], source: object) -> HierarchicalNet:
-    expert = empty_network(header)
+    expert = build_without_weights(header)
     assert isinstance(expert, HierarchicalNet)
     fill(expert, weights, str(source))
     return expert

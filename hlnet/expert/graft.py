@@ -27,7 +27,7 @@ from hlnet.expert.grow import TRUNK, find_parent, grow, inner_nodes
 from hlnet.expert.verify import verify_expert
 from hlnet.model.base import require_branches
 from hlnet.model.hierarchical import HierarchicalNet, level_of
-from hlnet.training.stopping import shortages
+from hlnet.training.stopping import translate_memory_errors
 from hlnet.training.train_config import TrainConfig
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.nodes import Node
@@ -143,7 +143,7 @@ def graft(
     _check_images(train_data, val_data, columns, old)
     alone = TreeData(train_images, columns.prune(range(old, len(columns.classes))), plain, subset=True)
     net.eval()
-    with shortages():
+    with translate_memory_errors():
         places = _places(net.tree, look(net, alone, config, 1, [], partial(tell, "new images")), list(new), given)
         with seeded(config.seed):
             parents = {name: place.under for name, place in places.items()}
@@ -199,7 +199,7 @@ def graft_config(net: HierarchicalNet, **given: Any) -> TrainConfig:
     recipe = net.provenance.recipe.get("train")
     recipe = recipe if isinstance(recipe, dict) else {}
     own = {name: recipe[name] for name in KEPT if name in recipe}
-    own["loss"] = "bce" if net.provenance.one_vs_all else "cross-entropy"
+    own["loss"] = "bce" if net.provenance.one_vs_rest else "cross-entropy"
     try:
         return TrainConfig.model_validate({**own, "frozen_trunk": True, "cache_views": 4, **given})
     except ValidationError as error:

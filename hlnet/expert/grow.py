@@ -19,7 +19,7 @@ from hlnet.errors import UsageError, did_you_mean, some
 from hlnet.model.branches import BranchLevel
 from hlnet.model.hierarchical import BranchTree, HierarchicalNet, level_of
 from hlnet.model.provenance import Provenance
-from hlnet.store.checkpoint import Header, empty_network, fill
+from hlnet.store.checkpoint import Header, build_without_weights, fill
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.nodes import Node
 
@@ -197,8 +197,8 @@ def grow(net: HierarchicalNet, branches: Mapping[str, BranchTree]) -> Hierarchic
         order = torch.tensor(orders[level], device=old.device)
         weights[name] = torch.cat([old, *(rows.to(old) for rows in new)]).index_select(0, order)
     known = net.provenance  # what was fitted was fitted to other classes
-    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all, images=known.images)
-    larger = empty_network(Header("hierarchical", net.config, tree, net.transform, provenance, ""))
+    provenance = Provenance(recipe=known.recipe, one_vs_rest=known.one_vs_rest, images=known.images)
+    larger = build_without_weights(Header("hierarchical", net.config, tree, net.transform, provenance, ""))
     assert isinstance(larger, HierarchicalNet)
     fill(larger, weights, "the grown network")
     return larger.to(net.device)

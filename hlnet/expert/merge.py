@@ -21,7 +21,7 @@ from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance
-from hlnet.store.checkpoint import Header, empty_network, fill, header_of, opened
+from hlnet.store.checkpoint import Header, build_without_weights, fill, header_of, opened
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.nodes import Node
 
@@ -79,7 +79,7 @@ def merge_experts(sources: Iterable[HierarchicalNet | str | Path]) -> Hierarchic
         weights[name] = stacked.index_select(0, torch.tensor([places[0] for places in orders[level]]))
     known = first.header.provenance
     images = tuple(dict.fromkeys(use for part in parts for use in part.header.provenance.images))
-    provenance = Provenance(recipe=known.recipe, one_vs_all=known.one_vs_all, images=images)
+    provenance = Provenance(recipe=known.recipe, one_vs_rest=known.one_vs_rest, images=images)
     if related:
         held = [{row for part in rows for row in part[level]} for level in range(tree.num_levels)]
         provenance.parent, provenance.parent_counts = first.parent, first.parent_counts
@@ -92,7 +92,9 @@ def merge_experts(sources: Iterable[HierarchicalNet | str | Path]) -> Hierarchic
             "the merged networks have no known parent in common: if their logits were not trained against each other, "
             "one's classes may win too often; check with hlnet eval"
         )
-    net = empty_network(Header("hierarchical", first.header.config, tree, first.header.transform, provenance, ""))
+    net = build_without_weights(
+        Header("hierarchical", first.header.config, tree, first.header.transform, provenance, "")
+    )
     assert isinstance(net, HierarchicalNet)
     fill(net, weights, "the merged network")
     return net
@@ -143,7 +145,7 @@ class _Part:
             trunk = [name for name in self.weights if level_of(name) is None]
             changed = sum(not torch.equal(self.weights[name], other.weights[name]) for name in trunk)
             reason = f"{changed} of the trunk's {len(trunk)} tensors differ" if changed else ""
-        if not reason and self.header.provenance.one_vs_all != other.header.provenance.one_vs_all:
+        if not reason and self.header.provenance.one_vs_rest != other.header.provenance.one_vs_rest:
             reason = "one was trained one against all (bce), the other with a softmax"
         if reason:
             parents = "" if self.parent == other.parent and self.parent else ", and comes from another parent"

@@ -121,8 +121,8 @@ class Provenance(BaseModel):
 
     Attributes:
         recipe: the settings it was trained with.
-        one_vs_all: whether each class was trained as a detector of its own (``bce``), whose sigmoid is its probability.
-            Where it is not given, as in files that lack it, it is what the recipe's loss says.
+        one_vs_rest: whether each class was trained as a detector of its own (``bce``), whose sigmoid is its
+            probability. Where it is not given, as in files that lack it, it is what the recipe's loss says.
         metrics: what was measured of it when it was written.
         parent: for an expert, the full network's fingerprint (see ``hlnet.store.checkpoint``).
         parent_counts: for an expert, the nodes at each level of the full network, which set that network's cost.
@@ -139,7 +139,7 @@ class Provenance(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     recipe: dict[str, Any] = Field(default_factory=dict)
-    one_vs_all: bool = False
+    one_vs_rest: bool = False
     metrics: dict[str, float] = Field(default_factory=dict)
     parent: str | None = None
     parent_counts: tuple[int, ...] | None = None
@@ -155,16 +155,20 @@ class Provenance(BaseModel):
     @classmethod
     def _by_recipe(cls, given: Any) -> Any:
         """A file without the field goes by its recipe."""
-        if not isinstance(given, dict) or "one_vs_all" in given:
+        if isinstance(given, dict) and "one_vs_all" in given:  # its name for a short time
+            given = {name: value for name, value in given.items() if name != "one_vs_all"} | {
+                "one_vs_rest": given["one_vs_all"]
+            }
+        if not isinstance(given, dict) or "one_vs_rest" in given:
             return given
-        return given | {"one_vs_all": _says_bce(given.get("recipe"))}
+        return given | {"one_vs_rest": _says_bce(given.get("recipe"))}
 
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what the recipe says as well, or what goes without saying."""
         found: dict[str, Any] = serialize(self)
-        if not self.one_vs_all and not _says_bce(self.recipe):
-            found.pop("one_vs_all", None)
+        if not self.one_vs_rest and not _says_bce(self.recipe):
+            found.pop("one_vs_rest", None)
         if not self.images:
             found.pop("images", None)
         return found
@@ -193,16 +197,16 @@ class Provenance(BaseModel):
         }
         return [one.use for one in self.images if one.images == images and fitted.get(one.use, True) is not None]
 
-    def after_training(self, recipe: dict[str, Any], one_vs_all: bool = False) -> Provenance:
+    def after_training(self, recipe: dict[str, Any], one_vs_rest: bool = False) -> Provenance:
         """What still holds of weights that train on: they are no cut of a parent any more, and nothing is fitted.
 
         Args:
             recipe: the settings that they are trained with.
-            one_vs_all: whether classes are trained as detectors of their own.
+            one_vs_rest: whether classes are trained as detectors of their own.
         """
         return Provenance(
             recipe=recipe,
-            one_vs_all=one_vs_all,
+            one_vs_rest=one_vs_rest,
             parent_counts=self.parent_counts,
             next_index=self.next_index,
             images=self.images,

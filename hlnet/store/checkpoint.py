@@ -147,7 +147,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Tra
         RunError: if the model is on the Hub, and that cannot be reached.
     """
     with opened(path) as file:  # once: what a name on the Hub stands for may change
-        model = empty_network(header_of(file, path))
+        model = build_without_weights(header_of(file, path))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     fill(model, weights, path)
     return model.to(device)
@@ -232,7 +232,7 @@ def opened(path: str | Path | RemoteFile) -> Any:
         ) from error
 
 
-def empty_network(header: Header) -> TrainableNetwork:
+def build_without_weights(header: Header) -> TrainableNetwork:
     """The network that a header describes, its branches without storage; :func:`fill` gives everything its values."""
     model: TrainableNetwork
     try:

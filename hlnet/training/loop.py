@@ -36,7 +36,7 @@ from hlnet.training.losses import make_loss, prior_logit
 from hlnet.training.optimizers import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.training.run_folder import RunFolder, flattened
 from hlnet.training.state import Epoch, RunState
-from hlnet.training.stopping import Stopped, interrupts, shortages
+from hlnet.training.stopping import Stopped, defer_signals, translate_memory_errors
 from hlnet.training.train_config import TrainConfig
 
 #: Several processes agree this often, in steps, on whether to save or stop.
@@ -129,14 +129,14 @@ def train(
         )  # the optimizer must see what will be unfrozen
     if cached:
         net.to(accelerator.device)
-        with shortages():  # first the smaller one, which leaves less room for the other
+        with translate_memory_errors():  # first the smaller one, which leaves less room for the other
             val_data = _cached(net, val_data, 1, config, cache_dir, cache_size, partial(tell, "features (val)"))
             train_data = _cached(
                 net, train_data, config.cache_views, config, cache_dir, cache_size, partial(tell, "features")
             )
     if config.loss == "bce" and state is None and net.provenance == Provenance():  # neither trained nor cut
         _start_as_detectors(net)
-    with shortages():
+    with translate_memory_errors():
         run = _Run(net, net.head if cached else net, train_data, val_data, config, accelerator, tell, state)
     run.check_together()
     folder.config = config.model_copy(update={"batch_size": run.batch_size})  # what auto has found
@@ -165,7 +165,7 @@ def train(
             name: value if isinstance(value, str | int | float) else str(value) for name, value in settings.items()
         }
         accelerator.init_trackers("hlnet", config=plain)
-    with interrupts() as interrupted, shortages(interrupted):
+    with defer_signals() as interrupted, translate_memory_errors(interrupted):
         for number in range(run.number, config.epochs + 1):
             epoch = run.epoch(number, interrupted, folder if main else None, save_minutes)
             run.history.append(epoch)

@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def interrupts() -> Iterator[threading.Event]:
+def defer_signals() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set instead of ending the process at once; a second one ends it."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -43,7 +43,7 @@ def interrupts() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def shortages(interrupted: threading.Event | None = None) -> Iterator[None]:
+def translate_memory_errors(interrupted: threading.Event | None = None) -> Iterator[None]:
     """A lost worker and full memory as our errors.
 
     Raises:

@@ -1,6 +1,6 @@
 """Hierarchies in the graph formats of other programs: Newick, node-link graphs (networkx) and children objects (D3).
 
-Notable here: all readers yield an :class:`Outline` and all writers start from one, so that levels are not their care;
+Notable here: all readers yield an :class:`Hierarchy` and all writers start from one, so that levels are not their care;
 nothing recurses, so that a text nested thousands deep is an ordinary error further on; and what any reader of another
 program's format must check (:func:`checked`, :func:`from_graph`) is here for the tables too.
 """
@@ -14,14 +14,14 @@ from collections import Counter
 from typing import Any
 
 from hlnet.errors import TreeError, one_line, some
-from hlnet.tree.hierarchy import Outline, group_name
+from hlnet.tree.hierarchy import Hierarchy, group_name
 
 log = logging.getLogger("hlnet")
 
 # ---------------------------------------------------------------------- Newick
 
 
-def read_newick(text: str) -> Outline:
+def read_newick(text: str) -> Hierarchy:
     """Read a tree in Newick's parentheses; its root is the trunk.
 
     Underscores stay as written; comments and branch lengths are passed over. An inner node without a label is named
@@ -41,8 +41,8 @@ def read_newick(text: str) -> Outline:
         tokens = NewickString(text.replace("\\", "\udc5c"))
     except ValueError as error:
         raise TreeError(f"not readable as Newick: {one_line(error)}") from error
-    root = node = Outline("")
-    above: list[Outline] = []  # the nodes whose parentheses are open
+    root = node = Hierarchy("")
+    above: list[Hierarchy] = []  # the nodes whose parentheses are open
     before = ""  # what stands before: a mark, "label" or "length"; nothing at the beginning
     for token in tokens:
         if token.type in {TokenType.COMMENT, TokenType.WHITESPACE}:
@@ -74,11 +74,12 @@ def read_newick(text: str) -> Outline:
     return checked(root)
 
 
-def write_newick(root: Outline) -> str:
+def write_newick(root: Hierarchy) -> str:
     """The tree on one line of Newick; a label is quoted unless it has only letters, digits, ``.``, ``+`` and ``-``.
 
     Example:
-        >>> write_newick(Outline("", [Outline("cat", [Outline("tabby"), Outline("Tom's cat")]), Outline("chain_saw")]))
+        >>> cat = Hierarchy("cat", [Hierarchy("tabby"), Hierarchy("Tom's cat")])
+        >>> write_newick(Hierarchy("", [cat, Hierarchy("chain_saw")]))
         "((tabby,'Tom''s cat')cat,'chain_saw');\\n"
     """
     done: dict[int, str] = {}
@@ -94,7 +95,7 @@ def write_newick(root: Outline) -> str:
 # ---------------------------------------------------------------------- objects
 
 
-def read_objects(data: Any) -> Outline | None:
+def read_objects(data: Any) -> Hierarchy | None:
     """Read what a JSON file of another program held; ``None`` if it is neither a node-link graph nor children objects.
 
     *Node-link*: ``{"nodes": [{"id": …, "label": …}], "links": [{"source": …, "target": …}]}`` (or ``edges``), as
@@ -130,11 +131,11 @@ def read_objects(data: Any) -> Outline | None:
     return checked(_from_children(data)) if _has_objects(data.get("children")) else None
 
 
-def write_node_link(root: Outline) -> dict[str, Any]:
+def write_node_link(root: Hierarchy) -> dict[str, Any]:
     """The node-link object: ids are the nodes' own or, where they have none, numbers; the root is number 0.
 
     Example:
-        >>> write_node_link(Outline("", [Outline("tabby", index=281, id="n02123045")]))["nodes"]
+        >>> write_node_link(Hierarchy("", [Hierarchy("tabby", index=281, id="n02123045")]))["nodes"]
         [{'id': 0}, {'id': 'n02123045', 'label': 'tabby', 'index': 281}]
     """
     taken = {leaf.id for leaf in root.leaves()}  # no two classes share an id; a class goes before a group
@@ -152,11 +153,11 @@ def write_node_link(root: Outline) -> dict[str, Any]:
     return {"directed": True, "multigraph": False, "graph": {}, "nodes": nodes, "links": links}
 
 
-def write_children(root: Outline) -> dict[str, Any]:
+def write_children(root: Hierarchy) -> dict[str, Any]:
     """The children object; its outermost node is called "trunk".
 
     Example:
-        >>> write_children(Outline("", [Outline("cat", [Outline("tabby", index=281)])]))
+        >>> write_children(Hierarchy("", [Hierarchy("cat", [Hierarchy("tabby", index=281)])]))
         {'name': 'trunk', 'children': [{'name': 'cat', 'children': [{'name': 'tabby', 'index': 281}]}]}
     """
     done: dict[int, dict[str, Any]] = {}
@@ -174,8 +175,8 @@ def write_children(root: Outline) -> dict[str, Any]:
 # ---------------------------------------------------------------------- shared with the tables
 
 
-def checked(root: Outline) -> Outline:
-    """The same outline, with a name for each node, each class of another name, and indices for all or none.
+def checked(root: Hierarchy) -> Hierarchy:
+    """The same hierarchy, with a name for each node, each class of another name, and indices for all or none.
 
     Raises:
         TreeError: if there is no class, one has no name, two share one, or only some have an index.
@@ -205,12 +206,12 @@ def checked(root: Outline) -> Outline:
     return root
 
 
-def from_graph(graph: Any, outlines: dict[Any, Outline]) -> Outline:
-    """The outline of a networkx graph that must be an arborescence, its edges pointing from parent to child.
+def from_graph(graph: Any, nodes_by_key: dict[Any, Hierarchy]) -> Hierarchy:
+    """The hierarchy of a networkx graph that must be an arborescence, its edges pointing from parent to child.
 
     Args:
-        graph: whose nodes are the keys of ``outlines``.
-        outlines: each node, without children yet.
+        graph: whose nodes are the keys of ``nodes_by_key``.
+        nodes_by_key: each node, without children yet.
 
     Raises:
         TreeError: if a node has several parents, some go in a circle, or the graph is in pieces; it names them.
@@ -218,7 +219,7 @@ def from_graph(graph: Any, outlines: dict[Any, Outline]) -> Outline:
     import networkx
 
     if not graph:
-        return Outline("")
+        return Hierarchy("")
     if not networkx.is_arborescence(graph):
         for node, count in graph.in_degree():
             if count > 1:
@@ -231,8 +232,8 @@ def from_graph(graph: Any, outlines: dict[Any, Outline]) -> Outline:
             raise TreeError(f"it is in pieces, below {quoted(roots)}; a tree hangs together at one root") from None
         raise TreeError(f"{quoted(cycle)} go in a circle, each the parent of the next; a tree has no cycles")
     for parent, child in graph.edges:
-        outlines[parent].children.append(outlines[child])
-    return next(outlines[node] for node, count in graph.in_degree() if not count)
+        nodes_by_key[parent].children.append(nodes_by_key[child])
+    return next(nodes_by_key[node] for node, count in graph.in_degree() if not count)
 
 
 def from_parents(graph: Any) -> Any:
@@ -245,9 +246,9 @@ def from_parents(graph: Any) -> Any:
     return turned
 
 
-def new_child(parent: Outline, name: str = "") -> Outline:
+def new_child(parent: Hierarchy, name: str = "") -> Hierarchy:
     """Another child of a node, after those that it has."""
-    parent.children.append(Outline(name))
+    parent.children.append(Hierarchy(name))
     return parent.children[-1]
 
 
@@ -259,29 +260,29 @@ def quoted(nodes: list[Any]) -> str:
 # ---------------------------------------------------------------------- helpers
 
 
-def _from_node_link(nodes: list[Any], links: list[Any]) -> Outline:
+def _from_node_link(nodes: list[Any], links: list[Any]) -> Hierarchy:
     import networkx
 
-    outlines: dict[str | int, Outline] = {}
+    nodes_by_key: dict[str | int, Hierarchy] = {}
     for item in nodes:
         key = _key(item, "id")
         if key is None:
             raise TreeError(f"a node needs an 'id', text or a number: {_excerpt(item)}")
-        if key in outlines:
+        if key in nodes_by_key:
             raise TreeError(f"two nodes have the id '{key}'")
-        outlines[key] = _described(item, f"node '{key}'")
-        outlines[key].name = outlines[key].name or str(key)
-        outlines[key].id = key or None if isinstance(key, str) else None
+        nodes_by_key[key] = _described(item, f"node '{key}'")
+        nodes_by_key[key].name = nodes_by_key[key].name or str(key)
+        nodes_by_key[key].id = key or None if isinstance(key, str) else None
     for link in links:
         for end in ("source", "target"):
-            if _key(link, end) not in outlines:
+            if _key(link, end) not in nodes_by_key:
                 raise TreeError(f"the {end} of a link is none of the nodes: {_excerpt(link)}")
-    plain = {"directed": True, "multigraph": False, "nodes": [{"id": key} for key in outlines], "edges": links}
-    return from_graph(from_parents(networkx.node_link_graph(plain, edges="edges")), outlines)
+    plain = {"directed": True, "multigraph": False, "nodes": [{"id": key} for key in nodes_by_key], "edges": links}
+    return from_graph(from_parents(networkx.node_link_graph(plain, edges="edges")), nodes_by_key)
 
 
-def _from_children(data: dict[str, Any]) -> Outline:
-    root = Outline("")
+def _from_children(data: dict[str, Any]) -> Hierarchy:
+    root = Hierarchy("")
     waiting = [(root, data)]
     seen: set[int] = set()
     while waiting:
@@ -302,7 +303,7 @@ def _from_children(data: dict[str, Any]) -> Outline:
     return root
 
 
-def _described(item: dict[str, Any], where: str) -> Outline:
+def _described(item: dict[str, Any], where: str) -> Hierarchy:
     """A node without children from an object that tells of it; its name may be empty."""
     words = {}
     for key in ("label", "name", "id"):
@@ -313,7 +314,7 @@ def _described(item: dict[str, Any], where: str) -> Outline:
     index = item.get("index")
     if isinstance(index, bool) or not isinstance(index, int | None):
         raise TreeError(f"{where}: 'index' must be a whole number, got {_excerpt(index)}")
-    return Outline(words["label"] or words["name"] or words["id"], index=index, id=words["id"] or None)
+    return Hierarchy(words["label"] or words["name"] or words["id"], index=index, id=words["id"] or None)
 
 
 def _key(item: Any, word: str) -> str | int | None:

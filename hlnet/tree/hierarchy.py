@@ -1,4 +1,4 @@
-"""The outline of a hierarchy of any depth: what every source of trees yields before levels are chosen.
+"""The hierarchy of a hierarchy of any depth: what every source of trees yields before levels are chosen.
 
 WordNet, a dendrogram and a deep file have far more levels than a network; ``hlnet.tree.construct.levels`` cuts them.
 Nothing here recurses: a dendrogram may be as deep as it has classes.
@@ -16,31 +16,31 @@ from hlnet.tree.class_tree import ClassTree
 
 
 @dataclass(slots=True, eq=False)
-class Outline:
+class Hierarchy:
     """A node of a hierarchy, with all that lies below it; the root stands for the trunk and has no name of its own.
 
     Attributes:
         name: of the group or class; it may hold no ``/``, which parts the names of a path.
         children: empty for a class.
-        index: for a class, its original index; ``None``: numbered in the outline's order.
+        index: for a class, its original index; ``None``: numbered in the hierarchy's order.
         id: an outside identifier, such as a WordNet id.
         height: how unlike the children are (a dendrogram's merge height); 0 where nothing is known.
 
     Example:
-        >>> root = Outline("", [Outline("cat", [Outline("tabby"), Outline("siamese")]), Outline("saw")])
+        >>> root = Hierarchy("", [Hierarchy("cat", [Hierarchy("tabby"), Hierarchy("siamese")]), Hierarchy("saw")])
         >>> root.to_tree().counts
         (2, 3)
     """
 
     name: str
-    children: list[Outline] = field(default_factory=list, repr=False)  # or a deep one's text would recurse
+    children: list[Hierarchy] = field(default_factory=list, repr=False)  # or a deep one's text would recurse
     index: int | None = None
     id: str | None = None
     height: float = 0.0
 
     @classmethod
-    def of(cls, tree: ClassTree) -> Outline:
-        """The outline of a class tree, without the nodes that only continue a class."""
+    def of(cls, tree: ClassTree) -> Hierarchy:
+        """The hierarchy of a class tree, without the nodes that only continue a class."""
         root = cls("")
         above = [root]
         for row in tree.levels:
@@ -52,11 +52,11 @@ class Outline:
                 here.append(cls(node.name, id=node.id))
                 above[node.parent].children.append(here[-1])
             above = here
-        for outline, leaf in zip(above, tree.leaves, strict=True):
-            outline.index = leaf.index
+        for hierarchy, leaf in zip(above, tree.leaves, strict=True):
+            hierarchy.index = leaf.index
         return root
 
-    def walk(self) -> Iterator[Outline]:
+    def walk(self) -> Iterator[Hierarchy]:
         """This node and all below it, a node before its children, in order."""
         waiting = [self]
         while waiting:
@@ -64,31 +64,31 @@ class Outline:
             yield node
             waiting.extend(reversed(node.children))
 
-    def leaves(self) -> list[Outline]:
+    def leaves(self) -> list[Hierarchy]:
         """The classes below, in order; a node without children is its own."""
         return [node for node in self.walk() if not node.children]
 
-    def contracted(self) -> Outline:
+    def contracted(self) -> Hierarchy:
         """The same classes without single-child chains: a node with one child gives way to that child."""
-        kept: dict[int, Outline] = {}
+        kept: dict[int, Hierarchy] = {}
         for node in reversed(list(self.walk())):
             below = [kept.pop(id(child)) for child in node.children]
             if len(below) == 1:
                 kept[id(node)] = below[0]
             else:
-                kept[id(node)] = Outline(node.name, below, node.index, node.id, node.height)
+                kept[id(node)] = Hierarchy(node.name, below, node.index, node.id, node.height)
         top = kept.pop(id(self))
-        return top if top.children else Outline(self.name, [top])
+        return top if top.children else Hierarchy(self.name, [top])
 
-    def only(self, names: Collection[str]) -> Outline:
+    def only(self, names: Collection[str]) -> Hierarchy:
         """The hierarchy of these classes alone; groups that lose all theirs go."""
         wanted = set(names)
-        kept: dict[int, Outline] = {}
+        kept: dict[int, Hierarchy] = {}
         for node in reversed(list(self.walk())):
             below = [kept.pop(id(child)) for child in node.children if id(child) in kept]
             if below or (not node.children and node.name in wanted):
-                kept[id(node)] = Outline(node.name, below, node.index, node.id, node.height)
-        return kept.get(id(self), Outline(self.name))
+                kept[id(node)] = Hierarchy(node.name, below, node.index, node.id, node.height)
+        return kept.get(id(self), Hierarchy(self.name))
 
     def rename_classes(self, tree: ClassTree) -> None:
         """Give the class of index i the name, original index and id of the tree's i-th, in place.
@@ -109,7 +109,7 @@ class Outline:
             levels: classes that end early are continued to this many; default: the depth of the deepest.
 
         Raises:
-            TreeError: if there is no class, a class name stands twice, or the outline is too deep.
+            TreeError: if there is no class, a class name stands twice, or the hierarchy is too deep.
         """
         nested: dict[str, Any] = {}
         ids: dict[str, str] = {}
@@ -140,7 +140,7 @@ def group_name(names: Sequence[str], count: int | None = None) -> str:
     return "+".join(names[:3]) + (f"+{count - 3}-more" if count > 3 else "")
 
 
-def _names(siblings: list[Outline]) -> list[str]:
+def _names(siblings: list[Hierarchy]) -> list[str]:
     """Names to tell siblings apart: classes keep theirs, a group whose name is taken gets its id or a number."""
     taken = Counter(node.name for node in siblings if not node.children)
     if doubled := [name for name, count in taken.items() if count > 1]:

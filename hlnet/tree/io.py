@@ -17,7 +17,7 @@ from hlnet.errors import RunError, TreeError, UsageError, did_you_mean, one_line
 from hlnet.files import IMAGE_SUFFIXES, folder_beside, in_order, is_hidden, replacing
 from hlnet.tree import graphs, tables
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.label_files import read_labels
 from hlnet.tree.lists import read_list
 from hlnet.tree.nodes import qualified_names
@@ -84,13 +84,13 @@ def read_tree(
         if not str(source) or not path.exists():
             raise UsageError(f"there is no file or folder '{source}' to read a class tree from")
         found = _nested_folders(path) if path.is_dir() else _read_file(path, format, header)
-        if isinstance(found, Outline):
+        if isinstance(found, Hierarchy):
             return found.to_tree(levels)
         if isinstance(found, dict) and found.get("format") == CANONICAL:
             tree = tree_from_json(found)
             if levels in {None, tree.num_levels}:
                 return tree
-            return Outline.of(tree).to_tree(levels)
+            return Hierarchy.of(tree).to_tree(levels)
         return ClassTree.from_nested(found, levels)
     except TreeError as error:
         raise TreeError(f"'{path}': {one_line(error, limit=500)}") from error
@@ -152,21 +152,21 @@ def write_tree(tree: ClassTree, path: str | Path, format: str | None = None) -> 
     """
     target = Path(path)
     suffix, name = target.suffix.lower(), _format(target, format)
-    outline = Outline.of(tree)
+    hierarchy = Hierarchy.of(tree)
     if name == "folders":
-        _write_folders(outline, target)
+        _write_folders(hierarchy, target)
         return
     if name == "nested" and suffix != ".json":
         text = yaml.safe_dump(tree.to_nested(), sort_keys=False, allow_unicode=True, width=10**9)
     elif name == "newick":
-        text = graphs.write_newick(outline)
+        text = graphs.write_newick(hierarchy)
     elif name == "paths":
-        text = tables.write_paths(outline, DELIMITERS[suffix])
+        text = tables.write_paths(hierarchy, DELIMITERS[suffix])
     elif name == "edges":
-        text = tables.write_edges(outline, DELIMITERS[suffix])
+        text = tables.write_edges(hierarchy, DELIMITERS[suffix])
     else:
         makers = {"node-link": graphs.write_node_link, "children": graphs.write_children}
-        data = makers[name](outline) if name in makers else tree_to_json(tree)
+        data = makers[name](hierarchy) if name in makers else tree_to_json(tree)
         text = json.dumps(data["tree"] if name == "nested" else data, indent=1, ensure_ascii=False) + "\n"
     try:
         content = text.encode()
@@ -225,7 +225,7 @@ def _shipped(name: str) -> Path:
 
 
 def _read_file(path: Path, format: str | None, header: bool | None) -> Any:
-    """The outline that a file of another program's format holds, or what a nested or canonical one does."""
+    """The hierarchy that a file of another program's format holds, or what a nested or canonical one does."""
     suffix = path.suffix.lower()
     if format is None and suffix not in {*SUFFIXES, ".txt"}:
         raise UsageError(
@@ -258,7 +258,7 @@ def _data(text: str, suffix: str) -> Any:
 
 
 def _from_data(data: Any, format: str | None) -> Any:
-    """The outline in an object of another program's format; nested names and canonical trees stay as they are."""
+    """The hierarchy in an object of another program's format; nested names and canonical trees stay as they are."""
     if format in {"nested", "canonical"} or (isinstance(data, dict) and data.get("format") == CANONICAL):
         return data
     found = (graphs.read_objects(data) if format != "labels" else None) or (
@@ -287,7 +287,7 @@ def _format(path: Path, name: str | None) -> str:
     return name
 
 
-def _write_folders(root: Outline, path: Path) -> None:
+def _write_folders(root: Hierarchy, path: Path) -> None:
     for node in list(root.walk())[1:]:
         if node.name.startswith(".") or Path(node.name).name != node.name:
             raise UsageError(f"node '{node.name}' cannot be a folder that shows; rename it or choose another format")

@@ -8,13 +8,13 @@ from typing import Any
 
 from hlnet.errors import TreeError, some
 from hlnet.tree.graphs import checked
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.nodes import is_wordnet_id
 
 log = logging.getLogger("hlnet")
 
 
-def read_labels(data: Any) -> Outline | None:
+def read_labels(data: Any) -> Hierarchy | None:
     """Read what a label file of another tool holds; ``None`` if it is none of them.
 
     The log says in one line how it was read.
@@ -47,7 +47,7 @@ def read_labels(data: Any) -> Outline | None:
 # ---------------------------------------------------------------------- helpers
 
 
-def _indexed(data: Any) -> Outline | None:
+def _indexed(data: Any) -> Hierarchy | None:
     """``{"0": "tench"}`` or ``{"0": ["n01440764", "tench"]}``."""
     data = data.get("id2label", data) if isinstance(data, Mapping) else data
     if not (isinstance(data, Mapping) and data and all(_is_index(key) for key in data)):
@@ -57,21 +57,21 @@ def _indexed(data: Any) -> Outline | None:
     nodes = []
     for index, value in sorted(((int(key), value) for key, value in data.items()), key=lambda item: item[0]):
         identifier, name = (None, value) if isinstance(value, str) else value
-        nodes.append(Outline(name, index=index, id=identifier))
-    return Outline("", nodes)
+        nodes.append(Hierarchy(name, index=index, id=identifier))
+    return Hierarchy("", nodes)
 
 
-def _identified(data: Any) -> Outline | None:
+def _identified(data: Any) -> Hierarchy | None:
     """``{"n01440764": "tench"}``, or a list of such pairs."""
     pairs = list(data.items()) if isinstance(data, Mapping) else data
     if not isinstance(pairs, list) or not pairs or not all(_is_pair(pair) for pair in pairs):
         return None
     if not all(is_wordnet_id(identifier) for identifier, _ in pairs):
         return None
-    return Outline("", [Outline(name, id=identifier) for identifier, name in pairs])
+    return Hierarchy("", [Hierarchy(name, id=identifier) for identifier, name in pairs])
 
 
-def _ultralytics(data: Any) -> Outline | None:
+def _ultralytics(data: Any) -> Hierarchy | None:
     if not isinstance(data, Mapping) or "names" not in data:
         return None
     if not {*data} & {"path", "train", "val", "test", "nc", "download", "yaml_file", "kpt_shape"}:
@@ -80,35 +80,35 @@ def _ultralytics(data: Any) -> Outline | None:
     if isinstance(names, Mapping):
         return _indexed(names)
     if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
-        return Outline("", [Outline(str(name), index=i) for i, name in enumerate(names)])
+        return Hierarchy("", [Hierarchy(str(name), index=i) for i, name in enumerate(names)])
     raise TreeError("its 'names' are neither a list nor numbered names")
 
 
-def _coco(data: Any) -> Outline | None:
+def _coco(data: Any) -> Hierarchy | None:
     listed = data.get("categories") if isinstance(data, Mapping) else data
     if not isinstance(listed, list) or not listed or not all(isinstance(item, Mapping) for item in listed):
         return None
     if not all(isinstance(item.get("name"), str) and isinstance(item.get("id"), int) for item in listed):
         return None
-    root = Outline("")
-    groups: dict[str, Outline] = {}
+    root = Hierarchy("")
+    groups: dict[str, Hierarchy] = {}
     for item in listed:
         above, group = root, item.get("supercategory")
         if isinstance(group, str) and group and group != "none":
             if group not in groups:
-                groups[group] = Outline(group)
+                groups[group] = Hierarchy(group)
                 root.children.append(groups[group])
             above = groups[group]
-        above.children.append(Outline(item["name"], index=item["id"]))
+        above.children.append(Hierarchy(item["name"], index=item["id"]))
     return root
 
 
-def _open_images(data: Any) -> Outline | None:
+def _open_images(data: Any) -> Hierarchy | None:
     """The hierarchy of Open Images; of a label that stands in several places, the first counts."""
     if not isinstance(data, Mapping) or not isinstance(data.get("LabelName"), str) or "Subcategory" not in data:
         return None
-    root = Outline("")
-    waiting: list[tuple[Outline, Any]] = [(root, item) for item in reversed(data["Subcategory"] or ())]
+    root = Hierarchy("")
+    waiting: list[tuple[Hierarchy, Any]] = [(root, item) for item in reversed(data["Subcategory"] or ())]
     seen: set[str] = set()
     repeated = []
     while waiting:
@@ -121,7 +121,7 @@ def _open_images(data: Any) -> Outline | None:
             continue
         seen.add(label)
         # A class tree's names hold no slash; Freebase itself writes m.0bl9f as well as /m/0bl9f.
-        node = Outline(label.strip("/").replace("/", "."), id=label)
+        node = Hierarchy(label.strip("/").replace("/", "."), id=label)
         above.children.append(node)
         waiting += [(node, below) for below in reversed(item.get("Subcategory") or ())]
     if repeated:
@@ -153,7 +153,7 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(item, str) for item in value)
 
 
-_READERS: dict[str, Callable[[Any], Outline | None]] = {
+_READERS: dict[str, Callable[[Any], Hierarchy | None]] = {
     "original indices with class names": _indexed,
     "ids with class names": _identified,
     "the 'names' of an Ultralytics data file, which holds no tree": _ultralytics,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hlnet.errors import TreeError
 from hlnet.tree.delimited import is_comment
 from hlnet.tree.graphs import checked
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.tables import read_table
 
 log = logging.getLogger("hlnet")
@@ -20,7 +20,7 @@ _NAMED_ID = re.compile(r"(?P<id>[A-Za-z]{1,3}[0-9]{4,})[\s:,=]+(?P<name>\S.*)")
 _LINK = re.compile(r"[\w-]*[0-9][\w-]*\s+-?[\w-]*[0-9][\w-]*", re.ASCII)
 
 
-def read_list(text: str, plain: bool = False) -> Outline:
+def read_list(text: str, plain: bool = False) -> Hierarchy:
     """Read a list of classes, one a line; the log says in one line how it was read.
 
     Read are names alone; ``0: name`` and ``0 name``, numbers being the original indices; ``n01440764 tench``, with ids;
@@ -49,7 +49,7 @@ def read_list(text: str, plain: bool = False) -> Outline:
     passed = f"; comment lines: {comments}" if comments else ""
     names = [line.strip() for line in lines]
     if plain:
-        return _flat([Outline(name) for name in names], f"a plain list{passed}")
+        return _flat([Hierarchy(name) for name in names], f"a plain list{passed}")
     for delimiter in ";\t|":
         if 2 * sum(delimiter in name for name in names) > len(names):
             return read_table("\n".join(names), delimiter)
@@ -61,11 +61,11 @@ def read_list(text: str, plain: bool = False) -> Outline:
     if numbered := [found for name in names if (found := _NUMBERED.fullmatch(name))]:
         indices = [int(found["index"]) for found in numbered]
         if len(numbered) == len(names) and len(set(indices)) == len(names):
-            nodes = [Outline(found["name"], index=index) for found, index in zip(numbered, indices, strict=True)]
+            nodes = [Hierarchy(found["name"], index=index) for found, index in zip(numbered, indices, strict=True)]
             return _flat(nodes, f"a list with the classes' original indices before their names{passed}")
     identified = [found for name in names if (found := _NAMED_ID.fullmatch(name))]
     if len(identified) == len(names) and len({found["id"] for found in identified}) == len(names):
-        nodes = [Outline(found["name"], id=found["id"]) for found in identified]
+        nodes = [Hierarchy(found["name"], id=found["id"]) for found in identified]
         return _flat(nodes, f"a list with ids before the names{passed}")
     if indented := _indented(lines):
         log.info("list read: by indentation%s; classes: %d", passed, len(indented.leaves()))
@@ -74,18 +74,18 @@ def read_list(text: str, plain: bool = False) -> Outline:
         paths = [name.strip("/").split("/") for name in names]
         return read_table("\n".join("\t".join(path) for path in paths), "\t", header=False, kind="paths")
     commas = "; a comma is part of a name" if any("," in name for name in names) else ""
-    return _flat([Outline(name) for name in names], f"a flat list, one class a line{commas}{passed}")
+    return _flat([Hierarchy(name) for name in names], f"a flat list, one class a line{commas}{passed}")
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _flat(nodes: Sequence[Outline], how: str) -> Outline:
+def _flat(nodes: Sequence[Hierarchy], how: str) -> Hierarchy:
     log.info("list read: %s; classes: %d", how, len(nodes))
-    return checked(Outline("", list(nodes)))
+    return checked(Hierarchy("", list(nodes)))
 
 
-def _indented(lines: Sequence[str]) -> Outline | None:
+def _indented(lines: Sequence[str]) -> Hierarchy | None:
     """The hierarchy that indentation or rows of dashes tell; ``None`` if all lines are equally deep."""
     parts = [_INDENT.fullmatch(line) for line in lines]
     depths = []
@@ -95,7 +95,7 @@ def _indented(lines: Sequence[str]) -> Outline | None:
         depths.append(blank + len((part["marks"] or "").rstrip()))
     if len(set(depths)) < 2:
         return None
-    root = Outline("")
+    root = Hierarchy("")
     waiting = [(-1, root)]
     for number, (part, depth) in enumerate(zip(parts, depths, strict=True), start=1):
         assert part is not None
@@ -103,7 +103,7 @@ def _indented(lines: Sequence[str]) -> Outline | None:
             waiting.pop()
         if not part["name"].strip():
             raise TreeError(f"line {number} has no name")
-        node = Outline(part["name"].strip().removesuffix(":"))
+        node = Hierarchy(part["name"].strip().removesuffix(":"))
         waiting[-1][1].children.append(node)
         waiting.append((depth, node))
     return root

@@ -27,7 +27,7 @@ from hlnet.figures import BLUE, GREY, RED, UNDATED, own_style, save, text_width
 from hlnet.files import replacing
 from hlnet.templates import render
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.nodes import Node
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def tree_page(tree: ClassTree, path: str | Path, kept: Iterable[int] = (), title
     kept = sorted(set(kept))
     chosen = tree.rows(kept) if kept else ()
     marked = {tree.indices[i] for i in kept}
-    nodes = list(Outline.of(tree).walk())
+    nodes = list(Hierarchy.of(tree).walk())
     items: dict[int, dict[str, Any]] = {}
     for node in reversed(nodes):  # children before parents
         below = [items.pop(id(child)) for child in node.children]

@@ -17,7 +17,7 @@ from hlnet.errors import TreeError, some
 from hlnet.tree.delimited import MISSING, Rows, split_rows
 from hlnet.tree.graphs import checked, from_graph, from_parents, new_child, quoted
 from hlnet.tree.headings import Columns, is_header, name_bare_columns, name_columns, normal_heading
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 
 log = logging.getLogger("hlnet")
 _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -25,7 +25,7 @@ _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 def read_table(
     text: str, delimiter: str = ",", header: bool | None = None, kind: Literal["paths", "edges"] | None = None
-) -> Outline:
+) -> Hierarchy:
     """Read a table of edges or of paths; the log says in one line what was taken for what.
 
     *Edges*, under a header with a parent column (``parent``, ``parent_id``, ``parentNameUsageID``, ``source``, …): each
@@ -89,11 +89,11 @@ def read_table(
         raise TreeError(f"{error}{_order_hint(below, columns)}") from error
 
 
-def write_paths(root: Outline, delimiter: str = ",") -> str:
+def write_paths(root: Hierarchy, delimiter: str = ",") -> str:
     """The table of paths, one row a class, with its index and, if any class has one, its id.
 
     Example:
-        >>> root = Outline("", [Outline("cat", [Outline("tabby", index=281)]), Outline("saw", index=491)])
+        >>> root = Hierarchy("", [Hierarchy("cat", [Hierarchy("tabby", index=281)]), Hierarchy("saw", index=491)])
         >>> print(write_paths(root), end="")
         level 1,level 2,index
         cat,tabby,281
@@ -113,13 +113,13 @@ def write_paths(root: Outline, delimiter: str = ",") -> str:
     return _table(rows, delimiter)
 
 
-def write_edges(root: Outline, delimiter: str = ",") -> str:
+def write_edges(root: Hierarchy, delimiter: str = ",") -> str:
     """The table of edges, a node before its children; those of level 1 have an empty parent.
 
     Where two nodes share a name, ``parent`` and ``child`` hold whole paths, and a column ``name`` the names.
 
     Example:
-        >>> root = Outline("", [Outline("cat", [Outline("tabby", index=281)]), Outline("saw", index=491)])
+        >>> root = Hierarchy("", [Hierarchy("cat", [Hierarchy("tabby", index=281)]), Hierarchy("saw", index=491)])
         >>> print(write_edges(root), end="")
         parent,child,index
         ,cat,
@@ -144,12 +144,12 @@ def write_edges(root: Outline, delimiter: str = ",") -> str:
 # ---------------------------------------------------------------------- helpers
 
 
-def _from_edges(rows: list[tuple[int, list[str]]], columns: Columns) -> Outline:
+def _from_edges(rows: list[tuple[int, list[str]]], columns: Columns) -> Hierarchy:
     import networkx
 
     assert columns.parent is not None and columns.key is not None
     graph = networkx.DiGraph()
-    outlines: dict[str, Outline] = {}
+    nodes_by_key: dict[str, Hierarchy] = {}
     for number, cells in rows:
         parent, child = cells[columns.parent], cells[columns.key]
         if not child:
@@ -158,8 +158,8 @@ def _from_edges(rows: list[tuple[int, list[str]]], columns: Columns) -> Outline:
             raise TreeError(f"row {number} puts '{child}' under {quoted([parent])} once more")
         graph.add_edge(parent, child)
         for key in (parent, child):
-            outlines.setdefault(key, Outline(key))
-        node = outlines[child]
+            nodes_by_key.setdefault(key, Hierarchy(key))
+        node = nodes_by_key[child]
         node.name = _cell(cells, columns.name) or child
         node.id = _cell(cells, columns.id) or None
         node.index = _whole_number(_cell(cells, columns.index), f"row {number}")
@@ -167,14 +167,14 @@ def _from_edges(rows: list[tuple[int, list[str]]], columns: Columns) -> Outline:
         graph = from_parents(graph)
     roots = [key for key in graph if not graph.in_degree(key)]
     if "" not in graph and len(roots) > 1:
-        outlines[""] = Outline("")
+        nodes_by_key[""] = Hierarchy("")
         graph.add_edges_from(("", key) for key in roots)
-    return from_graph(graph, outlines)
+    return from_graph(graph, nodes_by_key)
 
 
-def _from_paths(rows: list[tuple[int, list[str]]], columns: Columns) -> tuple[Outline, list[str]]:
-    root = Outline("")
-    places: dict[tuple[int, str], Outline] = {}  # by the parent's identity and the name
+def _from_paths(rows: list[tuple[int, list[str]]], columns: Columns) -> tuple[Hierarchy, list[str]]:
+    root = Hierarchy("")
+    places: dict[tuple[int, str], Hierarchy] = {}  # by the parent's identity and the name
     classes: dict[int, int] = {}  # the row of each class
     repeated = gaps = 0
     for number, cells in rows:
@@ -256,8 +256,8 @@ def _whole_number(cell: str, where: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _extra_columns(nodes: Sequence[Outline]) -> dict[str, Callable[[Outline], str]]:
-    ids: dict[str, Callable[[Outline], str]] = {"id": lambda node: node.id or ""}
+def _extra_columns(nodes: Sequence[Hierarchy]) -> dict[str, Callable[[Hierarchy], str]]:
+    ids: dict[str, Callable[[Hierarchy], str]] = {"id": lambda node: node.id or ""}
     kept = ids if any(node.id for node in nodes) else {}
     return {**kept, "index": lambda node: "" if node.index is None else str(node.index)}
 

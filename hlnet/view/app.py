@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from hlnet.errors import HlnetError, UsageError, one_line
-from hlnet.optional import needed
+from hlnet.optional import require
 from hlnet.templates import render
 from hlnet.tree.class_tree import ClassTree
 from hlnet.view.live import COLOURS, ForgottenImageError, LiveNet, Question
@@ -48,7 +48,7 @@ def create_app(live: LiveNet, title: str = "hlnet") -> Starlette:
         UsageError: if the packages of the extra ``app`` are missing.
     """
     applications, routing, responses, concurrency, middleware, hosts = (
-        needed(f"starlette.{name}", PURPOSE, "app")
+        require(f"starlette.{name}", PURPOSE, "app")
         for name in ("applications", "routing", "responses", "concurrency", "middleware", "middleware.trustedhost")
     )
     html = app_page(live, title)
@@ -106,7 +106,7 @@ def serve(app: Starlette, port: int = PORT, on_ready: Callable[[str], None] | No
     Raises:
         UsageError: if the port is taken or not allowed, or the packages of the extra ``app`` are missing.
     """
-    uvicorn = needed("uvicorn", PURPOSE, "app")
+    uvicorn = require("uvicorn", PURPOSE, "app")
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with listening:

@@ -17,7 +17,7 @@ from hlnet.model.base import TrainableNetwork
 from hlnet.model.branches import pooled
 from hlnet.model.hierarchical import BranchTree
 from hlnet.model.plain import PlainNet
-from hlnet.optional import needed
+from hlnet.optional import require
 from hlnet.tree.selection import select_classes
 from hlnet.view.branch_maps import check_branches
 
@@ -59,7 +59,7 @@ def activation_maps(
 
 def maps_of(net: TrainableNetwork, images: Tensor, chosen: Sequence[int], level: int | None = None) -> Tensor:
     """As :func:`activation_maps`, of the classes at these positions, in this order."""
-    captum = needed("captum.attr", "a class activation map", "show")
+    captum = require("captum.attr", "a class activation map", "show")
     net.eval()
     images = images.to(net.device)
     if isinstance(net, PlainNet):

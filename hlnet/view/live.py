@@ -247,7 +247,7 @@ class LiveNet:
         """Logits and probabilities of one image, ``[classes]`` each."""
         assert net.head is not None
         logits = effect.shifted(net.head(features, effect.gains))
-        shares = class_probabilities(logits, net.provenance.one_vs_all, net.provenance.temperature)
+        shares = class_probabilities(logits, net.provenance.one_vs_rest, net.provenance.temperature)
         return as_numbers(logits[0]), as_numbers(shares[0])
 
     def _maps(self, features: Tensor, places: Iterable[Place], gains: Tensor | None) -> list[BranchMap]:

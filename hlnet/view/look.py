@@ -103,7 +103,7 @@ class View:
         maps: feature maps of nodes, level by level.
         activations: class activation maps.
         cues: one a cue.
-        one_vs_all: whether probabilities are each class's own, and do not add up to 1.
+        one_vs_rest: whether probabilities are each class's own, and do not add up to 1.
     """
 
     names: tuple[str, ...]
@@ -113,7 +113,7 @@ class View:
     maps: tuple[MapRow, ...]
     activations: tuple[MapRow, ...]
     cues: tuple[CueRow, ...]
-    one_vs_all: bool
+    one_vs_rest: bool
 
 
 def look(
@@ -178,7 +178,7 @@ def look(
         maps=tuple(maps),
         activations=_activations(net, batch, _cam_classes(net, named, logits)) if cam else (),
         cues=rows,
-        one_vs_all=net.provenance.one_vs_all,
+        one_vs_rest=net.provenance.one_vs_rest,
     )
 
 
@@ -217,7 +217,7 @@ def _names(images: Sequence[str | Path]) -> tuple[str, ...]:
 
 
 def _shares(net: TrainableNetwork, logits: Tensor) -> Tensor:
-    return class_probabilities(logits.float(), net.provenance.one_vs_all, net.provenance.temperature)
+    return class_probabilities(logits.float(), net.provenance.one_vs_rest, net.provenance.temperature)
 
 
 def _best_places(tree: ClassTree, logits: Tensor) -> tuple[Place, ...]:

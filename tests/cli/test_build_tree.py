@@ -11,8 +11,8 @@ from helpers.command_line import as_json, invoke
 from helpers.tree_material import described, groups_of
 
 from hlnet.tree.construct.controls import balanced_tree, random_tree
-from hlnet.tree.construct.levels import condense
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.construct.levels import cut_to_levels
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.io import read_tree, shipped_trees
 from hlnet.tree.selection import select_classes
 
@@ -58,7 +58,7 @@ def test_a_cut_keeps_the_classes_and_follows_the_hierarchy(build):
     tree, _ = build("preset:imagenet100 --nodes 3,10")
     whole = read_tree("preset:imagenet100")
     assert tree.counts == (3, 10, 100) and described(tree) == described(whole)
-    assert tree == condense(Outline.of(whole), [3, 10]).to_tree(3)
+    assert tree == cut_to_levels(Hierarchy.of(whole), [3, 10]).to_tree(3)
     # A group is a part of one of the tree's six, or holds whole ones.
     tops = groups_of(whole, 0)
     for group in groups_of(tree, 0) + groups_of(tree, 1):

@@ -17,7 +17,7 @@ from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.model.trunk import Trunk, create_backbone, load_trunk_weights
 from hlnet.tree.construct.cluster import cluster_tree, dendrogram, merge_confusions
-from hlnet.tree.construct.levels import condense
+from hlnet.tree.construct.levels import cut_to_levels
 from hlnet.tree.io import read_tree
 
 at, build = tree_material.at, tree_material.build
@@ -75,10 +75,10 @@ def test_cluster_by_weights(build, at, line, names, kind):
     tensors = load_file(at["plain"] if "{plain}" in line else at["rows"])
     (rows,) = (tensor.double().numpy() for name, tensor in tensors.items() if name.endswith("fc.weight"))
     merges = linkage(rows / np.linalg.norm(rows, axis=1, keepdims=True), kind)
-    outline = dendrogram(merges, names)
-    for leaf in outline.leaves():
+    hierarchy = dendrogram(merges, names)
+    for leaf in hierarchy.leaves():
         leaf.index = CLASSES.index(leaf.name)
-    assert tree == condense(outline, [2, 3]).to_tree(3)
+    assert tree == cut_to_levels(hierarchy, [2, 3]).to_tree(3)
 
 
 def test_cluster_by_confusions(build, at):
@@ -92,10 +92,10 @@ def test_cluster_by_confusions(build, at):
         confusions[CLASSES.index(name), CLASSES.index(called)] += 1
     assert (confusions.sum(0) > 0).sum() > 1  # it tells some apart
     order = [CLASSES.index(name) for name in net.tree.classes]
-    outline = dendrogram(merge_confusions(confusions[order][:, order]), net.tree.classes)
-    for leaf in outline.leaves():
+    hierarchy = dendrogram(merge_confusions(confusions[order][:, order]), net.tree.classes)
+    for leaf in hierarchy.leaves():
         leaf.index = CLASSES.index(leaf.name)
-    assert tree == condense(outline, [2, 3]).to_tree(3)
+    assert tree == cut_to_levels(hierarchy, [2, 3]).to_tree(3)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from helpers import tree_material, wordnet_files
 from helpers.command_line import as_json, invoke
 from helpers.tree_material import described, groups_of
 
-from hlnet.tree.construct.levels import condense
-from hlnet.tree.construct.wordnet import wordnet_outline
+from hlnet.tree.construct.levels import cut_to_levels
+from hlnet.tree.construct.wordnet import wordnet_hierarchy
 from hlnet.tree.dictionary import WordNet
 from hlnet.tree.io import read_tree
 
@@ -39,9 +39,9 @@ def test_wordnet_of_imagenet100(build, real):
     tree, _ = build("preset:imagenet100 --method wordnet --nodes 5,20")
     preset = read_tree("preset:imagenet100")
     assert tree.counts == (5, 20, 100) and described(tree) == described(preset)
-    outline, _ = wordnet_outline([leaf.id for leaf in preset.leaves], real)
-    outline.rename_classes(preset)
-    assert tree == condense(outline, [5, 20]).to_tree(3)
+    hierarchy, _ = wordnet_hierarchy([leaf.id for leaf in preset.leaves], real)
+    hierarchy.rename_classes(preset)
+    assert tree == cut_to_levels(hierarchy, [5, 20]).to_tree(3)
     ids = [(tree.ids.get("/".join(leaf.path.split("/")[:end])), leaf.id) for leaf in tree.leaves for end in (1, 2)]
     hypernyms = [group in real.chain(leaf) for group, leaf in ids if group]
     assert all(hypernyms) and len(hypernyms) > 50

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from hlnet.cues.apply import BatchLogits
-from hlnet.cues.certain import certain_classes, certain_logits
 from hlnet.cues.cue import Cue, cue_evidence, curve_strength
 from hlnet.cues.effect import cue_effect
+from hlnet.cues.hard import hard_cue_classes, hard_cue_logits
 from hlnet.cues.policy import CuePolicy
 from hlnet.errors import SelectionError, UsageError
 from hlnet.model.fast.optimize import optimize
@@ -275,13 +275,13 @@ def test_prior_of_detectors():
     torch.testing.assert_close((at_chance + effect.bias[0]).sigmoid(), torch.tensor(list(prior.values())))
 
 
-# ---------------------------------------------------------------------- certain cues
+# ---------------------------------------------------------------------- hard cues
 
 
 def test_certain_cues_run_only_their_expert(net, images):
     fast = optimize(net)
     cues = [[Cue(node="cat")], [Cue(node="dog"), Cue(node="boxer,saw")], [], [Cue(node="cat")]]
-    found = certain_logits(fast, fast.features(images), cues)
+    found = hard_cue_logits(fast, fast.features(images), cues)
     kept = [{0, 1}, {3}, set(range(6)), {0, 1}]
     full = fast(images)
     for row, column in itertools.product(range(4), range(6)):
@@ -289,11 +289,11 @@ def test_certain_cues_run_only_their_expert(net, images):
             assert float(found[row, column]) == pytest.approx(float(full[row, column]), abs=1e-5)
         else:
             assert found[row, column] == -math.inf
-    assert certain_classes(fast.tree, cues[1]) == (3,)
+    assert hard_cue_classes(fast.tree, cues[1]) == (3,)
     with pytest.raises(UsageError, match="leave no class"):
-        certain_classes(fast.tree, [Cue(node="cat"), Cue(node="saw")])
+        hard_cue_classes(fast.tree, [Cue(node="cat"), Cue(node="saw")])
     with pytest.raises(UsageError, match="full network"):
-        certain_logits(optimize(build("plain")), images, cues)
+        hard_cue_logits(optimize(build("plain")), images, cues)
 
 
 def test_certain_cues_skip_branches(net, images, monkeypatch):
@@ -303,7 +303,7 @@ def test_certain_cues_skip_branches(net, images, monkeypatch):
     run = FastTree.run
     monkeypatch.setattr(FastTree, "run", lambda self, x, *rest: ran.append((len(x), rest[-1])) or run(self, x, *rest))
     cues = [[Cue(node="cat")], [Cue(node="saw")], [Cue(node="cat")], []]
-    certain = CuePolicy(certain=True)
+    certain = CuePolicy(hard=True)
     BatchLogits(fast, images).under(cues, certain)
     assert sorted(ran) == [(1, 1), (1, 6), (2, 2)]
     with pytest.raises(UsageError, match="leave no class"):

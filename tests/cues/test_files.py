@@ -64,7 +64,7 @@ def test_a_name_goes_before_a_sign(text):
         ("tabby=x-1", "'x-1' is neither"),
         ("tabby=0,9", "'0,9' is neither"),
         ("tabby=nan", "'nan' is neither"),
-        ("tabby=1", "reliability 1: it must lie between 0 and 1.*certain"),
+        ("tabby=1", "reliability 1: it must lie between 0 and 1.*hard"),
         ("tabby=0", "reliability 0: it must"),
         ("tabby=90", "reliability 90: it must"),
         ("tabby=x1e999", "strength inf: it must lie between"),

@@ -22,7 +22,7 @@ FITTED = FittedAttention(reliability=0.8, mode="scale", scale=((2.0, 3.0),))
         ({}, {"mode": "gain", "reliability": 0.6}, ("gain", None, 0.6)),
         ({}, {}, ("scale", None, 0.8)),
         ({}, {"mode": "bias"}, ("bias", None, 0.8)),
-        ({}, {"certain": True}, ("bias", None, None)),
+        ({}, {"hard": True}, ("bias", None, None)),
     ],
 )
 def test_a_policy_completes_what_a_cue_leaves_open(cue, policy, completed):
@@ -45,5 +45,5 @@ def test_what_the_file_holds_is_logged(caplog, policy, said):
 
 
 def test_a_policy_survives_being_written():
-    policy = CuePolicy(mode="bias", reliability=0.8, certain=True, prior={"cat": 0.5, "saw": 0.5})
+    policy = CuePolicy(mode="bias", reliability=0.8, hard=True, prior={"cat": 0.5, "saw": 0.5})
     assert CuePolicy(**policy.model_dump()) == policy

@@ -112,7 +112,7 @@ def test_cues_that_cannot_act_are_refused_with_their_source():
     with pytest.raises(UsageError, match=r"^this network holds no scale"):
         CueTable(everywhere=[cue("cat")], source="heard.csv").check(net, scale)
     CueTable(everywhere=[cue("cat")]).check(net, CuePolicy(reliability=0.9))
-    CueTable(everywhere=[cue("cat")]).check(optimize(net), CuePolicy(certain=True))
+    CueTable(everywhere=[cue("cat")]).check(optimize(net), CuePolicy(hard=True))
 
 
 def test_cues_from_labels_are_for_evaluation():
@@ -139,7 +139,7 @@ def test_another_kind_of_wrong_cue_is_refused():
 
 
 def test_certain_cues_are_refused_where_no_branch_could_be_skipped():
-    table, policy = CueTable(everywhere=[Cue(node="cat")]), CuePolicy(certain=True)
+    table, policy = CueTable(everywhere=[Cue(node="cat")]), CuePolicy(hard=True)
     with pytest.raises(UsageError, match="plain network has no branches to skip"):
         table.check(build("plain"), policy)
     with pytest.raises(UsageError, match="optimise the network"):

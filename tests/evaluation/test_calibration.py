@@ -44,7 +44,7 @@ def sample(images=300, classes=4, sharpness=3.0, seed=0):
     return sharpness * logits, labels
 
 
-def by_lbfgs(logits, labels, one_vs_all):
+def by_lbfgs(logits, labels, one_vs_rest):
     """The temperature, by torch's optimiser on its logarithm."""
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     exact = {"tolerance_grad": 1e-14, "tolerance_change": 1e-15}
@@ -54,7 +54,7 @@ def by_lbfgs(logits, labels, one_vs_all):
     def loss():
         optimizer.zero_grad()
         scaled = logits.double() / log_t.exp()
-        value = F.binary_cross_entropy_with_logits(scaled, targets) if one_vs_all else F.cross_entropy(scaled, labels)
+        value = F.binary_cross_entropy_with_logits(scaled, targets) if one_vs_rest else F.cross_entropy(scaled, labels)
         value.backward()
         return value
 
@@ -89,14 +89,16 @@ def test_probabilities():
     torch.testing.assert_close(class_probabilities(logits, True, 0.5), 1 / (1 + (-2 * logits).exp()))
 
 
-@pytest.mark.parametrize("one_vs_all, classes", [(False, 2), (False, 5), (True, 1), (True, 4)])
+@pytest.mark.parametrize("one_vs_rest, classes", [(False, 2), (False, 5), (True, 1), (True, 4)])
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
-def test_temperature_is_what_a_general_optimiser_finds(one_vs_all, classes, sharpness):
+def test_temperature_is_what_a_general_optimiser_finds(one_vs_rest, classes, sharpness):
     logits, labels = sample(classes=classes, sharpness=sharpness, seed=classes)
-    if one_vs_all:
+    if one_vs_rest:
         labels[::3] = -1  # images of other classes
         logits[labels >= 0, labels[labels >= 0]] += 2
-    assert fit_temperature(logits, labels, one_vs_all) == pytest.approx(by_lbfgs(logits, labels, one_vs_all), rel=1e-5)
+    assert fit_temperature(logits, labels, one_vs_rest) == pytest.approx(
+        by_lbfgs(logits, labels, one_vs_rest), rel=1e-5
+    )
 
 
 def test_temperature_undoes_overconfidence():
@@ -109,7 +111,7 @@ def test_temperature_undoes_overconfidence():
 
 
 @pytest.mark.parametrize(
-    "logits, labels, one_vs_all, bound, told",
+    "logits, labels, one_vs_rest, bound, told",
     [
         ([[5.0, 0.0], [0.0, 1.0]], [0, 1], False, TEMPERATURES[0], "no right class is in doubt"),
         ([[5.0], [-1.0]], [0, -1], True, TEMPERATURES[0], "no right class is in doubt"),
@@ -117,16 +119,16 @@ def test_temperature_undoes_overconfidence():
         ([[0.0, 0.0]], [0], False, TEMPERATURES[1], "the logits say nothing"),
     ],
 )
-def test_temperature_has_bounds_and_says_so(logits, labels, one_vs_all, bound, told, caplog):
+def test_temperature_has_bounds_and_says_so(logits, labels, one_vs_rest, bound, told, caplog):
     with caplog.at_level(logging.WARNING, "hlnet"):
-        assert fit_temperature(torch.tensor(logits), torch.tensor(labels), one_vs_all) == bound
+        assert fit_temperature(torch.tensor(logits), torch.tensor(labels), one_vs_rest) == bound
     assert told in caplog.text and f"{bound:g}" in caplog.text
 
 
-@pytest.mark.parametrize("shape, one_vs_all", [((3, 1), False), ((0, 2), False), ((0, 2), True), ((3, 0), True)])
-def test_temperature_of_nothing_is_refused(shape, one_vs_all):
+@pytest.mark.parametrize("shape, one_vs_rest", [((3, 1), False), ((0, 2), False), ((0, 2), True), ((3, 0), True)])
+def test_temperature_of_nothing_is_refused(shape, one_vs_rest):
     with pytest.raises(UsageError, match="a temperature takes logits"):
-        fit_temperature(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.long), one_vs_all)
+        fit_temperature(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.long), one_vs_rest)
 
 
 # ---------------------------------------------------------------------- calibration error

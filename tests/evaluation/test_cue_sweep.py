@@ -247,7 +247,7 @@ def test_temperature_is_the_stored_one_or_the_detectors():
     first = swept.part(torch.from_numpy(thirds(swept.labels)[0]))
     assert found(temperature=1.7) == found(temperature=1.7, recipe=BCE) == 1.7
     assert found() == fit_temperature(first.neutral, first.labels)
-    assert found(recipe=BCE) == fit_temperature(first.neutral, first.labels, one_vs_all=True)
+    assert found(recipe=BCE) == fit_temperature(first.neutral, first.labels, one_vs_rest=True)
     assert abs(found() - found(recipe=BCE)) > 0.1
 
 

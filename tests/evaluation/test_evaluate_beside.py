@@ -18,7 +18,7 @@ from hlnet.cues.table import CueTable
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError
-from hlnet.evaluation.evaluate import evaluate, evaluate_beside
+from hlnet.evaluation.evaluate import evaluate, evaluate_with_baseline
 from hlnet.expert.cut import cut_expert
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.provenance import FittedAttention
@@ -39,7 +39,7 @@ def test_beside_is_each_networks_own_evaluation(selection, signal):
     nets = {"expert": expert, "full": optimize(build()), "plain": build("plain", mirrored())}
     images, loaded = photos()
     ticks = []
-    found = evaluate_beside(
+    found = evaluate_with_baseline(
         nets, images, policy=signal and signal_of(signal), batch_size=7, on_batch=lambda *given: ticks.append(given)
     )
     assert list(found) == list(nets) and sorted(loaded) == list(range(40))  # once for all three
@@ -67,7 +67,7 @@ def test_beside_reads_images_once_for_each_transform():
     small.transform = TRANSFORM.model_copy(update={"input_size": (3, 16, 16)})
     images, loaded = photos()
     nets = {"a": build(), "small": small, "c": build("plain")}
-    found = evaluate_beside(nets, images, "dog,tabby", batch_size=16)
+    found = evaluate_with_baseline(nets, images, "dog,tabby", batch_size=16)
     assert sorted(loaded) == sorted(2 * list(range(40)))
     assert {run.detection for run in found.values()} == {None} and {run.classes for run in found.values()} == {3}
     data = TreeData(images, TREE, eval_transform(small.transform))
@@ -78,21 +78,24 @@ def test_beside_measures_all_or_none():
     """A threshold that only a network beside holds waits for its own turn; a score that is asked for is of all."""
     expert, _ = expert_of("cat,beagle")
     images, _ = photos()
-    found = evaluate_beside({"full": build(), "other": build("plain")}, images, "cat,beagle", score="max-logit")
+    found = evaluate_with_baseline({"full": build(), "other": build("plain")}, images, "cat,beagle", score="max-logit")
     assert {run.detection.score for run in found.values()} == {"max-logit"}
     nets = {"lead": cut_expert(build(), "cat,beagle"), "fitted": expert}
-    assert all(run.detection is None for run in evaluate_beside(nets, images).values())
-    found = evaluate_beside(dict(reversed(nets.items())), images)
+    assert all(run.detection is None for run in evaluate_with_baseline(nets, images).values())
+    found = evaluate_with_baseline(dict(reversed(nets.items())), images)
     assert found["fitted"].detection.threshold is not None and found["lead"].detection.threshold is None
 
 
 def test_beside_without_the_classes_is_refused():
     images, loaded = photos()
     with pytest.raises(UsageError, match="'small' lacks the classes tabby, siamese, saw, axe, so"):
-        evaluate_beside({"full": build(), "small": cut_expert(build(), "dog")}, images)
+        evaluate_with_baseline({"full": build(), "small": cut_expert(build(), "dog")}, images)
     with pytest.raises(UsageError, match="plain network has no branches"):
-        evaluate_beside({"plain": build("plain"), "full": build()}, images, policy=signal_of(2.0))
-    assert evaluate_beside({"full": build(), "small": cut_expert(build(), "dog")}, images, "dog")["small"].images == 16
+        evaluate_with_baseline({"plain": build("plain"), "full": build()}, images, policy=signal_of(2.0))
+    assert (
+        evaluate_with_baseline({"full": build(), "small": cut_expert(build(), "dog")}, images, "dog")["small"].images
+        == 16
+    )
     assert loaded
 
 
@@ -128,7 +131,7 @@ def test_command_gives_the_librarys_figures_beside_each_other(files):
     told = json.loads(done.stdout)
     beside = {Path(name).parent.name: run for name, run in told.pop("beside").items()}
     nets = {name: load_checkpoint(files / name / "best.safetensors") for name in ("cats", "full", "plain")}
-    found = evaluate_beside(nets, load_data(files / "photos", "val"))
+    found = evaluate_with_baseline(nets, load_data(files / "photos", "val"))
     for name, run in {"cats": told, **beside}.items():
         cost = run.pop("cost")
         assert cost["params"] == sum(tensor.numel() for tensor in nets[name].parameters())
@@ -172,8 +175,8 @@ def test_cues_reach_a_network_of_another_tree_by_name(level):
     """The plain network has no inner nodes; what the first one's nodes name is told it class by class."""
     images, _ = photos()
     cues = {"cues": CueTable.from_labels(level), "policy": CuePolicy(mode="bias", strength=3.0)}
-    found = evaluate_beside({"full": build(), "flat": build("plain", mirrored())}, images, **cues)
-    alone = evaluate_beside({"same": build("plain", TREE)}, images, **cues)  # with the first one's tree
+    found = evaluate_with_baseline({"full": build(), "flat": build("plain", mirrored())}, images, **cues)
+    alone = evaluate_with_baseline({"same": build("plain", TREE)}, images, **cues)  # with the first one's tree
     assert found["flat"].cued.images == 40 and found["flat"].cued.named == 1
     net, data = build("plain", mirrored()), noise(mirrored())
     logits, labels = by_hand(net, data)
@@ -189,7 +192,9 @@ def test_a_network_without_a_curve_is_cued_by_a_bias_beside_one_that_has_it():
     images, _ = photos()
     full, other = build(), build()
     full.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 3.0),))
-    found = evaluate_beside({"full": full, "other": other}, images, policy=CuePolicy(mode="gain", reliability=0.8))
+    found = evaluate_with_baseline(
+        {"full": full, "other": other}, images, policy=CuePolicy(mode="gain", reliability=0.8)
+    )
     assert (found["full"].cued.attention.mode, found["other"].cued.attention.mode) == ("gain", "bias")
-    auto = evaluate_beside({"full": full, "other": other}, images, policy=CuePolicy())
+    auto = evaluate_with_baseline({"full": full, "other": other}, images, policy=CuePolicy())
     assert auto["full"].cued == found["full"].cued and auto["other"].cued == found["other"].cued

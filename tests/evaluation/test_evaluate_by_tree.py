@@ -19,7 +19,7 @@ from hlnet.data.sources import load_data
 from hlnet.data.tree_data import loader
 from hlnet.errors import RunError, UsageError
 from hlnet.evaluation.cue_trial import CueRuns
-from hlnet.evaluation.evaluate import Evaluation, compare_evaluations, evaluate, evaluate_beside
+from hlnet.evaluation.evaluate import Evaluation, compare_evaluations, evaluate, evaluate_with_baseline
 from hlnet.evaluation.metrics.accuracy import answer_counts
 from hlnet.evaluation.metrics.comparison import compare
 from hlnet.evaluation.metrics.hierarchy import lca_heights, measure_hierarchy
@@ -102,7 +102,7 @@ def test_json_holds_the_figures_but_not_the_answers():
 
 
 def beside(policy=None, classes=None, **nets):
-    return evaluate_beside(nets, noise().images, classes, policy=policy)
+    return evaluate_with_baseline(nets, noise().images, classes, policy=policy)
 
 
 @pytest.mark.parametrize("classes", [None, "cat,beagle,saw"])
@@ -176,8 +176,8 @@ def said(found):
         (None, CuePolicy(), {("", "gain", 0.8)}, {("", "bias", 0.8)}),
         (None, CuePolicy(strength=1.8), {("", "gain", 1.8)}, None),
         (None, CuePolicy(mode="scale", strength=1.8), {("", "scale", 1.8)}, {("", "scale", 1.8)}),
-        (None, CuePolicy(reliability=0.8, certain=True), {("", "bias", 0.8)}, None),
-        (None, CuePolicy(mode="bias", reliability=0.8, certain=True), {("", "bias", 0.8)}, None),
+        (None, CuePolicy(reliability=0.8, hard=True), {("", "bias", 0.8)}, None),
+        (None, CuePolicy(mode="bias", reliability=0.8, hard=True), {("", "bias", 0.8)}, None),
         (
             CUES,
             CuePolicy(mode="gain"),
@@ -221,10 +221,12 @@ def test_cues_of_both_kinds_stay_what_they_are_beside():
     fitted = CueRuns.for_network(lead, data, range(6), given["cues"], given["policy"]).fitting(other)
     assert said(fitted) == {("cat", "bias", 0.7), ("saw", "gain", 3.0), ("dog", "bias", 0.9)}
     assert fitted.attention == CuePolicy(mode="gain", strength=3.0)
-    found = evaluate_beside({"lead": lead, "other": other}, data.images, **given)
+    found = evaluate_with_baseline({"lead": lead, "other": other}, data.images, **given)
     assert found["lead"].cued.modes == ["bias", "gain"] == found["other"].cued.modes
     cues["2"] = []
-    found = evaluate_beside({"lead": lead, "other": other}, data.images, cues=CueTable(cues), policy=given["policy"])
+    found = evaluate_with_baseline(
+        {"lead": lead, "other": other}, data.images, cues=CueTable(cues), policy=given["policy"]
+    )
     assert found["lead"].cued.modes == ["gain"] and found["other"].cued.modes == ["bias", "gain"]
 
 
@@ -232,7 +234,7 @@ def test_a_prior_alone_reaches_networks_beside():
     nets = {"lead": build(), "plain": build("plain"), "other": build()}
     prior = dict(zip(TREE.classes, (0.5, 0.1, 0.1, 0.1, 0.1, 0.1), strict=True))
     given = {"cues": CueTable(), "policy": CuePolicy(mode="bias", prior=prior)}
-    found = evaluate_beside(nets, noise().images, **given)
+    found = evaluate_with_baseline(nets, noise().images, **given)
     for name, net in nets.items():
         data = noise()
         alone = evaluate(net, data, loader(data, 7), **given).cued
@@ -247,7 +249,7 @@ def test_cues_on_images_that_do_not_count_are_none():
         if TREE.classes[label] == "saw"
     }
     with pytest.raises(UsageError, match="none of the images evaluated has a cue"):
-        evaluate_beside({"a": build()}, images.images, "cat,dog", CueTable(outside), CuePolicy(prior=PRIOR))
+        evaluate_with_baseline({"a": build()}, images.images, "cat,dog", CueTable(outside), CuePolicy(prior=PRIOR))
 
 
 def test_plain_network_beside_is_cued_by_the_bias():
@@ -255,12 +257,12 @@ def test_plain_network_beside_is_cued_by_the_bias():
     tree, plain, data = build(), build("plain"), noise()
     tree.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),))
     policy = CuePolicy(mode="gain", reliability=0.8)
-    found = evaluate_beside({"tree": tree, "plain": plain}, data.images, policy=policy)
+    found = evaluate_with_baseline({"tree": tree, "plain": plain}, data.images, policy=policy)
     assert found["tree"].cued == evaluate(tree, data, loader(data, 7), policy=policy).cued
     assert found["tree"].cued.attention.mode == "gain"
     alone = evaluate(plain, data, loader(data, 7), policy=RELIABLE)
     assert found["plain"].cued == alone.cued and alone.cued.accuracy.top1 > alone.neutral.top1
-    strength = evaluate_beside({"tree": tree, "plain": plain}, data.images, policy=signal_of(1.8))
+    strength = evaluate_with_baseline({"tree": tree, "plain": plain}, data.images, policy=signal_of(1.8))
     assert strength["plain"].cued is None and strength["tree"].cued is not None
 
 
@@ -341,7 +343,7 @@ def test_many_classes_do_not_flood_the_screen(files):
 def test_confusion_matrix_is_that_of_the_answers(files, tmp_path):
     shown(files, f"{{tree}} --classes cat,dog --confusion {tmp_path}/matrix.csv")
     net, images = build(), load_data(files / "few", "val")
-    found = evaluate_beside({"tree": net}, images, "cat,dog")["tree"]
+    found = evaluate_with_baseline({"tree": net}, images, "cat,dog")["tree"]
     expected = answer_counts(torch.tensor(found.neutral.answers), torch.tensor(found.labels), 4)
     header, *rows = csv.reader((tmp_path / "matrix.csv").read_text(encoding="utf-8").splitlines())
     assert header == ["class", "tabby", "siamese", "beagle", "boxer"]
@@ -355,7 +357,7 @@ def test_command_tests_one_network_against_another(files, option):
     found = json.loads(shown(files, f"{{tree}} {option} {{flat}} --cue-mode bias --reliability 0.8 --json"))
     name = str(files / "flat.safetensors")
     nets = {"tree": build(), "flat": build("plain", flat())}
-    runs = evaluate_beside(nets, load_data(files / "few", "val"), policy=RELIABLE)
+    runs = evaluate_with_baseline(nets, load_data(files / "few", "val"), policy=RELIABLE)
     assert found["compare"] == {name: compare_evaluations(*runs.values(), TREE).model_dump(mode="json")}
     assert list(found["beside"]) == [name] and found["cost"]["gmacs"] > 0
     told = shown(files, f"{{tree}} {option} {{flat}} --cue-mode bias --reliability 0.8")

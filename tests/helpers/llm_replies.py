@@ -35,9 +35,9 @@ def from_text(text, classes=CLASSES, **options):
     return nest_with_llm(classes, ask=lambda messages: text, rounds=0, **options)
 
 
-def assert_whole(outline, classes):
+def assert_whole(hierarchy, classes):
     """Every class once, under its own name and position: counted naively."""
-    tree = outline.to_tree()
+    tree = hierarchy.to_tree()
     assert Counter(tree.classes) == Counter(classes)
     assert {leaf.name: leaf.index for leaf in tree.leaves} == {name: i for i, name in enumerate(classes)}
     return tree

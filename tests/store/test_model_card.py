@@ -146,7 +146,7 @@ def test_what_was_fitted_is_told():
     fitted = Rejection(score="energy", threshold=1.25, max_false_positive=0.05, data="photos")
     text = " ".join(make_model_card(full(rejection=fitted)).text.split())
     assert "energy is below 1.25" in text and "at most 5 %" in text and "no threshold" not in text
-    text = " ".join(make_model_card(full(one_vs_all=True)).text.split())
+    text = " ".join(make_model_card(full(one_vs_rest=True)).text.split())
     assert "Each class's probability is its own" in text and "no threshold was fitted" in text
 
 

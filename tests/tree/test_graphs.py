@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hlnet.errors import RunError, TreeError, UsageError
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.graphs import read_newick
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.io import FORMATS, SUFFIXES, read_tree, write_tree
 
 # ---------------------------------------------------------------------- writing
@@ -293,7 +293,7 @@ def test_too_deep(tmp_path, name):
 
 def test_a_long_newick_is_an_outline_before_it_is_a_tree():
     root = read_newick("".join(f"(a{i}," for i in range(2000)) + "x" + ")" * 2000)
-    assert isinstance(root, Outline) and len(root.leaves()) == 2001 and len(list(root.walk())) == 4001
+    assert isinstance(root, Hierarchy) and len(root.leaves()) == 2001 and len(list(root.walk())) == 4001
 
 
 VALID = [row[1] if isinstance(row[1], str) else json.dumps(row[1]) for row in READ.values()]

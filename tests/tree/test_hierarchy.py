@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hlnet.errors import TreeError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.hierarchy import Outline, group_name
+from hlnet.tree.hierarchy import Hierarchy, group_name
 
 SHAPES = st.recursive(st.none(), lambda below: st.lists(below, min_size=1, max_size=4), max_leaves=14).filter(bool)
 
@@ -33,14 +33,14 @@ def trees(draw):
 
 
 @st.composite
-def outlines(draw):
-    """An outline with ids and heights; names of groups stand twice, those of classes do not."""
+def nodes_by_key(draw):
+    """An hierarchy with ids and heights; names of groups stand twice, those of classes do not."""
     numbers = itertools.count()
 
     def node(shape):
         identifier = draw(st.sampled_from([None, "id1", "id2"])) if shape else None
         name = draw(st.sampled_from(["g", "h", "g (2)"])) if shape else f"c{next(numbers)}"
-        return Outline(name, [node(below) for below in shape or ()], id=identifier, height=float(next(numbers)))
+        return Hierarchy(name, [node(below) for below in shape or ()], id=identifier, height=float(next(numbers)))
 
     return node(draw(SHAPES))
 
@@ -69,7 +69,7 @@ def naive_only(node, wanted):
 @settings(max_examples=100, deadline=None)
 @given(trees())
 def test_tree_there_and_back(tree):
-    root = Outline.of(tree)
+    root = Hierarchy.of(tree)
     assert root.to_tree(tree.num_levels) == tree
     named = [(node.name, node.id) for row in tree.levels for node in row if not node.continued]
     assert sorted((node.name, node.id) for node in list(root.walk())[1:]) == sorted(named)
@@ -78,7 +78,7 @@ def test_tree_there_and_back(tree):
 
 
 @settings(max_examples=100, deadline=None)
-@given(outlines(), st.sets(st.integers(0, 30)))
+@given(nodes_by_key(), st.sets(st.integers(0, 30)))
 def test_operations_are_the_recursive_ones(root, numbers):
     before, wanted = plain(root), {f"c{number}" for number in numbers} | {"g"}  # a group's name asks for no class
     assert list(root.walk()) == naive_walk(root)
@@ -90,9 +90,9 @@ def test_operations_are_the_recursive_ones(root, numbers):
 
 
 @settings(max_examples=100, deadline=None)
-@given(outlines())
+@given(nodes_by_key())
 def test_doubled_names_of_groups(root):
-    """The tree has the outline's form; every name is the outline's, or that with a mark; classes keep theirs."""
+    """The tree has the hierarchy's form; every name is the hierarchy's, or that with a mark; classes keep theirs."""
     tree = root.to_tree()
     assert tree.classes == tuple(leaf.name for leaf in root.leaves())
     assert tree.indices == tuple(range(len(tree.leaves)))
@@ -103,36 +103,36 @@ def test_doubled_names_of_groups(root):
             assert other.name == one.name or (other.name.startswith(f"{one.name} (") and one.children)
             compare(one, other)
 
-    compare(root, Outline.of(tree))
+    compare(root, Hierarchy.of(tree))
 
 
 def test_marks_of_doubled_names_by_hand():
     ids = [None, "n1", "n2", "n2", None]
-    root = Outline("", [Outline("g", [Outline(f"c{i}")], id=mark) for i, mark in enumerate(ids)])
+    root = Hierarchy("", [Hierarchy("g", [Hierarchy(f"c{i}")], id=mark) for i, mark in enumerate(ids)])
     assert [node.name for node in root.to_tree().levels[0]] == ["g", "g (n1)", "g (n2)", "g (2)", "g (3)"]
-    apart = Outline("", [Outline(name, [Outline("g", [Outline(f"{name}1")])]) for name in "ab"])
+    apart = Hierarchy("", [Hierarchy(name, [Hierarchy("g", [Hierarchy(f"{name}1")])]) for name in "ab"])
     assert [node.path for node in apart.to_tree().levels[1]] == ["a/g", "b/g"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_class_keeps_its_name_beside_a_group_of_that_name(order):
-    root = Outline("", [Outline("cat", [Outline("tabby")]), Outline("cat", id="n1")][::order])
+    root = Hierarchy("", [Hierarchy("cat", [Hierarchy("tabby")]), Hierarchy("cat", id="n1")][::order])
     assert set(root.to_tree().classes) == {"tabby", "cat"}
 
 
 def test_indices_and_levels():
-    root = Outline("", [Outline("a", index=7), Outline("g", [Outline("b", index=0)])])
+    root = Hierarchy("", [Hierarchy("a", index=7), Hierarchy("g", [Hierarchy("b", index=0)])])
     assert root.to_tree().indices == (7, 0) and root.to_tree(4).counts == (2, 2, 2, 2)
 
 
 @pytest.mark.parametrize(
     "root",
     [
-        Outline(""),
-        Outline("", [Outline("a", [Outline("x")]), Outline("b", [Outline("x")])]),
-        Outline("", [Outline("a", index=1), Outline("b", index=1)]),
-        Outline("", [Outline("a", index=1), Outline("b")]),
-        Outline("", [Outline("a/b")]),
+        Hierarchy(""),
+        Hierarchy("", [Hierarchy("a", [Hierarchy("x")]), Hierarchy("b", [Hierarchy("x")])]),
+        Hierarchy("", [Hierarchy("a", index=1), Hierarchy("b", index=1)]),
+        Hierarchy("", [Hierarchy("a", index=1), Hierarchy("b")]),
+        Hierarchy("", [Hierarchy("a/b")]),
     ],
     ids=["no class", "class twice", "index twice", "index twice, once by order", "slash"],
 )
@@ -143,8 +143,10 @@ def test_refused(root):
 
 def test_rename_classes():
     tree = ClassTree.from_nested({"cat": {"tabby": 281, "lion": 291}, "saw": 499}).with_ids({"saw": "n3", "cat": "n9"})
-    found = Outline("", [Outline("2+0", [Outline("2", index=2, id="x"), Outline("0", index=0, id="y")], id="z")])
-    found.children.append(Outline("1", index=1))
+    found = Hierarchy(
+        "", [Hierarchy("2+0", [Hierarchy("2", index=2, id="x"), Hierarchy("0", index=0, id="y")], id="z")]
+    )
+    found.children.append(Hierarchy("1", index=1))
     found.rename_classes(tree)
     result = found.to_tree()
     assert result.to_nested() == {"2+0": {"saw": 499, "tabby": 281}, "lion": 291}
@@ -152,11 +154,11 @@ def test_rename_classes():
 
 
 def test_depth_is_no_limit():
-    node, names = Outline("c0", index=0), ["c0"]
+    node, names = Hierarchy("c0", index=0), ["c0"]
     for depth in range(1, 5001):
-        children = [node] if depth % 2 else [Outline(f"c{depth}", index=depth), node]
+        children = [node] if depth % 2 else [Hierarchy(f"c{depth}", index=depth), node]
         names += [] if depth % 2 else [f"c{depth}"]
-        node = Outline(f"g{depth}", children)
+        node = Hierarchy(f"g{depth}", children)
     assert {leaf.name for leaf in node.leaves()} == set(names) and len(list(node.walk())) == 7501
     assert len(list(node.contracted().walk())) == 2 * len(names) - 1
     assert [leaf.name for leaf in node.only(["c4", "c4000"]).contracted().leaves()] == ["c4000", "c4"]

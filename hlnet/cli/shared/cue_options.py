@@ -75,7 +75,7 @@ Prior = Annotated[
     Path | None,
     option("--prior", metavar="FILE", help="How frequent nodes are where images come from: node,probability."),
 ]
-Certain = Annotated[bool, option("--certain", help="Take cues as certain: run only the classes that they name.")]
+Hard = Annotated[bool, option("--hard", help="Hard cues: run only the classes that they name.")]
 
 
 def cue_policy(
@@ -83,7 +83,7 @@ def cue_policy(
     mode: CueMode | None,
     reliability: float | None,
     net: Network,
-    certain: bool = False,
+    hard: bool = False,
     prior: Path | None = None,
 ) -> CuePolicy:
     """How cues act, by these options.
@@ -100,7 +100,7 @@ def cue_policy(
     if reliability is not None and not 0 < reliability < 1:
         raise UsageError(
             f"--reliability {reliability:g} must lie between 0 and 1, both excluded; of cues that are never wrong, "
-            "--certain runs only what they name"
+            "--hard runs only what they name"
         )
     strength = None
     if signal is not None and signal != "auto":
@@ -118,17 +118,17 @@ def cue_policy(
             "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
         )
     return CuePolicy(
-        mode=mode, strength=strength, reliability=reliability, certain=certain, prior=read_prior(prior, net.tree)
+        mode=mode, strength=strength, reliability=reliability, hard=hard, prior=read_prior(prior, net.tree)
     )
 
 
-def tell_stored(net: Network, policy: CuePolicy, cues: Iterable[Cue] | None) -> None:
+def log_stored_cues(net: Network, policy: CuePolicy, cues: Iterable[Cue] | None) -> None:
     """Say, where cues go by what the file holds, what that is.
 
     Args:
         cues: that are given; ``None`` are cues from labels, which say nothing themselves.
     """
-    if not policy.certain and (cues is None or any(cue.is_silent for cue in cues)):
+    if not policy.hard and (cues is None or any(cue.is_silent for cue in cues)):
         policy.log_stored(net.provenance, len(net.tree.classes))
 
 
@@ -159,28 +159,28 @@ def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
     return None if path is None else dict(zip(tree.classes, read_prior(path, tree).tolist(), strict=True))
 
 
-def check_certain(net: Network, model: str, *strengths: object, cues: Iterable[Cue] = ()) -> None:
-    """Refuse what --certain cannot do, or would pass over; but what a file says of reliability may stand there.
+def check_hard_cues(net: Network, model: str, *strengths: object, cues: Iterable[Cue] = ()) -> None:
+    """Refuse what --hard cannot do, or would pass over; but what a file says of reliability may stand there.
 
     Raises:
         UsageError: for a plain network, or if one of these options or cues says how strongly it acts.
     """
     from hlnet.model.base import require_branches
 
-    require_branches(net, "to skip", "leave --certain out", name=f"'{model}'")
+    require_branches(net, "to skip", "leave --hard out", name=f"'{model}'")
     if wanted(*strengths) or not all(cue.is_silent for cue in cues):
         raise UsageError(
-            "--certain takes cues as facts, which have no strength; leave out what says how strongly they act"
+            "--hard takes cues as facts, which have no strength; leave out what says how strongly they act"
         )
 
 
-def tell_certain(net: InferenceNet, everywhere: Sequence[Cue]) -> None:
-    """Say how many classes run, and at what cost, where cues on every image are certain."""
+def log_hard_cues(net: InferenceNet, everywhere: Sequence[Cue]) -> None:
+    """Say how many classes run, and at what cost, where cues on every image are hard."""
     from hlnet.cli.shared import output
-    from hlnet.cues.certain import certain_classes, certain_gmacs
+    from hlnet.cues.hard import hard_cue_classes, hard_cue_gmacs
 
-    left = len(certain_classes(net.tree, everywhere))
-    cost, full = certain_gmacs(net, [everywhere, ()])
+    left = len(hard_cue_classes(net.tree, everywhere))
+    cost, full = hard_cue_gmacs(net, [everywhere, ()])
     output.hint(f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image")
 
 

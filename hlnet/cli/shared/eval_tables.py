@@ -142,7 +142,7 @@ def _tell_cues(name: str, run: Evaluation) -> None:
     if not cued.images:
         output.show(f"{name}prior from {cued.source}, on all of {counted(run.images, 'image')}: {change:+.2f} points.")
         return
-    how = "certain cues" if cued.gmacs is not None else " and ".join(cued.modes)
+    how = "hard cues" if cued.gmacs is not None else " and ".join(cued.modes)
     told = f"{name}{how} from {cued.source}, {cued.images} of {counted(run.images, 'image')} cued: "
     if cued.wrong is None:
         named = "" if cued.named is None else f"; {100 * cued.named:.1f} % of the cues named the image's class"

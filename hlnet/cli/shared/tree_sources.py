@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hlnet.model.trunk import Trunk
     from hlnet.tree.class_tree import ClassTree
     from hlnet.tree.construct.shape import Shape
-    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.hierarchy import Hierarchy
 
 
 def shape_of(
@@ -70,7 +70,7 @@ def classes_of(
 def read(source: str, shape: Shape, format: str | None, header: bool | None) -> ClassTree:
     """SOURCE's own nesting; cut, if more is asked for than levels that its classes can be continued to."""
     from hlnet.tree.construct.wordnet import with_names
-    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.hierarchy import Hierarchy
     from hlnet.tree.io import read_tree
 
     if source == "digits":
@@ -86,7 +86,7 @@ def read(source: str, shape: Shape, format: str | None, header: bool | None) -> 
     reshaped = shape.reshaped(tree)
     if reshaped is not None or not shape.levels:
         return reshaped or tree
-    return Outline.of(tree).to_tree(shape.levels)
+    return Hierarchy.of(tree).to_tree(shape.levels)
 
 
 def control(classes: ClassTree, shape: Shape, seed: int | None) -> ClassTree:
@@ -151,14 +151,14 @@ def feature_means(
         return classes, class_means(trunk, batches, len(classes.leaves), grid, on_batch=lambda: bar.advance(task))
 
 
-def by_features(classes: ClassTree, means: Tensor, linkage: str | None) -> Outline:
+def by_features(classes: ClassTree, means: Tensor, linkage: str | None) -> Hierarchy:
     """The dendrogram of class means."""
     from hlnet.tree.construct.cluster import dendrogram, merge_features
 
     return _named(dendrogram(merge_features(means, linkage or "ward", standardized=True), classes.classes), classes)
 
 
-def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | None, linkage: str | None) -> Outline:
+def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | None, linkage: str | None) -> Hierarchy:
     """The dendrogram of a plain classifier's rows: of a checkpoint, or of a timm model with these classes."""
     from hlnet.model.plain import PlainNet
     from hlnet.model.trunk import create_backbone, load_trunk_weights
@@ -184,7 +184,7 @@ def by_weights(source: str, backbone: str, pretrained: bool, weights: Path | Non
 
 def by_confusions(
     model: Path, source: str, data_root: Path | None, linkage: str | None, batch_size: int, workers: int, device: str
-) -> Outline:
+) -> Hierarchy:
     """The dendrogram of what a trained network takes for what, on a data set's validation images."""
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform, loader
@@ -202,9 +202,9 @@ def by_confusions(
     return _named(dendrogram(merges, net.tree.classes), net.tree)
 
 
-def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Outline, list[str]]:
+def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple[Hierarchy, list[str]]:
     """WordNet's hierarchy over the classes, found by id where they have one, else by name; and what was decided."""
-    from hlnet.tree.construct.wordnet import classes_outline
+    from hlnet.tree.construct.wordnet import classes_hierarchy
     from hlnet.tree.dictionary import WordNet
 
     if download:
@@ -213,23 +213,23 @@ def by_wordnet(classes: ClassTree, folder: Path | None, download: bool) -> tuple
         dictionary = WordNet(folder)
     except UsageError as error:
         raise UsageError(f"{error} (--wordnet FOLDER, --download)") from error
-    return classes_outline(classes, dictionary)
+    return classes_hierarchy(classes, dictionary)
 
 
 def name_groups(tree: ClassTree) -> tuple[ClassTree, list[str]]:
     """The tree, groups named by WordNet's word for what is in them where it has one; and which."""
     from hlnet.tree.construct.wordnet import name_groups
-    from hlnet.tree.hierarchy import Outline
+    from hlnet.tree.hierarchy import Hierarchy
     from hlnet.tree.vocabulary import default_wordnet
 
-    outline, wordnet = Outline.of(tree), default_wordnet()
+    hierarchy, wordnet = Hierarchy.of(tree), default_wordnet()
     if wordnet is None:
         return tree, []
     try:
-        notes = name_groups(outline, tree, wordnet)
+        notes = name_groups(hierarchy, tree, wordnet)
     except UsageError:  # it knows none of the classes
         return tree, []
-    return outline.to_tree(tree.num_levels), notes
+    return hierarchy.to_tree(tree.num_levels), notes
 
 
 def write_prompt(path: Path, classes: ClassTree, nodes: Sequence[int] | None) -> None:
@@ -269,6 +269,6 @@ def by_language_model(
     return llm_tree(classes, ask, nodes, rounds=0 if answer else 2, similarity=similarity)
 
 
-def _named(outline: Outline, classes: ClassTree) -> Outline:
-    outline.rename_classes(classes)
-    return outline
+def _named(hierarchy: Hierarchy, classes: ClassTree) -> Hierarchy:
+    hierarchy.rename_classes(classes)
+    return hierarchy

@@ -20,43 +20,43 @@ log = logging.getLogger("hlnet")
 TEMPERATURES = (0.05, 20.0)
 
 
-def class_probabilities(logits: Tensor, one_vs_all: bool = False, temperature: float | None = None) -> Tensor:
-    """Probabilities of the classes: the softmax of ``z / T``, or with ``one_vs_all`` each one's sigmoid of it.
+def class_probabilities(logits: Tensor, one_vs_rest: bool = False, temperature: float | None = None) -> Tensor:
+    """Probabilities of the classes: the softmax of ``z / T``, or with ``one_vs_rest`` each one's sigmoid of it.
 
     Args:
         logits: ``[N, K]``.
-        one_vs_all: whether the classes are detectors of their own (``provenance.one_vs_all``); their probabilities need
-            not add up to 1.
+        one_vs_rest: whether the classes are detectors of their own (``provenance.one_vs_rest``); their probabilities
+            need not add up to 1.
         temperature: T; ``None`` is 1.
 
     Returns:
         ``[N, K]``, of the type of the logits.
 
     Example:
-        >>> class_probabilities(torch.tensor([[0.0, 0.0]])), class_probabilities(torch.tensor([[0.0]]), one_vs_all=True)
+        >>> class_probabilities(torch.zeros(1, 2)), class_probabilities(torch.zeros(1, 1), one_vs_rest=True)
         (tensor([[0.5000, 0.5000]]), tensor([[0.5000]]))
     """
     scaled = logits if temperature is None else logits / temperature
-    return scaled.sigmoid() if one_vs_all else scaled.softmax(1)
+    return scaled.sigmoid() if one_vs_rest else scaled.softmax(1)
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False, warn: bool = True) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, one_vs_rest: bool = False, warn: bool = True) -> float:
     """The temperature T under which the labels are likeliest (Guo et al., "On Calibration of Modern Neural Networks",
     ICML 2017, Sec. 4.2).
 
-    It minimises the mean over images of ``-log softmax(z / T)_y``, or with ``one_vs_all`` of the binary cross-entropies
-    of ``sigmoid(z / T)``, summed over classes. Both are convex in ``1 / T``: their derivative, ``E_p[z] - z_y`` and
-    ``sum_k sigmoid(z_k / T) z_k - z_y``, rises, and T is where it crosses zero, in double precision. It is sought
+    It minimises the mean over images of ``-log softmax(z / T)_y``, or with ``one_vs_rest`` of the binary
+    cross-entropies of ``sigmoid(z / T)``, summed over classes. Both are convex in ``1 / T``: their derivative,
+    ``E_p[z] - z_y`` and ``sum_k sigmoid(z_k / T) z_k - z_y``, rises, and T is where it crosses zero, in double precision. It is sought
     between 0.05 and 20, and stands at a bound where certainty (all images right), or no information, would be best.
 
     Args:
-        logits: ``[N, K]``, of images that the network was not trained with; K at least 2 without ``one_vs_all``.
-        labels: ``[N]``, column of the right class; with ``one_vs_all`` also -1, where it is none of them (z_y is 0).
-        one_vs_all: see :func:`class_probabilities`.
+        logits: ``[N, K]``, of images that the network was not trained with; K at least 2 without ``one_vs_rest``.
+        labels: ``[N]``, column of the right class; with ``one_vs_rest`` also -1, where it is none of them (z_y is 0).
+        one_vs_rest: see :func:`class_probabilities`.
         warn: log a warning where it stands at a bound.
 
     Raises:
-        UsageError: if there is no image, or one class only and no ``one_vs_all``.
+        UsageError: if there is no image, or one class only and no ``one_vs_rest``.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0]]).repeat(4, 1)  # 88 % sure, and right three times in four
@@ -65,7 +65,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False, wa
     """
     from scipy.optimize import brentq
 
-    if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2 - one_vs_all:
+    if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2 - one_vs_rest:
         raise UsageError(
             f"a temperature takes logits [N, K] of N >= 1 images and K >= 2 classes, not {list(logits.shape)}"
         )
@@ -73,7 +73,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, one_vs_all: bool = False, wa
     right = (logits.gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels >= 0)).mean()
 
     def slope(log_inverse: float) -> float:
-        shares = class_probabilities(logits, one_vs_all, math.exp(-log_inverse))
+        shares = class_probabilities(logits, one_vs_rest, math.exp(-log_inverse))
         return float((shares * logits).sum(1).mean() - right)
 
     low, high = (-math.log(bound) for bound in reversed(TEMPERATURES))

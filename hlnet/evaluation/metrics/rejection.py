@@ -97,7 +97,7 @@ def rejection_scores(logits: Tensor, score: Score) -> Tensor:
 
 def default_score(provenance: Provenance) -> Score:
     """The score that suits how a network was trained: ``probability`` after one against all, else ``energy``."""
-    return "probability" if provenance.one_vs_all else "energy"
+    return "probability" if provenance.one_vs_rest else "energy"
 
 
 def conformal_rank(outside: int, max_false_positive: float) -> int:

@@ -156,7 +156,7 @@ def describe(
         "indices": list(model.tree.indices),
         "inputs": inputs,
         "transform": model.transform.model_dump(mode="json"),
-        "probabilities": "sigmoid" if known.one_vs_all else "softmax",
+        "probabilities": "sigmoid" if known.one_vs_rest else "softmax",
         "temperature": known.temperature or 1.0,
         "rejection": known.rejection and known.rejection.model_dump(mode="json", include={"score", "threshold"}),
         "tree": tree_to_json(model.tree),

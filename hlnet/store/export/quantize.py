@@ -22,7 +22,7 @@ from hlnet.errors import DataError, HlnetError, RunError, UsageError, one_line
 from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy
 from hlnet.files import replacing
 from hlnet.model.transform import InputTransform
-from hlnet.optional import hushed, needed
+from hlnet.optional import require, silence
 from hlnet.store.export.runtimes import Array, ExportedNet, open_exported
 from hlnet.tree.class_tree import ClassTree
 
@@ -53,9 +53,9 @@ def quantize_onnx(source: str | Path, out: str | Path, images: Iterable[Tensor])
     source, out = Path(source), Path(out)
     if (source.suffix, out.suffix) != (".onnx", ".onnx") or source.resolve() == out.resolve():
         raise UsageError(f"int8 is made of one .onnx file and written to another, got '{source}' and '{out}'")
-    tool = needed("onnxruntime.quantization", "int8", "onnx")
-    prepare = needed("onnxruntime.quantization.shape_inference", "int8", "onnx").quant_pre_process
-    onnx = needed("onnx", "int8", "onnx")
+    tool = require("onnxruntime.quantization", "int8", "onnx")
+    prepare = require("onnxruntime.quantization.shape_inference", "int8", "onnx").quant_pre_process
+    onnx = require("onnx", "int8", "onnx")
     nodes = open_exported(source).nodes
     batches = _inputs(images, nodes)
     first = next(batches, None)
@@ -72,7 +72,7 @@ def quantize_onnx(source: str | Path, out: str | Path, images: Iterable[Tensor])
     with tempfile.TemporaryDirectory() as folder, replacing(out) as draft:
         prepared = Path(folder) / "prepared.onnx"
         try:
-            with hushed():
+            with silence():
                 prepare(source, prepared, skip_symbolic_shape=True)
                 tool.quantize_static(
                     prepared,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hlnet.errors import CheckpointError, HlnetError, UsageError, one_line
-from hlnet.optional import hushed, needed
+from hlnet.optional import require, silence
 
 #: Under this key an exported file says what it holds, as JSON; :func:`hlnet.store.export.export_model.describe` has the
 #: fields.
@@ -113,7 +113,7 @@ def open_exported(path: str | Path, threads: int | None = None) -> ExportedNet:
     if not path.is_file():
         raise UsageError(f"there is no file '{path}'")
     try:
-        with hushed():
+        with silence():
             name, text, run = _OPENERS[path.suffix](path, threads)
         about = json.loads(text)
         return ExportedNet(name, about, run)
@@ -129,7 +129,7 @@ _Opened = tuple[str, str, Callable[[dict[str, Array]], Array]]
 
 
 def _open_onnx(path: Path, threads: int | None) -> _Opened:
-    runtime = needed("onnxruntime", "running ONNX files", "onnx")
+    runtime = require("onnxruntime", "running ONNX files", "onnx")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = threads or 0
@@ -139,7 +139,7 @@ def _open_onnx(path: Path, threads: int | None) -> _Opened:
 
 
 def _open_openvino(path: Path, threads: int | None) -> _Opened:
-    openvino = needed("openvino", "running OpenVINO files", "openvino")
+    openvino = require("openvino", "running OpenVINO files", "openvino")
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # the files may be replaced while it runs
     model = core.read_model(str(path), str(path.with_suffix(".bin")))
@@ -162,8 +162,8 @@ def _open_torch(path: Path, threads: int | None) -> _Opened:
 
 
 def _open_executorch(path: Path, threads: int | None) -> _Opened:
-    library = needed("executorch.extension.pybindings.portable_lib", "running ExecuTorch files", "executorch")
-    runtime = needed("executorch.runtime", "running ExecuTorch files", "executorch").Runtime.get()
+    library = require("executorch.extension.pybindings.portable_lib", "running ExecuTorch files", "executorch")
+    runtime = require("executorch.runtime", "running ExecuTorch files", "executorch").Runtime.get()
     if threads:  # of all its programs: it has one pool
         library._unsafe_reset_threadpool(threads)
     program = runtime.load_program(str(path))

@@ -18,7 +18,7 @@ import torch
 
 from hlnet.errors import HlnetError, RunError, UsageError, one_line
 from hlnet.files import replacing
-from hlnet.optional import hushed, needed
+from hlnet.optional import require, silence
 from hlnet.store.export.portable import PortableNet
 from hlnet.store.export.runtimes import KEY, MEMBER
 
@@ -61,7 +61,7 @@ def check_packages(format: Format) -> None:
         UsageError: if one is.
     """
     for module, purpose, extra in _NEEDED[format]:
-        needed(module, purpose, extra)
+        require(module, purpose, extra)
 
 
 def onnx_model(net: PortableNet, about: dict[str, Any]) -> Any:
@@ -70,7 +70,7 @@ def onnx_model(net: PortableNet, about: dict[str, Any]) -> Any:
     Raises:
         UsageError: as :func:`written`.
     """
-    onnx = needed("onnx", "exporting to ONNX", "onnx")
+    onnx = require("onnx", "exporting to ONNX", "onnx")
     size = sum(tensor.nbytes for tensor in net.state_dict().values())
     if size > LARGEST_ONNX:
         raise UsageError(
@@ -78,7 +78,7 @@ def onnx_model(net: PortableNet, about: dict[str, Any]) -> Any:
             "the format torch-export"
         )
     program, shapes = _program(net, about)
-    with hushed():
+    with silence():
         made = torch.onnx.export(
             program,
             (),
@@ -110,25 +110,25 @@ def _write_torch(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
     program, _ = _program(net, about)
     program.example_inputs = None
     archive = io.BytesIO()  # the name of a file would be within it
-    with hushed():
+    with silence():
         torch.export.save(program, archive, extra_files={MEMBER: _text(about)})
     draft.write_bytes(archive.getbuffer())
 
 
 def _write_openvino(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
-    openvino = needed("openvino", "exporting to OpenVINO", "openvino")
+    openvino = require("openvino", "exporting to OpenVINO", "openvino")
     # By way of ONNX, since OpenVINO's converter of torch networks sends word of each use to its makers.
     model = onnx_model(net, about)
-    with hushed():
+    with silence():
         found = openvino.Core().read_model(model.SerializeToString())
         found.set_rt_info(_text(about), [KEY])
         openvino.save_model(found, str(draft), compress_to_fp16=False)
 
 
 def _write_executorch(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
-    exir, partitioners = (needed(*package) for package in _NEEDED["executorch"])
+    exir, partitioners = (require(*package) for package in _NEEDED["executorch"])
     program, _ = _program(net, about)
-    with hushed():
+    with silence():
         lowered = exir.to_edge_transform_and_lower(
             program, partitioner=[partitioners.XnnpackPartitioner()], constant_methods={KEY: _text(about)}
         )
@@ -165,7 +165,7 @@ def _program(net: PortableNet, about: dict[str, Any]) -> tuple[torch.export.Expo
     if shapes[0][0] is None:
         batch = torch.export.Dim("batch", min=1)
         free = tuple({0: batch} for _ in examples)
-    with hushed(), torch.no_grad():
+    with silence(), torch.no_grad():
         program = torch.export.export(net, examples, dynamic_shapes=free)
     for node in program.graph.nodes:
         for said in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):

@@ -16,8 +16,8 @@ import numpy as np
 
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.levels import condense
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.construct.levels import cut_to_levels
+from hlnet.tree.hierarchy import Hierarchy
 
 _BUDGET = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMG])(\s*MACs?|B)?", re.IGNORECASE)
 _SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -180,7 +180,7 @@ def expert_costs(
 
 
 def tree_for_budget(
-    outline: Outline,
+    hierarchy: Hierarchy,
     units: Sequence[UnitCost],
     budget: Budget,
     groups: Mapping[str, Collection[str]] | None = None,
@@ -195,21 +195,21 @@ def tree_for_budget(
     Raises:
         UsageError: if the budget is too small, or no tree keeps to ``max_children``.
     """
-    classes, levels = len(outline.leaves()), len(units) - 1
+    classes, levels = len(hierarchy.leaves()), len(units) - 1
     if not groups:
-        return condense(outline, fit_counts(units, classes, budget)[:-1], max_children).to_tree(levels)
-    _check_groups(groups, {leaf.name for leaf in outline.leaves()})
+        return cut_to_levels(hierarchy, fit_counts(units, classes, budget)[:-1], max_children).to_tree(levels)
+    _check_groups(groups, {leaf.name for leaf in hierarchy.leaves()})
     together = groups.values()
-    ways: list[tuple[Outline, Iterable[Collection[str]]]] = [
-        (outline, together),
-        (sorted_by_group(outline, groups), together),
-        (outline, ()),  # which may keep to max_children where the others do not
+    ways: list[tuple[Hierarchy, Iterable[Collection[str]]]] = [
+        (hierarchy, together),
+        (sorted_by_group(hierarchy, groups), together),
+        (hierarchy, ()),  # which may keep to max_children where the others do not
     ]
     best: tuple[float, float] | None = None
     for counts in affordable(units, classes, budget, choices=40):
         for hierarchy, sets in ways:
             try:
-                tree = condense(hierarchy, counts[:-1], max_children, sets).to_tree(levels)
+                tree = cut_to_levels(hierarchy, counts[:-1], max_children, sets).to_tree(levels)
             except UsageError as error:  # too few nodes for max_children
                 refusal = error
                 continue
@@ -221,15 +221,15 @@ def tree_for_budget(
     return found
 
 
-def sorted_by_group(outline: Outline, groups: Mapping[str, Collection[str]]) -> Outline:
+def sorted_by_group(hierarchy: Hierarchy, groups: Mapping[str, Collection[str]]) -> Hierarchy:
     """The hierarchy below one node for each combination of groups that classes are in.
 
     Example:
-        >>> root = Outline("", [Outline("animal", [Outline("cat"), Outline("cow")]), Outline("bowl")])
+        >>> root = Hierarchy("", [Hierarchy("animal", [Hierarchy("cat"), Hierarchy("cow")]), Hierarchy("bowl")])
         >>> [child.name for child in sorted_by_group(root, {"home": ["cat", "bowl"]}).children]
         ['home', 'other']
     """
-    inside: dict[str, tuple[str, ...]] = {leaf.name: () for leaf in outline.leaves()}
+    inside: dict[str, tuple[str, ...]] = {leaf.name: () for leaf in hierarchy.leaves()}
     for name, members in groups.items():
         for member in set(members):
             inside[member] += (name,)
@@ -238,10 +238,10 @@ def sorted_by_group(outline: Outline, groups: Mapping[str, Collection[str]]) -> 
         combinations.setdefault(names, []).append(member)
     nodes = []
     for names, members in combinations.items():
-        node = outline.only(members)
+        node = hierarchy.only(members)
         node.name, node.id = "+".join(names).replace("/", "-") or "other", None
         nodes.append(node)
-    return Outline("", nodes, height=outline.height)
+    return Hierarchy("", nodes, height=hierarchy.height)
 
 
 # ---------------------------------------------------------------------- helpers

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hlnet.errors import DataError, UsageError, with_article
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.levels import condense
-from hlnet.tree.hierarchy import Outline, group_name
+from hlnet.tree.construct.levels import cut_to_levels
+from hlnet.tree.hierarchy import Hierarchy, group_name
 
 #: scipy's names for the distance between two clusters.
 LINKAGES = ("ward", "average", "complete", "single", "weighted", "centroid", "median")
@@ -143,8 +143,8 @@ def merge_confusions(confusions: Tensor, linkage: str = "average") -> np.ndarray
     return np.asarray(merge(squareform(distances.numpy(), checks=False), method=linkage))
 
 
-def dendrogram(merges: np.ndarray, classes: Sequence[str], ids: Sequence[str | None] | None = None) -> Outline:
-    """scipy's merges as an outline: each node has two children, and is named after its first classes.
+def dendrogram(merges: np.ndarray, classes: Sequence[str], ids: Sequence[str | None] | None = None) -> Hierarchy:
+    """scipy's merges as an hierarchy: each node has two children, and is named after its first classes.
 
     Args:
         merges: ``[K - 1, 4]``.
@@ -155,7 +155,7 @@ def dendrogram(merges: np.ndarray, classes: Sequence[str], ids: Sequence[str | N
         >>> dendrogram(np.array([[0.0, 1.0, 0.5, 2.0], [2.0, 3.0, 0.9, 3.0]]), ["cat", "dog", "car"]).children[1].name
         'cat+dog'
     """
-    nodes = [Outline(name, index=i, id=ids[i] if ids else None) for i, name in enumerate(classes)]
+    nodes = [Hierarchy(name, index=i, id=ids[i] if ids else None) for i, name in enumerate(classes)]
     members = [([i], 1) for i in range(len(nodes))]  # the lowest three positions, and how many there are
     for rank, (left, right) in enumerate(merges[:, :2].astype(int).tolist(), start=1):
         first = sorted(members[left][0] + members[right][0])[:3]
@@ -163,9 +163,9 @@ def dendrogram(merges: np.ndarray, classes: Sequence[str], ids: Sequence[str | N
         members.append((first, count))
         # The rank stands for the height: it has no ties, and is monotone for every linkage.
         name = group_name([classes[i] for i in first], count)
-        nodes.append(Outline(name, [nodes[left], nodes[right]], height=float(rank)))
+        nodes.append(Hierarchy(name, [nodes[left], nodes[right]], height=float(rank)))
     top = nodes[-1]
-    return top if top.children else Outline("", [top])
+    return top if top.children else Hierarchy("", [top])
 
 
 def cluster_tree(
@@ -195,8 +195,8 @@ def cluster_tree(
         {'cat+dog': {'cat': 0, 'dog': 1}, 'car+tree': {'car': 2, 'tree': 3}}
     """
     merges = merge_features(means, linkage, standardized=True) if len(classes) > 1 else np.empty((0, 4))
-    outline = condense(dendrogram(merges, classes, ids), nodes, max_children)
-    return outline.to_tree(levels=len(nodes) + 1)
+    hierarchy = cut_to_levels(dendrogram(merges, classes, ids), nodes, max_children)
+    return hierarchy.to_tree(levels=len(nodes) + 1)
 
 
 def check_linkage(linkage: str, distances: bool = False) -> None:

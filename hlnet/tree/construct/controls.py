@@ -12,7 +12,7 @@ import numpy as np
 
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.levels import check_nodes
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 
 
 def balanced_tree(tree: ClassTree, nodes: Sequence[int]) -> ClassTree:
@@ -71,11 +71,11 @@ def _steps(tree: ClassTree, nodes: Sequence[int]) -> list[tuple[int, int]]:
 
 def _grouped(order: list[int], tree: ClassTree, shares: list[list[int]]) -> ClassTree:
     """Group the classes in this order; ``shares[l][p]`` is how many children node p of level l + 1 gets."""
-    row = [Outline(tree.leaves[i].name, index=tree.leaves[i].index, id=tree.leaves[i].id) for i in order]
+    row = [Hierarchy(tree.leaves[i].name, index=tree.leaves[i].index, id=tree.leaves[i].id) for i in order]
     for level in range(len(shares), 0, -1):
-        children: Iterator[Outline] = iter(row)
+        children: Iterator[Hierarchy] = iter(row)
         row = [
-            Outline(f"group {level}.{number}", list(islice(children, share)))
+            Hierarchy(f"group {level}.{number}", list(islice(children, share)))
             for number, share in enumerate(shares[level - 1], start=1)
         ]
-    return Outline("", row).to_tree()
+    return Hierarchy("", row).to_tree()

@@ -14,22 +14,22 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
 from hlnet.errors import TreeError, UsageError
-from hlnet.tree.hierarchy import Outline, group_name
+from hlnet.tree.hierarchy import Hierarchy, group_name
 
 
-def condense(
-    outline: Outline,
+def cut_to_levels(
+    hierarchy: Hierarchy,
     nodes: Sequence[int],
     max_children: int | None = None,
     together: Iterable[Collection[str]] = (),
-) -> Outline:
-    """An outline with exactly this many nodes at each level above the classes.
+) -> Hierarchy:
+    """An hierarchy with exactly this many nodes at each level above the classes.
 
     A node of the hierarchy that becomes a node of the tree keeps its name and id; a group of several siblings is named
     after them.
 
     Args:
-        outline: the hierarchy, each class once.
+        hierarchy: the hierarchy, each class once.
         nodes: wanted nodes of each level above the classes, level 1 first, such as ``(17, 161)``; they must not
             decrease, and not exceed the classes.
         max_children: no node gets more children than this; only the trunk may.
@@ -37,7 +37,7 @@ def condense(
             go before splits of the largest group, so that an expert for a set has few nodes.
 
     Returns:
-        an outline in which the nodes of level 1, 2, … lie at depth 1, 2, …; a class that is alone in its group ends
+        an hierarchy in which the nodes of level 1, 2, … lie at depth 1, 2, …; a class that is alone in its group ends
         there, and is continued by ``to_tree(levels=len(nodes) + 1)``. Siblings are in the order of their first class.
 
     Raises:
@@ -48,15 +48,15 @@ def condense(
         >>> from hlnet.tree.class_tree import ClassTree
         >>> dogs = {"hound": ["beagle", "basset", "borzoi"], "terrier": ["cairn", "border"], "pug": {}}
         >>> deep = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": dogs})
-        >>> condense(Outline.of(deep), [2, 3]).to_tree().levels[1][-1].path
+        >>> cut_to_levels(Hierarchy.of(deep), [2, 3]).to_tree().levels[1][-1].path
         'dog/terrier+pug'
     """
-    top = _in_halves(outline, list(together))
+    top = _in_halves(hierarchy, list(together))
     check_nodes(nodes, top.size)
     found = top.units()
     for level in range(len(nodes), 0, -1):
         found = _cut(top, nodes[level - 1], max_children or top.size, level)
-    return Outline("", [group.outline for group in sorted(found, key=lambda group: group.first)])
+    return Hierarchy("", [group.hierarchy for group in sorted(found, key=lambda group: group.first)])
 
 
 def check_nodes(nodes: Sequence[int], classes: int) -> None:
@@ -88,7 +88,7 @@ class _Group:
     """Classes, or groups of the level below, that may become one node; it splits into two halves, or is one class.
 
     Attributes:
-        outline: the node that it becomes.
+        hierarchy: the node that it becomes.
         halves: empty for a unit of the level that is being made: a class, or a group of the level below.
         size: units in it.
         first: lowest original index in it, for the order of siblings.
@@ -97,7 +97,7 @@ class _Group:
         names: of the siblings that it is made of.
     """
 
-    outline: Outline
+    hierarchy: Hierarchy
     halves: tuple[_Group, ...] = ()
     size: int = 1
     first: int = 0
@@ -124,12 +124,12 @@ class _Group:
 
     def becomes_unit(self) -> None:
         units = self.units()
-        if len(units) > 1 or units[0].outline.children:
-            below = [unit.outline for unit in units]
-            name = self.outline.name or group_name([node.name for node in below])  # all there is has no name
-            self.outline = Outline(name, below, id=self.outline.id)
+        if len(units) > 1 or units[0].hierarchy.children:
+            below = [unit.hierarchy for unit in units]
+            name = self.hierarchy.name or group_name([node.name for node in below])  # all there is has no name
+            self.hierarchy = Hierarchy(name, below, id=self.hierarchy.id)
         else:  # a class that is alone ends here
-            self.outline = units[0].outline
+            self.hierarchy = units[0].hierarchy
         self.halves, self.size = (), 1
 
 
@@ -164,32 +164,32 @@ def _cut(top: _Group, count: int, largest: int, level: int) -> list[_Group]:
     return groups
 
 
-def _in_halves(outline: Outline, together: list[Collection[str]]) -> _Group:
+def _in_halves(hierarchy: Hierarchy, together: list[Collection[str]]) -> _Group:
     asked: dict[str, int] = {}
     for number, names in enumerate(together):
         for name in names:
             asked[name] = asked.get(name, 0) | 1 << number
     done: dict[int, _Group] = {}
-    leaves = outline.leaves()
+    leaves = hierarchy.leaves()
     firsts = [number if leaf.index is None else leaf.index for number, leaf in enumerate(leaves)]
     if len({leaf.name for leaf in leaves}) < len(leaves) or len(set(firsts)) < len(leaves):
         raise TreeError("a class, or its original index, stands in the hierarchy twice")
     first = {id(leaf): number for leaf, number in zip(leaves, firsts, strict=True)}
-    for node in reversed(list(outline.walk())):
+    for node in reversed(list(hierarchy.walk())):
         if node.children:
             done[id(node)] = _paired(node, [done.pop(id(child)) for child in node.children])
         else:
             done[id(node)] = _Group(node, first=first[id(node)], asked=asked.get(node.name, 0))
-    return done[id(outline)]
+    return done[id(hierarchy)]
 
 
-def _paired(node: Outline, children: list[_Group]) -> _Group:
+def _paired(node: Hierarchy, children: list[_Group]) -> _Group:
     """One group of all children of a node, halved again and again down to the children."""
     if len(children) == 1:
         return children[0]
     alike: dict[int, list[_Group]] = {}
     for child in children:
-        child.names = [child.outline.name]
+        child.names = [child.hierarchy.name]
         alike.setdefault(child.asked, []).append(child)
     # Children that are asked for alike are paired first; then those that have most sets in common.
     parts = [_pair_up(part, node.height) for part in alike.values()]
@@ -206,7 +206,7 @@ def _paired(node: Outline, children: list[_Group]) -> _Group:
             left[id(merged)] = merged
             parts.append(merged)  # kept alive, so that no identity is used again
     (group,) = left.values()
-    group.outline = Outline(node.name, id=node.id)
+    group.hierarchy = Hierarchy(node.name, id=node.id)
     return group
 
 
@@ -228,7 +228,7 @@ def _pair_up(groups: list[_Group], height: float) -> _Group:
 def _pair(a: _Group, b: _Group, height: float) -> _Group:
     one, other = sorted((a, b), key=lambda group: group.first)
     names = one.names + other.names
-    return _Group(Outline(group_name(names)), (one, other), height=height, names=names).measured()
+    return _Group(Hierarchy(group_name(names)), (one, other), height=height, names=names).measured()
 
 
 def _common(a: _Group, b: _Group) -> int:

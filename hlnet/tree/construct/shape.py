@@ -9,8 +9,8 @@ from pathlib import Path
 from hlnet.errors import TreeError, UsageError
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.budget import Budget, UnitCost, fit_counts, tree_for_budget
-from hlnet.tree.construct.levels import condense, even_counts
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.construct.levels import cut_to_levels, even_counts
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.selection import read_selections
 
 #: Levels of a tree of which neither nodes nor levels are said, the classes' included: the paper's.
@@ -66,20 +66,20 @@ class Shape:
             return fit_counts(self.units(), classes, self.budget)[:-1]
         return even_counts(classes, self.levels or LEVELS)[:-1]
 
-    def cut(self, outline: Outline) -> ClassTree:
+    def cut(self, hierarchy: Hierarchy) -> ClassTree:
         """The class tree of this shape that a hierarchy gives."""
         groups: dict[str, list[str]] = {}
         if self.groups:
             try:
-                tree = outline.to_tree()  # so that a selection can name a node of the hierarchy
+                tree = hierarchy.to_tree()  # so that a selection can name a node of the hierarchy
             except TreeError:  # a dendrogram, deeper than any class tree; its nodes have no names worth writing
-                tree = Outline("", outline.leaves()).to_tree()
+                tree = Hierarchy("", hierarchy.leaves()).to_tree()
             found = read_selections(self.groups, tree)
             groups = {name: [tree.classes[i] for i in chosen] for name, chosen in found.items()}
         if self.budget and groups:
-            return tree_for_budget(outline, self.units(), self.budget, groups, self.max_children)
-        nodes = self.nodes_for(len(outline.leaves()))
-        return condense(outline, nodes, self.max_children, groups.values()).to_tree(len(nodes) + 1)
+            return tree_for_budget(hierarchy, self.units(), self.budget, groups, self.max_children)
+        nodes = self.nodes_for(len(hierarchy.leaves()))
+        return cut_to_levels(hierarchy, nodes, self.max_children, groups.values()).to_tree(len(nodes) + 1)
 
     def reshaped(self, tree: ClassTree) -> ClassTree | None:
         """A tree's own nesting in this shape; ``None`` where continuing its classes to ``levels`` is all it takes."""
@@ -89,7 +89,7 @@ class Shape:
         if only_nodes and self.nodes_for(tree.counts[-1]) == tree.counts[:-1]:
             return tree  # it has these already
         shape = self if self.nodes or self.levels or self.budget else replace(self, nodes=tree.counts[:-1])
-        return shape.cut(Outline.of(tree))
+        return shape.cut(Hierarchy.of(tree))
 
     def spent(self, tree: ClassTree) -> str | None:
         """What the tree costs, of the budget: ``"24.9M parameters of 25M parameters"``."""

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.dictionary import WordNet
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.nodes import is_wordnet_id
 
 #: Synsets so far up say nothing: entity, physical entity, object, whole.
 _VAGUE = 4
 
 
-def wordnet_outline(
+def wordnet_hierarchy(
     terms: Sequence[str], wordnet: WordNet, indices: Sequence[int] | None = None
-) -> tuple[Outline, list[str]]:
+) -> tuple[Hierarchy, list[str]]:
     """The part of WordNet's hierarchy above the given classes, with one-line notes on what was decided for which.
 
     - *Several parents*: the one on the longest way to the root counts; of equals, the one that WordNet names first.
@@ -46,8 +46,8 @@ def wordnet_outline(
             has none of the classes.
 
     Example:
-        >>> outline, notes = wordnet_outline(["crane", "albatross", "pelican"], WordNet())  # doctest: +SKIP
-        >>> [(leaf.name, leaf.id) for leaf in outline.leaves()]  # doctest: +SKIP
+        >>> hierarchy, notes = wordnet_hierarchy(["crane", "albatross", "pelican"], WordNet())  # doctest: +SKIP
+        >>> [(leaf.name, leaf.id) for leaf in hierarchy.leaves()]  # doctest: +SKIP
         [('crane', 'n02012849'), ('albatross', 'n02058221'), ('pelican', 'n02051845')]
         >>> notes[0]  # doctest: +SKIP
         "'crane': n02012849 (large long-necked wading bird of …), of 5 senses the nearest to the other classes"
@@ -66,7 +66,7 @@ def wordnet_outline(
     return _grow(classes, range(len(terms)) if indices is None else indices, wordnet, notes), notes
 
 
-def classes_outline(classes: ClassTree, wordnet: WordNet) -> tuple[Outline, list[str]]:
+def classes_hierarchy(classes: ClassTree, wordnet: WordNet) -> tuple[Hierarchy, list[str]]:
     """WordNet's hierarchy over the classes of a tree, found by id where they have one, else by name.
 
     Args:
@@ -77,15 +77,15 @@ def classes_outline(classes: ClassTree, wordnet: WordNet) -> tuple[Outline, list
         the hierarchy, with the classes' names, ids and original indices; and what was decided, one line each.
 
     Raises:
-        UsageError: as :func:`wordnet_outline`.
+        UsageError: as :func:`wordnet_hierarchy`.
     """
-    outline, notes = wordnet_outline(_terms(classes), wordnet)
-    words = {node.id: node.name for node in outline.leaves()}
-    outline.rename_classes(classes)
-    for node in outline.leaves():
+    hierarchy, notes = wordnet_hierarchy(_terms(classes), wordnet)
+    words = {node.id: node.name for node in hierarchy.leaves()}
+    hierarchy.rename_classes(classes)
+    for node in hierarchy.leaves():
         if node.name == node.id:  # a folder named by its id gets a name to read, and is still found by the id
             node.name = words[node.id]
-    return outline, notes
+    return hierarchy, notes
 
 
 def _terms(classes: ClassTree) -> list[str]:
@@ -93,7 +93,7 @@ def _terms(classes: ClassTree) -> list[str]:
     return [leaf.id if leaf.id and is_wordnet_id(leaf.id) else leaf.name for leaf in classes.leaves]
 
 
-def name_groups(outline: Outline, classes: ClassTree, wordnet: WordNet) -> list[str]:
+def name_groups(hierarchy: Hierarchy, classes: ClassTree, wordnet: WordNet) -> list[str]:
     """Name groups that are called after their members ("beagle+pug") by WordNet's lowest common word for their classes,
     in place.
 
@@ -101,21 +101,21 @@ def name_groups(outline: Outline, classes: ClassTree, wordnet: WordNet) -> list[
     word is taken: by a class, by a group above it, or by a group named before it, the largest first.
 
     Args:
-        outline: the hierarchy; its classes are called as in ``classes``.
-        classes: the tree that has their ids; of classes without, names are looked up as :func:`wordnet_outline` does.
+        hierarchy: the hierarchy; its classes are called as in ``classes``.
+        classes: the tree that has their ids; of classes without, names are looked up as :func:`wordnet_hierarchy` does.
         wordnet: the dictionary.
 
     Returns:
         one line for each group that got a name.
 
     Raises:
-        UsageError: as :func:`wordnet_outline`.
+        UsageError: as :func:`wordnet_hierarchy`.
     """
-    found, _ = wordnet_outline(_terms(classes), wordnet)
+    found, _ = wordnet_hierarchy(_terms(classes), wordnet)
     by_name = {classes.classes[leaf.index or 0]: leaf.id for leaf in found.leaves()}
     taken = set(by_name)
-    taken |= {node.name for node in outline.walk()}
-    groups = [node for node in outline.walk() if node.children and "+" in node.name and not node.id]
+    taken |= {node.name for node in hierarchy.walk()}
+    groups = [node for node in hierarchy.walk() if node.children and "+" in node.name and not node.id]
     notes = []
     for group in sorted(groups, key=lambda node: -len(node.leaves())):
         below = [by_name.get(leaf.name) for leaf in group.leaves()]
@@ -151,11 +151,11 @@ def with_names(tree: ClassTree) -> ClassTree:
         words = {name: known.label_name_to_description(name).split(",")[0].replace("/", "-") for name in tree.classes}
     words = {name: words[name] for name in tree.classes}
     shared = Counter(words.values())
-    outline = Outline.of(tree)
-    for leaf in outline.leaves():
+    hierarchy = Hierarchy.of(tree)
+    for leaf in hierarchy.leaves():
         word = words[leaf.name]
         leaf.name, leaf.id = (word if shared[word] == 1 else f"{word} ({leaf.name})"), leaf.name
-    return outline.to_tree(tree.num_levels)
+    return hierarchy.to_tree(tree.num_levels)
 
 
 # ---------------------------------------------------------------------- the classes
@@ -263,17 +263,17 @@ def _give_names(classes: list[_Class], wordnet: WordNet, notes: list[str]) -> No
         ]
 
 
-def _grow(classes: list[_Class], indices: Sequence[int], wordnet: WordNet, notes: list[str]) -> Outline:
-    root, other = Outline(""), Outline("other")
-    groups: dict[str, Outline] = {}
+def _grow(classes: list[_Class], indices: Sequence[int], wordnet: WordNet, notes: list[str]) -> Hierarchy:
+    root, other = Hierarchy(""), Hierarchy("other")
+    groups: dict[str, Hierarchy] = {}
     for each, index in zip(classes, indices, strict=True):
         above = root if each.senses else other
         for synset in wordnet.chain(each.senses[0]) if each.senses else ():
             if synset not in groups:
-                groups[synset] = Outline(_plain(wordnet.lemmas(synset)[0]), id=synset)
+                groups[synset] = Hierarchy(_plain(wordnet.lemmas(synset)[0]), id=synset)
                 above.children.append(groups[synset])
             above = groups[synset]
-        above.children.append(Outline(each.name, index=index, id=each.id))
+        above.children.append(Hierarchy(each.name, index=index, id=each.id))
     for each in classes:
         if each.id and any(child.children for child in groups[each.id].children):
             notes.append(f"'{each.name}' ({each.id}): has classes below it, and is a leaf beside them")
@@ -282,8 +282,8 @@ def _grow(classes: list[_Class], indices: Sequence[int], wordnet: WordNet, notes
             taken = wordnet.chain(synset)[-2]
             refused = ", ".join(f"'{wordnet.lemmas(parent)[0]}'" for parent in parents if parent != taken)
             notes.append(f"'{group.name}' ({synset}): under '{wordnet.lemmas(taken)[0]}' rather than {refused}")
-    outline = Outline("", root.contracted().children + [other] * bool(other.children))
-    for node in outline.walk():
+    hierarchy = Hierarchy("", root.contracted().children + [other] * bool(other.children))
+    for node in hierarchy.walk():
         if node.children and node.id and "/" in (lemma := wordnet.lemmas(node.id)[0]):
             notes.append(f"'{lemma}' ({node.id}): named '{node.name}', as '/' parts the names of a path")
-    return outline
+    return hierarchy

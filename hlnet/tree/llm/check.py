@@ -15,7 +15,7 @@ from typing import Any
 
 from hlnet.errors import DataError, TreeError, UsageError
 from hlnet.tree.class_tree import MAX_LEVELS, ClassTree
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.llm.answer import parse_moves, placed
 from hlnet.tree.llm.names import class_finder, group_name, is_no_group, path_parts, words
 
@@ -65,7 +65,7 @@ class AnswerCheck:
         return tuple(found)
 
     @property
-    def outline(self) -> Outline:
+    def hierarchy(self) -> Hierarchy:
         """The valid part: each class once, in the first group named for it, with its position in ``classes``.
 
         A group with the name of a class beside it gets a number in parentheses.
@@ -75,7 +75,7 @@ class AnswerCheck:
         taken: defaultdict[str, set[str]] = defaultdict(set)
         for name, place in first.items():
             taken[place].add(name)
-        root = Outline("")
+        root = Hierarchy("")
         nodes = {"": root}
         for name, place in first.items():
             above = ""
@@ -83,17 +83,17 @@ class AnswerCheck:
                 path = f"{above}/{part}".lstrip("/")
                 if path not in nodes:
                     forms = (part, *(f"{part} ({number})" for number in range(2, len(taken[above]) + 3)))
-                    nodes[path] = Outline(next(form for form in forms if form not in taken[above]))
+                    nodes[path] = Hierarchy(next(form for form in forms if form not in taken[above]))
                     taken[above].add(nodes[path].name)
                     nodes[above].children.append(nodes[path])
                 above = path
-            nodes[place].children.append(Outline(name, index=index[name]))
+            nodes[place].children.append(Hierarchy(name, index=index[name]))
         return root
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Nodes at each level of the valid part."""
-        return self.outline.to_tree().counts
+        return self.hierarchy.to_tree().counts
 
 
 def check_answer(nested: Any, classes: Sequence[str], truncated: bool = False) -> AnswerCheck:

@@ -15,7 +15,7 @@ from typing import Any
 from hlnet.errors import RunError, TreeError, UsageError
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.levels import check_nodes
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.llm.answer import parse_answer
 from hlnet.tree.llm.check import AnswerCheck, apply_repair, check_answer, place_rest, repair_prompt, similarity_of
 
@@ -27,13 +27,13 @@ class LlmTree:
     """A class tree nested by a language model.
 
     Attributes:
-        outline: the tree, with every class exactly once; ``outline.to_tree()`` is the class tree.
+        hierarchy: the tree, with every class exactly once; ``hierarchy.to_tree()`` is the class tree.
         notes: what was done to the answer until it was that tree, one line each.
         check: the first usable answer as it was, before it was mended.
         transcript: all messages, ``{"role": "user" or "assistant", "content": …}``, in the order they were exchanged.
     """
 
-    outline: Outline
+    hierarchy: Hierarchy
     notes: tuple[str, ...]
     check: AnswerCheck
     transcript: tuple[Message, ...]
@@ -109,7 +109,7 @@ def nest_with_llm(
     Example:
         >>> replies = iter(['{"cat": ["tabby", "Siamese"]}', '{"beagle": "dog"}'])
         >>> result = nest_with_llm(["tabby", "siamese", "beagle"], ask=lambda messages: next(replies))
-        >>> result.outline.to_tree().to_nested()
+        >>> result.hierarchy.to_tree().to_nested()
         {'cat': {'tabby': 0, 'siamese': 1}, 'dog': {'beagle': 2}}
         >>> result.check.missing, len(result.notes), len(result.transcript)
         (('beagle',), 2, 4)
@@ -153,7 +153,7 @@ def nest_with_llm(
     if nodes is not None and done.counts[:-1] != tuple(nodes):
         got, wanted = (", ".join(map(str, numbers)) for numbers in (done.counts[:-1], nodes))
         notes += (f"the levels above the classes have {got} groups; asked for were {wanted}",)
-    return LlmTree(done.outline, notes, first, tuple(transcript))
+    return LlmTree(done.hierarchy, notes, first, tuple(transcript))
 
 
 def llm_tree(
@@ -176,7 +176,7 @@ def llm_tree(
         UsageError, TreeError, RunError: as :func:`nest_with_llm`.
     """
     found = nest_with_llm(classes.classes, ask, nodes, rounds, similarity)
-    found.outline.rename_classes(classes)
-    tree = found.outline.to_tree()
+    found.hierarchy.rename_classes(classes)
+    tree = found.hierarchy.to_tree()
     wanted = len(nodes) + 1 if nodes else 0
-    return (tree if tree.num_levels >= wanted else found.outline.to_tree(wanted)), list(found.notes)
+    return (tree if tree.num_levels >= wanted else found.hierarchy.to_tree(wanted)), list(found.notes)

@@ -123,7 +123,7 @@ def test_auto_on_a_plain_network_is_what_was_stored(files):
 
 def test_certain_cues_outside_the_classes_are_refused(files):
     (files / "dogs.csv").write_text("image,node\n" + "".join(f"{i}.png,dog\n" for i in range(48)))
-    done = command(files, f"eval @full.safetensors --cues {files}/dogs.csv --certain --classes cat")
+    done = command(files, f"eval @full.safetensors --cues {files}/dogs.csv --hard --classes cat")
     assert isinstance(done.exception, UsageError) and "leave no class" in str(done.exception)
 
 
@@ -138,7 +138,7 @@ def test_eval_mixes_right_and_wrong(files, share):
 
 
 def test_eval_runs_only_what_is_certain(files):
-    cued = as_json(files, "eval @full.safetensors --cue-level 1 --certain")["cued"]
+    cued = as_json(files, "eval @full.safetensors --cue-level 1 --hard")["cued"]
     net = hlnet.load_checkpoint(files / "full.safetensors")
     costs = [
         hlnet.profile(net.config, net.tree, net.transform, classes=name).expert.gmacs
@@ -218,7 +218,7 @@ def test_predict_by_meaning(files, monkeypatch):
 
 
 def test_predict_runs_only_what_is_certain(files):
-    certain = predictions(files, "@full.safetensors @photos/val --cue dog --certain")
+    certain = predictions(files, "@full.safetensors @photos/val --cue dog --hard")
     for one in certain:
         assert [label["path"][:4] for label in one["labels"]] == ["dog/", "dog/"]
         assert sum(label["probability"] for label in one["labels"]) == pytest.approx(1)
@@ -240,17 +240,17 @@ def test_predict_runs_only_what_is_certain(files):
         ("--cue cat=0.9 --cue-mode gain", "holds no gain for a reliability"),
         ("--cue cat=+2 --cue-mode gain", "is a shift"),
         ("--cue cat", "the cue on 'cat' has no strength: add --reliability"),
-        ("--certain", "none is given"),
+        ("--hard", "none is given"),
         ("--reliability 0.9", "none is given"),
         ("--text blah", "gives no cue: no word of it is known"),
-        ("--cue cat --certain --reliability 0.9", "takes cues as facts"),
-        ("--cue cat=0.9 --certain", "takes cues as facts"),
-        ("--prior @even.csv --certain", "none is given; add --cue, --text or --cues"),
+        ("--cue cat --hard --reliability 0.9", "takes cues as facts"),
+        ("--cue cat=0.9 --hard", "takes cues as facts"),
+        ("--prior @even.csv --hard", "none is given; add --cue, --text or --cues"),
         ("--prior @even.csv --reliability 0.9", "none is given; add --cue, --text or --cues"),
         ("--text-model some/model --cue cat=0.9", "none is given"),
         ("--cues @missing.csv", "missing.csv"),
         ("--cue cat=0.9 --coverage 0.9", "a coverage was fitted without cues"),
-        ("--cue cat --cue dog --certain", "leave no class"),
+        ("--cue cat --cue dog --hard", "leave no class"),
     ],
 )
 def test_wrong_cues_of_predict(files, line, words):
@@ -328,7 +328,7 @@ def test_what_a_file_holds_is_used_and_told(files, tmp_path):
     hlnet.save_checkpoint(hlnet.cut_expert(tmp_path / "fitted.safetensors", "saw"), tmp_path / "one.safetensors")
     said = CliRunner().invoke(app, ["predict", f"{tmp_path}/one.safetensors", *words[2:]])
     assert said.exit_code == 0 and "file holds it" not in said.stderr
-    assert not as_json(files, f"eval {tmp_path}/fitted.safetensors --certain")["cued"]["wrong_share"]
+    assert not as_json(files, f"eval {tmp_path}/fitted.safetensors --hard")["cued"]["wrong_share"]
 
 
 def test_an_expert_takes_what_it_knows_of_a_record(files, tmp_path):
@@ -393,8 +393,8 @@ def test_eval_takes_a_prior(files, tmp_path):
         ("eval @full.safetensors --cues @missing.csv --wrong-cue sibling", "are for cues from labels"),
         ("eval @full.safetensors --wrong-cue sibling", "the cues have no strength: add --reliability"),
         ("eval @full.safetensors --prior @even.csv --cue-mode bias", "the cues have no strength"),
-        ("eval @full.safetensors --certain --cue-mode gain", "takes cues as facts"),
-        ("eval @plain.safetensors --certain", "is a plain network, which has no branches to skip"),
+        ("eval @full.safetensors --hard --cue-mode gain", "takes cues as facts"),
+        ("eval @plain.safetensors --hard", "is a plain network, which has no branches to skip"),
         ("eval @full.safetensors --attention-signal 1e9", "must lie between 0 and 1e+06"),
         ("attend @full.safetensors --reliability 0", "must lie between 0 and 1"),
         ("attend @full.safetensors --gains 1,x", "--gains '1,x'"),

@@ -77,7 +77,7 @@ def test_unknown_score_is_refused():
 )
 def test_score_suits_the_training(recipe, score):
     provenance = Provenance(recipe=recipe)
-    assert default_score(provenance) == score and provenance.one_vs_all == (score == "probability")
+    assert default_score(provenance) == score and provenance.one_vs_rest == (score == "probability")
 
 
 # ---------------------------------------------------------------------- the threshold

@@ -17,7 +17,7 @@ from hlnet.model.fast.optimize import optimize
 from hlnet.model.plain import PlainConfig, PlainNet
 from hlnet.model.provenance import Provenance
 from hlnet.model.transform import InputTransform
-from hlnet.optional import hushed
+from hlnet.optional import silence
 from hlnet.store.checkpoint import read_header, save_checkpoint
 from hlnet.store.export import writers
 from hlnet.store.export.export_model import describe, export_model, file_size
@@ -249,13 +249,13 @@ def test_foreign_file_is_refused(case, tmp_path):
 
 def test_probabilities_of_detectors_are_sigmoids():
     net = build()
-    net.provenance = Provenance(one_vs_all=True)
+    net.provenance = Provenance(one_vs_rest=True)
     about = describe(net)
     assert (about["probabilities"], about["temperature"], about["rejection"]) == ("sigmoid", 1.0, None)
 
 
 def test_noise_of_others_is_kept_from_the_user(capfd, caplog):
-    with caplog.at_level(logging.DEBUG, logger="hlnet.optional"), hushed():
+    with caplog.at_level(logging.DEBUG, logger="hlnet.optional"), silence():
         print("from Python")
         os.write(2, b"from C\n")
         logging.warning("from a log")

@@ -17,8 +17,8 @@ from hlnet.model.presets import network_config
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.budget import Budget, affordable, expert_costs, fit_counts, sorted_by_group, tree_for_budget
 from hlnet.tree.construct.cluster import dendrogram
-from hlnet.tree.construct.levels import condense
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.construct.levels import cut_to_levels
+from hlnet.tree.hierarchy import Hierarchy
 
 
 def parts(trunk, *prices):
@@ -168,14 +168,14 @@ def test_prices_are_the_experts_profiles(backbone):
 
 def outline_of(draw, classes):
     """A random hierarchy of classes c0, c1, … — numbered in another order than they stand."""
-    nodes = [Outline(f"c{i}", index=i) for i in draw.sample(range(classes), classes)]
+    nodes = [Hierarchy(f"c{i}", index=i) for i in draw.sample(range(classes), classes)]
     while len(nodes) > 1:
         start = draw.randrange(len(nodes))
         chosen = nodes[start : start + draw.randint(1, 5)]
-        nodes[start : start + len(chosen)] = [Outline(f"g{chosen[0].name}.{len(nodes)}", chosen)]
+        nodes[start : start + len(chosen)] = [Hierarchy(f"g{chosen[0].name}.{len(nodes)}", chosen)]
         if len(chosen) == 1:
             nodes[start] = chosen[0]
-    return nodes[0] if nodes[0].children else Outline("", nodes)
+    return nodes[0] if nodes[0].children else Hierarchy("", nodes)
 
 
 def random_groups(draw, classes):
@@ -205,7 +205,7 @@ def test_tree_for_budget(seed):
 
     plain = tree_for_budget(root, units, budget)
     assert plain.counts == fit_counts(units, classes, budget)
-    assert plain == condense(root, plain.counts[:-1]).to_tree(levels)
+    assert plain == cut_to_levels(root, plain.counts[:-1]).to_tree(levels)
     tree = tree_for_budget(root, units, budget, groups)
     for found in (plain, tree):
         assert budget.spent(units, found.counts) <= budget.limit and found.num_levels == levels
@@ -213,14 +213,14 @@ def test_tree_for_budget(seed):
     costs = expert_costs(tree, groups, units, budget)
     assert costs.tolist() == [naive_price(tree, names, units, budget) for names in groups.values()]
     for other in affordable(units, classes, budget, choices=40):
-        without = condense(root, other[:-1]).to_tree(levels)
+        without = cut_to_levels(root, other[:-1]).to_tree(levels)
         assert costs.mean() <= expert_costs(without, groups, units, budget).mean()
     assert tree == tree_for_budget(root, units, budget, groups)
 
 
 def test_expert_of_a_group_is_cheap_where_the_hierarchy_parts_it():
     """Three groups across three others: sorted by group, each expert needs one node a level."""
-    root = Outline("", [Outline(f"g{i}", [Outline(f"c{i}{k}") for k in range(3)]) for i in range(3)])
+    root = Hierarchy("", [Hierarchy(f"g{i}", [Hierarchy(f"c{i}{k}") for k in range(3)]) for i in range(3)])
     groups = {f"e{k}": [f"c{i}{k}" for i in range(3)] for k in range(3)}
     units, budget = parts(1, 40, 1), Budget("params", 1 + 3 * 40 + 9)
     assert expert_costs(tree_for_budget(root, units, budget), groups, units, budget).tolist() == [1 + 3 * 40 + 3] * 3
@@ -230,7 +230,7 @@ def test_expert_of_a_group_is_cheap_where_the_hierarchy_parts_it():
 
 @pytest.mark.parametrize("groups", [None, {"e": ["c0", "c5", "c9", "c3"]}, {"e": ["c0", "c5"]}])
 def test_max_children(groups):
-    root, units = Outline("", [Outline(f"c{i}") for i in range(16)]), parts(1, 9, 1)
+    root, units = Hierarchy("", [Hierarchy(f"c{i}") for i in range(16)]), parts(1, 9, 1)
     budget = Budget("params", 1 + 4 * 9 + 16)
     for limit in (4, 5, 16):
         tree = tree_for_budget(root, units, budget, groups, max_children=limit)
@@ -244,7 +244,7 @@ def test_class_of_a_group_that_is_none():
     with pytest.raises(UsageError, match="'newt'"):
         expert_costs(TREE, {"all": ["pug"], "wrong": ["saw", "newt"]}, units, budget)
     with pytest.raises(UsageError, match="'newt'"):
-        tree_for_budget(Outline.of(TREE), units, budget, {"wrong": ["saw", "newt"]})
+        tree_for_budget(Hierarchy.of(TREE), units, budget, {"wrong": ["saw", "newt"]})
 
 
 # ---------------------------------------------------------------------- sorted by group
@@ -283,5 +283,5 @@ def test_sorted_dendrogram_is_cut_by_height():
     root = dendrogram(merges, [f"c{i}" for i in range(8)])
     groups = {"one": ["c0", "c1", "c4", "c5"], "other": ["c2", "c3", "c6", "c7"]}
     for hierarchy in (root, sorted_by_group(root, groups)):
-        found = condense(hierarchy, [4], together=groups.values())
+        found = cut_to_levels(hierarchy, [4], together=groups.values())
         assert [[leaf.index for leaf in node.leaves()] for node in found.children] == [[0, 1], [2, 3], [4, 5], [6, 7]]

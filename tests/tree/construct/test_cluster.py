@@ -226,16 +226,16 @@ def test_dendrogram_is_scipys(method):
     merges = linkage(np.random.default_rng(3).normal(size=(15, 2)), method)
     nodes = {node.id: node for node in to_tree(merges, rd=True)[1]}
 
-    def compare(outline, node):
+    def compare(hierarchy, node):
         members = sorted(node.pre_order())
         if node.is_leaf():
-            assert (outline.name, outline.index, outline.id) == (names[node.id], node.id, ids[node.id])
-            assert not outline.children and outline.height == 0
+            assert (hierarchy.name, hierarchy.index, hierarchy.id) == (names[node.id], node.id, ids[node.id])
+            assert not hierarchy.children and hierarchy.height == 0
             return
         shown = [names[i] for i in members[:3]] + [f"{len(members) - 3}-more"] * (len(members) > 3)
-        assert (outline.name, outline.index, outline.id) == ("+".join(shown), None, None)
-        assert outline.height == node.id - 14  # merges are ranked, as the distances of some linkages go down again
-        for child, other in zip(outline.children, (node.left, node.right), strict=True):
+        assert (hierarchy.name, hierarchy.index, hierarchy.id) == ("+".join(shown), None, None)
+        assert hierarchy.height == node.id - 14  # merges are ranked, as the distances of some linkages go down again
+        for child, other in zip(hierarchy.children, (node.left, node.right), strict=True):
             compare(child, other)
 
     compare(dendrogram(merges, names, ids), nodes[28])

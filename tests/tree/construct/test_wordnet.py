@@ -14,7 +14,7 @@ from helpers.wordnet_files import TINY, write
 import hlnet.tree.construct.wordnet
 import hlnet.tree.dictionary
 from hlnet.errors import RunError, UsageError
-from hlnet.tree.construct.wordnet import wordnet_outline
+from hlnet.tree.construct.wordnet import wordnet_hierarchy
 from hlnet.tree.dictionary import WordNet
 
 real, tiny = wordnet_files.real, wordnet_files.tiny
@@ -51,7 +51,7 @@ def test_exceptions_file(tmp_path):
 
 @pytest.mark.parametrize("text", ["n00000000", "12345678-n", "n99999999"])
 def test_refuses_unknown_id(tiny, text):
-    for call in (tiny[0].id, tiny[0].lemmas, tiny[0].chain, lambda text: wordnet_outline([text], tiny[0])):
+    for call in (tiny[0].id, tiny[0].lemmas, tiny[0].chain, lambda text: wordnet_hierarchy([text], tiny[0])):
         with pytest.raises(UsageError, match=text):
             call(text)
 
@@ -157,7 +157,7 @@ def test_damaged_dictionary(tmp_path, change, words):
     write(folder, TINY)
     change(folder)
     with pytest.raises((UsageError, RunError), match=words) as caught:
-        wordnet_outline(["beagle", "heron"], WordNet(folder))
+        wordnet_hierarchy(["beagle", "heron"], WordNet(folder))
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
     assert "nltk" not in str(caught.value).replace("nltk's", "").lower()
 

@@ -9,7 +9,7 @@ from helpers.wordnet_files import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.tree.construct.wordnet import wordnet_outline
+from hlnet.tree.construct.wordnet import wordnet_hierarchy
 from hlnet.tree.dictionary import WordNet
 
 real = wordnet_files.real
@@ -34,7 +34,7 @@ def ways(synset, above):
 
 
 def check(found, classes, above):
-    """That the outline is the contracted union of the classes' longest ways."""
+    """That the hierarchy is the contracted union of the classes' longest ways."""
     chains = {synset: max(ways(synset, above), key=len) for synset in classes}
     children = {}
     for chain in chains.values():
@@ -78,7 +78,7 @@ def test_any_dictionary(tmp_path_factory, drawn):
     ids = write(folder, synsets)
     wordnet = WordNet(folder)
     classes = [ids[f"key{number}"] for number in chosen]
-    found, notes = wordnet_outline(classes, wordnet)
+    found, notes = wordnet_hierarchy(classes, wordnet)
     check(found, classes, plain((folder / "data.noun").read_bytes()))
     names = [leaf.name for leaf in found.leaves()]
     assert len(set(names)) == len(names) == len(found.to_tree().leaves)
@@ -105,7 +105,7 @@ def data_of(wordnet):
 
 def test_imagenet(real):
     ids = imagenet("imagenet-1k")
-    found, notes = wordnet_outline(ids, real)
+    found, notes = wordnet_hierarchy(ids, real)
     # 375 groups with the trunk: also what others count for the longest ways.
     assert check(found, ids, plain(data_of(real))) == 375
     assert sum("named" in note for note in notes) == 3
@@ -116,7 +116,7 @@ def test_imagenet(real):
 
 def test_whole_imagenet(real):
     ids = imagenet("imagenet-21k-goog")
-    found, _ = wordnet_outline(ids, real)
+    found, _ = wordnet_hierarchy(ids, real)
     leaves = sorted(found.leaves(), key=lambda leaf: leaf.index)
     assert [leaf.id for leaf in leaves] == ids and len({leaf.name for leaf in leaves}) == len(ids) == 21843
     assert all(len(node.children) != 1 for node in found.walk())
@@ -133,5 +133,5 @@ def test_whole_imagenet(real):
     ],
 )
 def test_real_names(real, terms, ids):
-    found, _ = wordnet_outline(terms, real)
+    found, _ = wordnet_hierarchy(terms, real)
     assert {leaf.name: leaf.id for leaf in found.leaves()} == dict(zip(terms, ids, strict=True))

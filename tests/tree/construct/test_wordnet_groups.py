@@ -5,17 +5,17 @@ from helpers import tree_material, wordnet_files
 import hlnet.tree.vocabulary
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.construct.wordnet import name_groups
-from hlnet.tree.hierarchy import Outline
+from hlnet.tree.hierarchy import Hierarchy
 
 real, at, build = wordnet_files.real, tree_material.at, tree_material.build
 
 
 def named(nested, wordnet, ids=None):
     tree = ClassTree.from_nested(nested).with_ids(ids or {})
-    outline = Outline.of(tree)
-    notes = name_groups(outline, tree, wordnet)
+    hierarchy = Hierarchy.of(tree)
+    notes = name_groups(hierarchy, tree, wordnet)
     return {
-        node.name: [leaf.name for leaf in node.leaves()] for node in list(outline.walk())[1:] if node.children
+        node.name: [leaf.name for leaf in node.leaves()] for node in list(hierarchy.walk())[1:] if node.children
     }, notes
 
 
@@ -63,5 +63,5 @@ def test_build_tree_names_the_clusters(build, real, monkeypatch):
     monkeypatch.setattr(hlnet.tree.vocabulary, "default_wordnet", lambda: real)
     tree, notes = build(line)
     assert none == [] and tree.counts == plain.counts and tree.classes == plain.classes
-    outline = Outline.of(plain)
-    assert notes == name_groups(outline, plain, real) and tree == outline.to_tree(3)
+    hierarchy = Hierarchy.of(plain)
+    assert notes == name_groups(hierarchy, plain, real) and tree == hierarchy.to_tree(3)

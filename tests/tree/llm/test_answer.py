@@ -80,7 +80,7 @@ def test_reads_many_forms(text):
     assert dict(check.places) == PLACES
     assert not check.truncated
     result = from_text(text)
-    assert assert_whole(result.outline, CLASSES).counts == (2, 4, 8)
+    assert assert_whole(result.hierarchy, CLASSES).counts == (2, 4, 8)
 
 
 @pytest.mark.parametrize("value", [0, 281, True, None, "none", "N/A", ""])
@@ -128,7 +128,7 @@ def test_cut_at_every_character(indent):
             assert set(result.check.places) == said and not result.check.invented
             assert all(result.check.places[name] == PLACES[name] for name in said)
             assert result.check.truncated == (length < len(text))
-            assert_whole(result.outline, CLASSES)
+            assert_whole(result.hierarchy, CLASSES)
 
 
 def test_cut_moves_at_every_character():
@@ -136,13 +136,13 @@ def test_cut_moves_at_every_character():
     for length in range(text.index("cat") + 4, len(text)):
         result = from_text(text[:length])
         assert result.check.places.items() <= PLACES.items() and result.check.places
-        assert_whole(result.outline, CLASSES)
+        assert_whole(result.hierarchy, CLASSES)
 
 
 def test_cut_yaml_at_every_character():
     text = yaml.safe_dump(NESTED, sort_keys=False)
     for length in range(text.index("tabby") + 5, len(text)):
-        assert_whole(from_text(text[:length]).outline, CLASSES)
+        assert_whole(from_text(text[:length]).hierarchy, CLASSES)
 
 
 def test_hundreds_of_classes_cut_in_half_take_seconds():
@@ -152,4 +152,4 @@ def test_hundreds_of_classes_cut_in_half_take_seconds():
     result = from_text(text[: len(text) // 2], names)
     assert time.process_time() - start < 30
     assert len(result.check.missing) > 250
-    assert_whole(result.outline, names)
+    assert_whole(result.hierarchy, names)

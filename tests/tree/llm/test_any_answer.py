@@ -55,11 +55,11 @@ def test_right_answers_are_taken_as_they_are(answer, indent, ascii_only, words):
     text = json.dumps(nested, indent=indent, ensure_ascii=ascii_only)
     result = from_text(text, classes)
     assert right(result.check) and not result.check.renamed and not result.check.truncated and not result.notes
-    tree = assert_whole(result.outline, classes)
+    tree = assert_whole(result.hierarchy, classes)
     below = as_objects(nested, *words)
-    assert from_text(json.dumps(below, indent=indent), classes).outline.to_tree() == tree
+    assert from_text(json.dumps(below, indent=indent), classes).hierarchy.to_tree() == tree
     whole = {words[0]: "all of them", words[1]: below}
-    assert from_text(json.dumps(whole, indent=indent), classes).outline.to_tree().classes == tree.classes
+    assert from_text(json.dumps(whole, indent=indent), classes).hierarchy.to_tree().classes == tree.classes
 
 
 @settings(max_examples=300, deadline=None)
@@ -84,7 +84,7 @@ def test_any_mangling_gives_every_class_once_or_a_tree_error(answer, data):
         result = from_text(text, classes, similarity=similarity)
     except TreeError:
         return
-    assert_whole(result.outline, classes)
+    assert_whole(result.hierarchy, classes)
     assert right(result.check) or result.notes
 
 
@@ -95,7 +95,7 @@ def test_any_text_is_a_tree_or_a_tree_error(text, repair):
         result = nest_with_llm(["a", "b", "c"], Script(text, repair), rounds=1)
     except TreeError:
         return
-    assert_whole(result.outline, ["a", "b", "c"])
+    assert_whole(result.hierarchy, ["a", "b", "c"])
 
 
 @given(st.text("abc{}[]:,\"'`\\\n -", max_size=60))

@@ -25,7 +25,10 @@ def test_check_by_hand():
     assert check.renamed == {"Tabby": "tabby", "Beagles": "beagle"}
     assert check.open == ("boxer", "saw", "siamese") and not right(check) and not check.truncated
     assert check.groups == ("cats and kitties", "dog") and check.counts == (2, 3)
-    assert check.outline.to_tree().to_nested() == {"cats and kitties": {"tabby": 0, "siamese": 1}, "dog": {"beagle": 2}}
+    assert check.hierarchy.to_tree().to_nested() == {
+        "cats and kitties": {"tabby": 0, "siamese": 1},
+        "dog": {"beagle": 2},
+    }
     assert [note for note in check.notes if "dropped" in note] == [
         "'unicorn' is no class and was dropped",
         "'boxr' is no class and was dropped",
@@ -46,13 +49,13 @@ def test_groups_named_like_classes(nested):
     classes = ["cat", "dog", "saw"]
     check = check_answer(nested, classes)
     assert right(check) and not check.renamed
-    assert_whole(check.outline, classes)
+    assert_whole(check.hierarchy, classes)
 
 
 def test_classes_beside_groups_stay_there():
     check = check_answer({"tabby": None, "dog": ["beagle"]}, ["tabby", "beagle"])
     assert check.places == {"tabby": ("",), "beagle": ("dog",)}
-    assert check.outline.to_tree().to_nested() == {"tabby": 0, "dog": {"beagle": 1}}
+    assert check.hierarchy.to_tree().to_nested() == {"tabby": 0, "dog": {"beagle": 1}}
 
 
 def test_wrong_types_are_no_error():
@@ -175,7 +178,7 @@ def test_places_the_rest_by_features():
         assert right(done) and not done.open
         assert done.places["tabby"] == ("animal/dog",) and done.places["boxer"] == ("animal/cat",)
         assert done.places["wrench"] == ("tool/cat",)
-        assert_whole(done.outline, check.classes)
+        assert_whole(done.hierarchy, check.classes)
     assert done.notes == (
         "class 'tabby' stood in 'animal/cat' and 'animal/dog'; it stays in 'animal/dog', by their features",
         "class 'boxer' was missing; it joined 'siamese' in 'animal/cat', by their features",
@@ -217,4 +220,4 @@ def test_twice_in_one_group_is_once():
 
 def test_all_doubled():
     check = check_answer({"a": ["x", "y"], "b": ["x", "y"]}, ["x", "y", "z"])
-    assert_whole(place_rest(check).outline, ["x", "y", "z"])
+    assert_whole(place_rest(check).hierarchy, ["x", "y", "z"])

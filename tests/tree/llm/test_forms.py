@@ -23,7 +23,7 @@ from hlnet.tree.llm.check import check_answer
 )
 def test_objects_and_moves_by_hand(text, nested):
     answer = parse_answer(text, ["tabby", "beagle"])
-    assert check_answer(answer.nested, ["tabby", "beagle"]).outline.to_tree().to_nested() == nested
+    assert check_answer(answer.nested, ["tabby", "beagle"]).hierarchy.to_tree().to_nested() == nested
 
 
 def test_words_of_objects_may_be_classes_and_groups():
@@ -48,4 +48,4 @@ def test_cut_objects_at_every_character(nested):
         result = from_text(text[:length])
         assert set(result.check.places) == said and result.check.truncated
         assert all(result.check.places[name] == PLACES[name] for name in said)
-        assert_whole(result.outline, CLASSES)
+        assert_whole(result.hierarchy, CLASSES)

@@ -48,7 +48,7 @@ def test_wrong_similarity_is_refused_before_asking(similarity, error):
 def test_good_answer_is_the_tree_itself():
     result = from_text(GOOD, nodes=[2, 4])
     numbered = {a: {b: {n: CLASSES.index(n) for n in s} for b, s in below.items()} for a, below in NESTED.items()}
-    assert result.outline.to_tree() == ClassTree.from_nested(numbered)
+    assert result.hierarchy.to_tree() == ClassTree.from_nested(numbered)
     assert right(result.check) and result.notes == () and result.check.counts == (2, 4, 8)
     assert result.transcript[1] == {"role": "assistant", "content": GOOD}
     assert result.transcript[0] == {"role": "user", "content": tree_prompt(CLASSES, [2, 4])}
@@ -60,7 +60,7 @@ def test_good_answer_is_the_tree_itself():
 def test_asks_again_only_for_what_is_wrong():
     model = Script('{"cat": ["tabby", "siamese"], "dog": ["siamese"]}', '{"beagle": "dog"}', '{"siamese": "cat"}')
     result = nest_with_llm(["tabby", "siamese", "beagle"], model)
-    assert result.outline.to_tree().to_nested() == {"cat": {"tabby": 0, "siamese": 1}, "dog": {"beagle": 2}}
+    assert result.hierarchy.to_tree().to_nested() == {"cat": {"tabby": 0, "siamese": 1}, "dog": {"beagle": 2}}
     first, second, third = model.asked
     assert [len(messages) for messages in model.asked] == [1, 1, 1]
     assert first[0]["content"] == tree_prompt(["tabby", "siamese", "beagle"])
@@ -77,7 +77,7 @@ def test_stops_asking_after_the_rounds():
     assert [note.partition(":")[0] for note in result.notes] == ["asking again did not help"] * 2 + [
         "class 'saw' was missing; it joined 'tabby' in 'cat', by their names"
     ]
-    assert_whole(result.outline, ["tabby", "saw"])
+    assert_whole(result.hierarchy, ["tabby", "saw"])
 
 
 def test_asks_again_after_a_refusal():
@@ -93,7 +93,7 @@ def test_asks_again_after_a_refusal():
 def test_a_server_that_fails_later_loses_nothing():
     result = nest_with_llm(["tabby", "saw"], Script('{"cat": ["tabby"]}', RunError("gone"), RunError("gone")))
     assert sum("gone" in note for note in result.notes) == 2
-    assert_whole(result.outline, ["tabby", "saw"])
+    assert_whole(result.hierarchy, ["tabby", "saw"])
     with pytest.raises(RunError, match="gone"):
         nest_with_llm(["tabby", "saw"], Script(RunError("gone")))
 
@@ -103,7 +103,7 @@ def test_a_model_that_returns_no_text(nothing):
     with pytest.raises(RunError, match=r"ask returned .* instead of text"):
         nest_with_llm(["tabby", "saw"], Script(nothing))
     result = nest_with_llm(["tabby", "saw"], Script('{"cat": ["tabby"]}', nothing, '{"saw": "tool"}'))
-    assert result.outline.to_tree().to_nested() == {"cat": {"tabby": 0}, "tool": {"saw": 1}}
+    assert result.hierarchy.to_tree().to_nested() == {"cat": {"tabby": 0}, "tool": {"saw": 1}}
     assert "ask returned" in result.notes[0] and all(message["content"] for message in result.transcript)
 
 

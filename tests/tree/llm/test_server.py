@@ -65,7 +65,7 @@ def test_nests_over_a_server(key):
     ]
     with serving(*replies) as (url, requests):
         result = nest_with_llm(["tabby", "siamese", "beagle"], partial(ask_server, model="tiny", base_url=url))
-    assert result.outline.to_tree().to_nested() == {"cat": {"tabby": 0, "siamese": 1}, "dog": {"beagle": 2}}
+    assert result.hierarchy.to_tree().to_nested() == {"cat": {"tabby": 0, "siamese": 1}, "dog": {"beagle": 2}}
     assert result.check.truncated and result.check.missing == ("beagle",)
     assert [body["messages"] for *_, body in requests] == [[result.transcript[0]], [result.transcript[2]]]
 

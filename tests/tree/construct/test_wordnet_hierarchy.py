@@ -4,27 +4,27 @@ import pytest
 from helpers import wordnet_files
 
 from hlnet.errors import UsageError
-from hlnet.tree.construct.wordnet import wordnet_outline
+from hlnet.tree.construct.wordnet import wordnet_hierarchy
 
 tiny = wordnet_files.tiny
 
 
-def outline(tiny, *terms):
+def hierarchy(tiny, *terms):
     """The tree, as nested mappings, and the notes."""
-    found, notes = wordnet_outline(terms, tiny[0])
+    found, notes = wordnet_hierarchy(terms, tiny[0])
     assert all("\n" not in note for note in notes)
     assert [leaf.index for leaf in sorted(found.leaves(), key=lambda leaf: leaf.index)] == list(range(len(terms)))
     return found.to_tree().to_nested(), notes
 
 
 def ids_by_name(tiny, *terms):
-    return {leaf.name: leaf.id for leaf in wordnet_outline(terms, tiny[0])[0].leaves()}
+    return {leaf.name: leaf.id for leaf in wordnet_hierarchy(terms, tiny[0])[0].leaves()}
 
 
 def test_ids_and_names_mix(tiny):
     ids = tiny[1]
     terms = [ids["pelican"], "Heron", f"{ids['bulldozer'][1:]}-n", "lorry, truck", "no such thing, puppy"]
-    found, notes = wordnet_outline(terms, tiny[0], indices=[7, 5, 3, 1, 9])
+    found, notes = wordnet_hierarchy(terms, tiny[0], indices=[7, 5, 3, 1, 9])
     assert found.to_tree().to_nested() == {
         "animal": {"bird": {"pelican": 7, "Heron": 5}, "no such thing, puppy": 9},
         "artifact": {"bulldozer": 3, "lorry, truck": 1},
@@ -38,13 +38,13 @@ def test_ids_and_names_mix(tiny):
 
 
 def test_several_parents(tiny):
-    tree, notes = outline(tiny, "beagle", "carnivore", "domestic animal")
+    tree, notes = hierarchy(tiny, "beagle", "carnivore", "domestic animal")
     assert tree == {"carnivore": {"beagle": 0, "carnivore": 1}, "domestic animal": 2}
     assert f"'dog' ({tiny[1]['dog']}): under 'canine' rather than 'domestic animal'" in notes
 
 
 def test_several_parents_of_equal_depth(tiny):
-    tree, notes = outline(tiny, "trolley", "lorry", "container")
+    tree, notes = hierarchy(tiny, "trolley", "lorry", "container")
     assert tree == {"vehicle": {"trolley": 0, "lorry": 1}, "container": 2}
     assert notes == [f"'trolley' ({tiny[1]['trolley']}): under 'vehicle' rather than 'container'"]
 
@@ -66,7 +66,7 @@ def test_several_parents_of_equal_depth(tiny):
 )
 def test_ambiguous_name(tiny, others, sense, why):
     synset = tiny[1][f"crane {sense}"]
-    found, notes = wordnet_outline([*others, "crane"], tiny[0])
+    found, notes = wordnet_hierarchy([*others, "crane"], tiny[0])
     assert {leaf.name: leaf.id for leaf in found.leaves()}["crane"] == synset
     assert f"'crane': {synset} (what crane {sense} means), of 3 senses the {why}" in notes
 
@@ -87,13 +87,13 @@ def test_mean_depth_by_hand(tiny):
 
 
 def test_other_names_tell_the_sense(tiny):
-    found, notes = wordnet_outline(["crane, Hart Crane", "bulldozer"], tiny[0])
+    found, notes = wordnet_hierarchy(["crane, Hart Crane", "bulldozer"], tiny[0])
     assert found.leaves()[0].id == tiny[1]["crane poet"]
     assert notes == [f"'crane, Hart Crane': {tiny[1]['crane poet']}, of 3 senses those with most of its names"]
 
 
 def test_missing_names(tiny):
-    tree, notes = outline(tiny, "police van", "lorries", "lorry", "qwert", "big police vans", "bulldozer", "asdf")
+    tree, notes = hierarchy(tiny, "police van", "lorries", "lorry", "qwert", "big police vans", "bulldozer", "asdf")
     assert tree == {
         "vehicle": {"van": {"police van": 0, "big police vans": 4}, "lorry": {"lorries": 1, "lorry": 2}},
         "bulldozer": 5,
@@ -108,7 +108,7 @@ def test_missing_names(tiny):
         "'asdf': not found; put into the group 'other'",
     }
     assert any(note.startswith(f"'police van': {tiny[1]['van vehicle']}") for note in notes)
-    assert outline(tiny, "my domestic dog", "big-sea_birds", "seabird", "puppy") [0] == {
+    assert hierarchy(tiny, "my domestic dog", "big-sea_birds", "seabird", "puppy") [0] == {
         "dog": {"my domestic dog": 0, "puppy": 3}, "seabird": {"big-sea_birds": 1, "seabird": 2}
     }  # fmt: skip
 
@@ -120,14 +120,14 @@ def test_missing_names_have_no_id(tiny):
 
 @pytest.mark.parametrize("terms", [["dog", "beagle", "heron"], ["beagle", "dog", "heron"]])
 def test_class_above_another(tiny, terms):
-    tree, notes = outline(tiny, *terms)
+    tree, notes = hierarchy(tiny, *terms)
     assert tree == {"dog": {name: terms.index(name) for name in ("dog", "beagle")}, "heron": 2}
     assert f"'dog' ({tiny[1]['dog']}): has classes below it, and is a leaf beside them" in notes
     assert ids_by_name(tiny, *terms)["dog"] == tiny[1]["dog"]
 
 
 def test_class_that_is_the_trunk(tiny):
-    assert outline(tiny, "puppy", "dog", "beagle")[0] == {"puppy": 0, "dog": 1, "beagle": 2}
+    assert hierarchy(tiny, "puppy", "dog", "beagle")[0] == {"puppy": 0, "dog": 1, "beagle": 2}
 
 
 def test_one_synset_twice(tiny):
@@ -135,17 +135,17 @@ def test_one_synset_twice(tiny):
     assert ids_by_name(tiny, "domestic dog", "dog", "heron") == {
         "domestic dog": ids["dog"], "dog": None, "heron": ids["heron"]
     }  # fmt: skip
-    tree, notes = outline(tiny, "Domestic Dog", ids["dog"], "heron")
+    tree, notes = hierarchy(tiny, "Domestic Dog", ids["dog"], "heron")
     assert tree == {"dog": {"Domestic Dog": 0, "dog": 1}, "heron": 2}
     assert "'Domestic Dog': the same synset as '" + ids["dog"] + "'; it has no id" in notes
     with pytest.raises(UsageError, match=f"'{ids['dog']}' and '{ids['dog'][1:]}-n' are one synset"):
-        outline(tiny, ids["dog"], "heron", f"{ids['dog'][1:]}-n")
+        hierarchy(tiny, ids["dog"], "heron", f"{ids['dog'][1:]}-n")
 
 
 def test_ids_of_one_name(tiny):
     keys = ["crane bird", "crane machine", "maillot", "tank suit", "heron", "spring", "other spring"]
     ids = [tiny[1][key] for key in keys]
-    found, notes = wordnet_outline(ids, tiny[0])
+    found, notes = wordnet_hierarchy(ids, tiny[0])
     names = {leaf.id: leaf.name for leaf in found.leaves()}
     assert [names[synset] for synset in ids] == [
         "crane (wading bird)", "crane (lifting device)", "maillot", "tank suit", "heron", "spring (machine)",
@@ -179,7 +179,7 @@ def test_given_name_stays(tiny):
 
 
 def test_slash(tiny):
-    tree, notes = outline(tiny, "dimmer", "toggle", "AC/DC", "lorry")
+    tree, notes = hierarchy(tiny, "dimmer", "toggle", "AC/DC", "lorry")
     assert tree == {"on-off switch": {"dimmer": 0, "toggle": 1}, "lorry": 3, "other": {"AC-DC": 2}}
     assert "'AC/DC': named 'AC-DC', as '/' parts the names of a path" in notes
     assert f"'on/off switch' ({tiny[1]['switch']}): named 'on-off switch', as '/' parts the names of a path" in notes
@@ -200,9 +200,9 @@ def test_slash(tiny):
 )
 def test_refuses(tiny, terms, indices, words):
     with pytest.raises(UsageError, match=words):
-        wordnet_outline(terms, tiny[0], indices)
+        wordnet_hierarchy(terms, tiny[0], indices)
 
 
 @pytest.mark.parametrize("terms", [["heron"], ["heron", "qwert"], ["entity", "heron"], ["police van"]])
 def test_few_classes(tiny, terms):
-    assert set(ids_by_name(tiny, *terms)) == set(terms) and outline(tiny, *terms)
+    assert set(ids_by_name(tiny, *terms)) == set(terms) and hierarchy(tiny, *terms)

@@ -1,4 +1,4 @@
-"""Cues that are taken as certain: only the expert of what is cued runs, and the other branches are skipped."""
+"""Hard cues: only the expert of the named classes runs, and the other branches are skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hlnet.model.hierarchical import NetworkConfig
 from hlnet.tree.class_tree import ClassTree
 
 
-def certain_classes(tree: ClassTree, cues: Sequence[Cue], competing: Sequence[int] | None = None) -> tuple[int, ...]:
+def hard_cue_classes(tree: ClassTree, cues: Sequence[Cue], competing: Sequence[int] | None = None) -> tuple[int, ...]:
     """Positions of the classes that an image's cues leave: those that all of them name; all, without a cue.
 
     Args:
@@ -34,12 +34,12 @@ def certain_classes(tree: ClassTree, cues: Sequence[Cue], competing: Sequence[in
         left &= set(cue.positions(tree))
     if not left:
         raise UsageError(
-            f"certain cues on {', '.join(repr(cue.node) for cue in cues)} leave no class that could be the answer"
+            f"hard cues on {', '.join(repr(cue.node) for cue in cues)} leave no class that could be the answer"
         )
     return tuple(sorted(left))
 
 
-def check_certain(net: Network) -> InferenceNet:
+def check_hard_cues(net: Network) -> InferenceNet:
     """The network, if it can skip branches.
 
     Raises:
@@ -47,11 +47,11 @@ def check_certain(net: Network) -> InferenceNet:
     """
     require_branches(net, "to skip", "cue it by a bias or a scale")
     if not isinstance(net, InferenceNet):
-        raise UsageError("certain cues skip branches: optimise the network first (hlnet.optimize)")
+        raise UsageError("hard cues skip branches: optimise the network first (hlnet.optimize)")
     return net
 
 
-def certain_gmacs(
+def hard_cue_gmacs(
     net: InferenceNet, cues: Sequence[Sequence[Cue]], competing: Sequence[int] | None = None
 ) -> list[float]:
     """What each image costs if only the classes that its cues leave run, the trunk included.
@@ -59,22 +59,22 @@ def certain_gmacs(
     Args:
         net: the network.
         cues: of each image.
-        competing: as :func:`certain_classes` takes it.
+        competing: as :func:`hard_cue_classes` takes it.
 
     Raises:
-        UsageError: as :func:`certain_classes`; for a plain network.
+        UsageError: as :func:`hard_cue_classes`; for a plain network.
     """
-    check_certain(net)
+    check_hard_cues(net)
     assert isinstance(net.config, NetworkConfig)
     units, _ = unit_costs(net.config, net.transform)  # takes seconds; the rest is addition
     costs = {}
     for own in set(map(tuple, cues)):
-        rows = net.tree.rows(certain_classes(net.tree, own, competing))
+        rows = net.tree.rows(hard_cue_classes(net.tree, own, competing))
         costs[own] = total_cost(units, [len(row) for row in rows]).gmacs
     return [costs[tuple(own)] for own in cues]
 
 
-def certain_logits(
+def hard_cue_logits(
     net: InferenceNet, features: Tensor, cues: Sequence[Sequence[Cue]], competing: Sequence[int] | None = None
 ) -> Tensor:
     """Logits of the classes that are cued, by running only their branches.
@@ -83,7 +83,7 @@ def certain_logits(
         net: an optimised network with branches (:func:`hlnet.optimize`).
         features: ``[B, C, h, w]``, what ``net.features`` gives.
         cues: of each image; strengths and reliabilities do not count.
-        competing: as :func:`certain_classes` takes it.
+        competing: as :func:`hard_cue_classes` takes it.
 
     Returns:
         ``[B, classes]``; the logits that the full network gives, and minus infinity for what was not run.
@@ -96,14 +96,14 @@ def certain_logits(
         >>> tree = {"cat": ["tabby", "siamese"], "dog": ["beagle", "boxer"]}
         >>> net = hlnet.optimize(hlnet.create_model("resnet18", tree=tree))
         >>> features = net.features(torch.zeros(1, 3, 64, 64))
-        >>> certain_logits(net, features, [[Cue(node="dog")]]).isfinite().tolist()
+        >>> hard_cue_logits(net, features, [[Cue(node="dog")]]).isfinite().tolist()
         [[False, False, True, True]]
     """
     if not isinstance(net.head, FastTree):
-        raise UsageError("a certain cue skips branches, which takes a full network or an expert, optimised")
+        raise UsageError("a hard cue skips branches, which takes a full network or an expert, optimised")
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row, own in enumerate(cues):
-        groups[certain_classes(net.tree, own, competing)].append(row)
+        groups[hard_cue_classes(net.tree, own, competing)].append(row)
     logits = torch.full((len(features), len(net.tree.classes)), -torch.inf, device=features.device)
     for classes, rows in groups.items():
         if len(classes) == len(net.tree.classes):
