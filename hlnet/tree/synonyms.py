@@ -92,8 +92,11 @@ def _meaning(tree: ClassTree, word: str) -> tuple[str, set[int]]:
     """By what a word was found, and the classes that it means."""
     if not _WORDS.fullmatch(word):  # a path, or a sign too many
         return "", set()
-    if found := tree_words(tree, None).named(word):
-        return "another form of its name", found
+    nodes = tree_words(tree, None).nodes_named(word)
+    if len(nodes) > 1:  # which one is meant is not said
+        return "", set()
+    if nodes:
+        return "another form of its name", set(nodes.pop())
     if wordnet := default_wordnet():
         words = tree_words(tree, wordnet)
         if found := set().union(*map(words.below, words.senses(word))):

@@ -71,6 +71,10 @@ class TreeWords:
         """Classes of the nodes of this name, in whatever case and number; also of part of it, as of "crane (bird)"."""
         return set().union(*_first(self._names, words))
 
+    def nodes_named(self, words: str) -> set[tuple[int, ...]]:
+        """The same, node by node: which classes each node of this name has."""
+        return set(_first(self._names, words))
+
     def kinds(self, words: str) -> set[int]:
         """Classes of the nodes whose names end in these words, by which English says what kind of thing a thing is.
 

@@ -100,7 +100,8 @@ def test_new_classes_are_learnt_and_old_ones_stay(trained, caplog):
     assert record["data"] == "squares" and record["classes"] == under and record["train"]["lr"] == 1e-2
     assert record["train"]["loss"] == settings.recipe["train"]["loss"] == quick(trained).loss
     metrics = {"val_top1": report.all, "old_val_top1": report.old_after, "new_val_top1": report.new}
-    assert grown.provenance == Provenance(recipe=recipe, metrics=metrics)
+    assert [use.use for use in grown.provenance.images][len(settings.images) :] == ["weights"]
+    assert grown.provenance == Provenance(recipe=recipe, metrics=metrics, images=grown.provenance.images)
     # With detectors, new ones too say no by themselves: to old classes, and to each other.
     if record["train"]["loss"] == "bce":
         with torch.no_grad():
