@@ -301,7 +301,12 @@ def test_certain_cues_skip_branches(net, images, monkeypatch):
     fast = optimize(net)
     ran = []
     run = FastTree.run
-    monkeypatch.setattr(FastTree, "run", lambda self, x, *rest: ran.append((len(x), rest[-1])) or run(self, x, *rest))
+
+    def noted(self, features, *rest):
+        ran.append((len(features), len(rest[-1])))
+        return run(self, features, *rest)
+
+    monkeypatch.setattr(FastTree, "run", noted)
     cues = [[Cue(node="cat")], [Cue(node="saw")], [Cue(node="cat")], []]
     certain = CuePolicy(hard=True)
     BatchLogits(fast, images).under(cues, certain)

@@ -46,8 +46,9 @@ def fit_temperature(logits: Tensor, labels: Tensor, one_vs_rest: bool = False, w
 
     It minimises the mean over images of ``-log softmax(z / T)_y``, or with ``one_vs_rest`` of the binary
     cross-entropies of ``sigmoid(z / T)``, summed over classes. Both are convex in ``1 / T``: their derivative,
-    ``E_p[z] - z_y`` and ``sum_k sigmoid(z_k / T) z_k - z_y``, rises, and T is where it crosses zero, in double precision. It is sought
-    between 0.05 and 20, and stands at a bound where certainty (all images right), or no information, would be best.
+    ``E_p[z] - z_y`` and ``sum_k sigmoid(z_k / T) z_k - z_y``, rises, and T is where it crosses zero, in double
+    precision. It is sought between 0.05 and 20, and stands at a bound where certainty (all images right), or no
+    information, would be best.
 
     Args:
         logits: ``[N, K]``, of images that the network was not trained with; K at least 2 without ``one_vs_rest``.
