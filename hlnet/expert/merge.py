@@ -143,6 +143,10 @@ class _Part:
             reason = "its tensors have other names"
         if not reason:
             trunk = [name for name in self.weights if level_of(name) is None]
+            ours_type, their_type = (_type_of(part.weights) for part in (self, other))
+            if ours_type != their_type:
+                reason = f"its weights are {their_type}, here {ours_type}; convert one, as in net.to(torch.float32)"
+        if not reason:
             changed = sum(not torch.equal(self.weights[name], other.weights[name]) for name in trunk)
             reason = f"{changed} of the trunk's {len(trunk)} tensors differ" if changed else ""
         if not reason and self.header.provenance.one_vs_rest != other.header.provenance.one_vs_rest:
@@ -156,6 +160,10 @@ class _Part:
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _type_of(weights: dict[str, Tensor]) -> str:
+    return str(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())).removeprefix("torch.")
 
 
 def _union(

@@ -70,13 +70,17 @@ class PlainNet(TrainableNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` images to ``[B, classes]`` logits."""
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(images.to(next(self.parameters()).dtype))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
         """The output of the stages up to the split point, ``[B, C, h, w]``."""
         result: Tensor = self.model.forward_intermediates(  # type: ignore[operator]
-            images, indices=[self.config.split_point], output_fmt="NCHW", stop_early=True, intermediates_only=True
+            images.to(next(self.parameters()).dtype),
+            indices=[self.config.split_point],
+            output_fmt="NCHW",
+            stop_early=True,
+            intermediates_only=True,
         )[-1]
         return result
 

@@ -7,6 +7,7 @@ from its weights and counters alone. A network with a frozen trunk may train on 
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -38,6 +39,8 @@ from hlnet.training.run_folder import RunFolder, flattened
 from hlnet.training.state import Epoch, RunState
 from hlnet.training.stopping import Stopped, defer_signals, translate_memory_errors
 from hlnet.training.train_config import TrainConfig
+
+log = logging.getLogger("hlnet")
 
 #: Several processes agree this often, in steps, on whether to save or stop.
 AGREE = 10
@@ -429,7 +432,9 @@ class _Run:
 
     def _fitting(self, trained: nn.Module, data: Seeded) -> int:
         one = data[0][0][None].to(self.accelerator.device)
-        found = fitting_batch_size(trained.to(one.device).train(), one, len(data), self.accelerator.autocast)
+        trained = trained.to(one.device).train()
+        optimizer = partial(make_optimizer, trained, self.config)
+        found = fitting_batch_size(trained, one, len(data), self.accelerator.autocast, optimizer)
         everyone: Tensor = self.accelerator.gather(torch.tensor([found], device=one.device))
         return int(everyone.min())
 
@@ -449,18 +454,27 @@ def _cached(
     """The trunk's features of the data, unless they are that already."""
     if isinstance(data, CachedFeatures):
         return data
-    return cached_features(
-        net,
-        data,
-        views,
-        batch_size=config.batch_size if isinstance(config.batch_size, int) else 64,
-        workers=config.workers,
-        seed=config.seed,
-        folder=folder or None,
-        limit=limit,
-        on_batch=on_batch,
-        skip_unreadable=config.skip_unreadable,
-    )
+    log.info("features of %d images are cached, views of each: %d", len(data), views)
+    with defer_signals() as interrupted:
+
+        def watch(step: int, steps: int) -> None:
+            on_batch(step, steps)
+            if interrupted.is_set():
+                kept = "what is in the cache's folder stays" if folder else "nothing is kept"
+                raise Stopped(f"stopped while features were cached, before the first epoch ({kept})")
+
+        return cached_features(
+            net,
+            data,
+            views,
+            batch_size=config.batch_size if isinstance(config.batch_size, int) else 64,
+            workers=config.workers,
+            seed=config.seed,
+            folder=folder or None,
+            limit=limit,
+            on_batch=watch,
+            skip_unreadable=config.skip_unreadable,
+        )
 
 
 def _digest(data: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -120,14 +121,21 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: 
     return schedule
 
 
-def fitting_batch_size(trained: nn.Module, inputs: torch.Tensor, images: int, autocast: Any) -> int:
+def fitting_batch_size(
+    trained: nn.Module,
+    inputs: torch.Tensor,
+    images: int,
+    autocast: Any,
+    optimizer: Callable[[], torch.optim.Optimizer],
+) -> int:
     """The largest power of two for which a step fits the device's memory; 32 on a CPU.
 
     Args:
-        trained: what trains, on its device. A step is run, backwards too; no weight is changed.
+        trained: what trains, on its device. A whole step is run; afterwards the weights are what they were.
         inputs: one input, ``[1, ...]``.
         images: no more than these are worth while.
         autocast: a context for mixed precision, entered anew for each trial.
+        optimizer: makes the optimizer, whose state takes memory from its first step on.
 
     Raises:
         RunError: if not even two fit.
@@ -137,13 +145,14 @@ def fitting_batch_size(trained: nn.Module, inputs: torch.Tensor, images: int, au
     size = LARGEST_BATCH
     while size > max(2, images):
         size //= 2
-    kept = {name: buffer.clone() for name, buffer in trained.named_buffers()}
+    kept = {name: tensor.detach().clone() for name, tensor in trained.state_dict().items()}
     try:
         while size >= 2:
             try:
                 with autocast():
                     loss = trained(inputs.expand(size, *inputs.shape[1:]).clone()).float().square().mean()
                 loss.backward()
+                optimizer().step()
                 return size
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
@@ -153,8 +162,7 @@ def fitting_batch_size(trained: nn.Module, inputs: torch.Tensor, images: int, au
             torch.cuda.empty_cache()
             size //= 2
     finally:
-        for name, buffer in trained.named_buffers():
-            buffer.copy_(kept[name])  # the statistics of batch norms
+        trained.load_state_dict(kept)
     raise RunError("not even two images fit the device's memory; take smaller images or a smaller network")
 
 

@@ -1,5 +1,6 @@
 """Merging: the union of experts is the expert of the union, bit for bit; what does not belong together is refused."""
 
+import copy
 import logging
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from hlnet.cli.main import app
 from hlnet.errors import TreeError, UsageError
-from hlnet.expert.cut import cut_expert
+from hlnet.expert.cut import cut_checkpoint, cut_expert
 from hlnet.expert.grow import grow, new_branches
 from hlnet.expert.merge import merge_experts
 from hlnet.model.hierarchical import HierarchicalNet
@@ -196,3 +197,13 @@ def test_an_earlier_class_keeps_its_index():
     other = separately_trained(ClassTree.from_nested({"p2": {"c": 7}, "r": {"d": 3}}, levels=2), 7, one)
     found = merge_experts([one, other]).tree
     assert dict(zip(found.classes, found.indices, strict=True)) == {"a": 0, "b": 7, "c": 8, "d": 3}
+
+
+def test_unlike_types_are_told(tmp_path):
+    net = build()
+    save_checkpoint(net, tmp_path / "one.safetensors")
+    save_checkpoint(copy.deepcopy(net).to(torch.bfloat16), tmp_path / "other.safetensors")
+    for name, classes in (("one", [0]), ("other", [1])):
+        cut_checkpoint(tmp_path / f"{name}.safetensors", classes, tmp_path / f"{name}_cut.safetensors")
+    with pytest.raises(UsageError, match="its weights are bfloat16, here float32"):
+        merge_experts([tmp_path / "one_cut.safetensors", tmp_path / "other_cut.safetensors"])

@@ -91,11 +91,11 @@ def test_auto_batch_size_on_a_cpu_is_32(tmp_path):
 
 
 class Limited(nn.Module):
-    """Takes batches of so many; the meta device stands for a GPU."""
+    """Takes batches of so many."""
 
     def __init__(self, most, error="CUDA out of memory. Tried to allocate 2 GiB."):
         super().__init__()
-        self.most, self.error, self.norm = most, error, nn.BatchNorm1d(3, device="meta")
+        self.most, self.error, self.norm = most, error, nn.BatchNorm1d(3)
         self.tried = []
 
     def forward(self, inputs):
@@ -105,21 +105,48 @@ class Limited(nn.Module):
         return self.norm(inputs)
 
 
+def no_autocast():
+    return torch.autocast("cpu", enabled=False)
+
+
+class OnGpu:
+    """An input that says that it is on a GPU."""
+
+    device, shape = torch.device("cuda"), (1, 3)
+
+    def expand(self, *shape):
+        return torch.rand(shape)
+
+
+class Noted(torch.optim.AdamW):
+    """Counts its steps."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        return super().step(closure)
+
+
 @pytest.mark.parametrize(
     ("most", "images", "found"), [(100, 5000, 64), (64, 5000, 64), (2, 5000, 2), (9999, 5000, 512), (9999, 100, 64)]
 )
 def test_auto_batch_size_is_the_largest_power_of_two_that_fits(most, images, found):
     net = Limited(most)
-    one = torch.zeros(1, 3, device="meta")
-    assert fitting_batch_size(net, one, images, lambda: torch.autocast("cpu", enabled=False)) == found
+    one = OnGpu()
+    weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    optimizer = Noted(net.parameters())
+    assert fitting_batch_size(net, one, images, no_autocast, lambda: optimizer) == found
+    assert optimizer.steps == 1  # whose state takes memory
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
     assert net.tried == sorted(net.tried, reverse=True) and all(p.grad is None for p in net.parameters())
 
 
 @pytest.mark.parametrize(("error", "kind"), [("CUDA out of memory. Tried", RunError), ("no kernel", RuntimeError)])
 def test_auto_batch_size_that_cannot_be(error, kind):
-    net, one = Limited(1, error), torch.zeros(1, 3, device="meta")
+    net, one = Limited(1, error), OnGpu()
     with pytest.raises(kind, match="not even two" if kind is RunError else error):
-        fitting_batch_size(net, one, 99, lambda: torch.autocast("cpu", enabled=False))
+        fitting_batch_size(net, one, 99, no_autocast, lambda: Noted(net.parameters()))
 
 
 # ---------------------------------------------------------------------- trackers
