@@ -1,7 +1,8 @@
 """Candidate experts: named choices of a tree's classes, and which of them keep to a budget, before anything is cut.
 
 Notable here: an expert's cost is its trunk's and so many times a node's at each level, so that every node of a large
-tree is priced in a moment. The trunk's share is the floor: no choice of classes comes below it.
+tree is priced in a moment. The trunk's share, with what all classes share, is the floor: no choice of classes comes
+below it.
 """
 
 from __future__ import annotations
@@ -188,8 +189,10 @@ def floor(budget: Budget, units: Sequence[Part]) -> str | None:
     least, trunk = one_class(budget, units), budget.of(units[0])
     if least <= budget.limit:
         return None
+    shared = " with what all classes share" if units[0].pieces else ""
     if trunk > budget.limit:
-        return f"the trunk alone takes {budget.text(trunk)}, which is the floor of every expert's cost"
+        return f"the trunk{shared} alone takes {budget.text(trunk)}, which is the floor of every expert's cost"
     return (
-        f"no expert keeps to it: one class alone takes {budget.text(least)}, of which the trunk {budget.figure(trunk)}"
+        f"no expert keeps to it: one class alone takes {budget.text(least)}, "
+        f"of which the trunk{shared} {budget.figure(trunk)}"
     )

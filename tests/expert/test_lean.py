@@ -7,9 +7,14 @@ from helpers.lean_nets import LEAN, build_lean, lean_settings, naive_of
 from helpers.naive import copy_weights, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors import safe_open
 
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.expert.cut import cut_checkpoint, cut_expert
+from hlnet.expert.graft import graft_config
+from hlnet.expert.graft_training import NewBranches, look, train_branches
 from hlnet.expert.grow import grow, inner_nodes, new_branches, node_output
 from hlnet.expert.merge import merge_experts
 from hlnet.expert.verify import Reference
@@ -153,3 +158,27 @@ def test_a_file_holds_what_it_needs_and_no_more(tmp_path):
         assert net.config.model_dump().keys() == before | fields
         assert ("shared" in told) == bool(lean)
         assert load_checkpoint(tmp_path / "net.safetensors").config == net.config
+
+
+def test_a_grafts_loss_counts_the_rows_alone():
+    """By the weight that is given: of one step on all images, the difference is the rows' own cross-entropy."""
+    tree = ClassTree.from_nested({"warm": ["red"], "cold": ["green"]})
+    net, losses = build_lean(tree, LEAN["all"], torch.float32), {}
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 255, (6, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
+    images = LabelledImages("noise", ("red", "green", "blue"), (0, 1, 2) * 2, lambda i: Image.fromarray(pixels[i]))
+    columns = ClassTree.from_nested(["red", "green", "blue"])
+    data = TreeData(images, columns, eval_transform(net.transform))
+    for weight in (0.0, 0.5):
+        config = graft_config(net, epochs=1, batch_size=6, cache_views=1, workers=0, smoothing=0.0, rows_loss=weight)
+        torch.manual_seed(0)
+        branches = NewBranches(net, {"blue": "cold"}, {}, config)
+        seen = look(net, data, config, 1, ["cold"], lambda *_: None)
+        rows = branches.rows(seen.pooled).detach()
+        told = []
+        train_branches(branches, seen, config, columns, lambda *_: None, told.append)
+        losses[weight] = told[0].loss
+    pooled = net.head.class_rows.pool(net.head.seen(net.trunk(torch.stack([image for image, _ in data]))))
+    alone = torch.cat([net.head.class_rows(pooled), rows], dim=1)
+    expected = torch.nn.functional.cross_entropy(alone, torch.tensor(images.labels)).item()
+    assert losses[0.5] - losses[0.0] == pytest.approx(0.5 * expected, rel=1e-4)

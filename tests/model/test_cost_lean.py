@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.lean_nets import LEAN, lean_config
 
-from hlnet.expert.candidates import candidates
+from hlnet.expert.candidates import candidates, floor
 from hlnet.model.cost import count_macs, profile, total_cost, unit_costs
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.model.presets import PRESETS, network_config
@@ -75,6 +75,10 @@ def test_budgets_and_candidates_go_by_the_same_sums():
     [found] = candidates(TREE, units, {"half": (0, 1, 3)})
     assert found.cost == profile(config, TREE, classes=["a", "b", "d"]).expert
     assert expert_costs(TREE, {"half": ["a", "b", "d"]}, units, budget) == [found.cost.params]
+    base = total_cost(units, (1, 1, 1)).parts[:3]
+    assert [part.name for part in base] == ["trunk", "shared stage", "level 1, shared by siblings"]
+    told = floor(Budget("params", 100), units)
+    assert f"{sum(part.params for part in base) / 1e6:.4g}M" in told and "with what all classes share alone" in told
     limit = Budget("params", total_cost(units, (4, 12, 40)).params)
     chosen = list(affordable(units, 40, limit))
     costs = [total_cost(units, counts).params for counts in chosen]
