@@ -1,4 +1,4 @@
-"""The obvious control: the pretrained classifier itself, its logits restricted to a data set's classes, untrained by us.
+"""The pretrained classifier itself as a control: its logits restricted to a data set's classes, without any training.
 
     python benchmarks/untouched.py --data PHOTOS --weights mobilenetv2_100.safetensors
 
