@@ -117,7 +117,7 @@ def _run(
     others = int(os.environ.get("RANK", "0")) > 0  # of several processes, one speaks
     with output.quiet(others):
         net = build_network(run, read_tree(tree))
-        if isinstance(net.config, NetworkConfig):
+        if not others and isinstance(net.config, NetworkConfig):
             output.hint_at_cost(network_cost(net), plain_cost(net.config, net.num_classes, net.transform.input_size))
         data = load_run_data(run, net)
         how = {"save_minutes": save_minutes, "cache_dir": cache_dir, "cache_size": limit, "log_with": log_with}
