@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import hlnet
 from hlnet.cli import main as cli
+from hlnet.model.hierarchical import NetworkConfig
 from hlnet.model.trunk import create_backbone
 from hlnet.training import loop
 from hlnet.training.run_config import read_run_config, run_settings, shipped_recipes
@@ -78,7 +79,7 @@ def test_shipped_recipe_runs(root, tmp_path, name):
     if name != "laptop":
         more += " --backbone test_resnet --widths 8,4,4"
     _, told = invoke(f"train {data} --config {name} {more} {TINY} --out {tmp_path / 'run'}")
-    assert "20 training and 8 validation images" in told and len(figures(tmp_path / "run")) == 1
+    assert "20 training images and 8 validation images" in told and len(figures(tmp_path / "run")) == 1
     run = read_run_config(tmp_path / "run" / "config.toml")
     found = {"batch_size": 32} if written["train"]["batch_size"] == "auto" else {}
     expected = hlnet.TrainConfig(**written["train"] | {"epochs": 1, "workers": 0} | found)
@@ -113,7 +114,7 @@ FLAGS = (
     ".safetensors --no-pretrained --backbone-arg drop_rate=0.25 --img-size 48 --mean 0.5 --std 0.1,0.2,0.3 --epochs 7 "
     "--batch-size auto --opt lamb --lr 0.25 --momentum 0.5 --weight-decay 0.125 --layer-decay 0.75 --sched step "
     "--min-lr 0.001 --warmup-epochs 4.5 --decay-epochs 11 --decay-rate 0.5 --loss bce --smoothing 0.25 "
-    "--cue-share 0.25 --cue-reliability 0.6,0.8 "
+    "--rows-loss 0.75 --cue-share 0.25 --cue-reliability 0.6,0.8 "
     "--hierarchical-alpha 0.5 --soft-labels-beta 4.5 --mixup 0.75 --cutmix 0.5 --clip-grad 2.5 --ema-decay 0.875 "
     "--mixed-precision no --aa none --scale 0.25,0.75 --hflip 0.25 --reprob 0.75 --skip-unreadable --frozen-trunk "
     "--unfreeze-epochs 3 --workers 5 --seed 9"
@@ -169,10 +170,18 @@ def test_options_replace_a_recipe(root, captured, recipe):
 def test_every_setting_has_an_option_and_reaches_a_run():
     words = {word.removeprefix("--no-").removeprefix("--") for word in FLAGS.split() if word.startswith("--")}
     settings = {*hlnet.TrainConfig.model_fields, *hlnet.training.run_config.NetworkSettings.model_fields}
-    settings -= {"backbone_args", "block", "widths", "strides"}  # of branches
+    settings -= {*NetworkConfig.model_fields} - {"backbone", "split_point"}  # of branches
     settings -= {"cache_views", "cue_aware"}  # see above
     assert {name.replace("_", "-") for name in settings} <= words
     assert words <= {setting.option.replace("_", "-") for setting in run_settings()}
+
+
+def test_what_is_shared_has_options_too(root, captured):
+    given = "--shared-width 4 --shared-blocks 2 --shared-stride 2 --class-rows --sharing reduce --rank-leaves"
+    run = f"train {root}/data --tree {root}/tree.json --out {root}/none --backbone test_resnet"
+    plain, lean = (captured(f"{run} {more}")[0].config for more in ("", given))
+    wanted = {"shared_width": 4, "shared_blocks": 2, "shared_stride": 2, "class_rows": True, "sharing": "reduce"}
+    assert lean.model_dump() == plain.model_dump() | wanted | {"rank_leaves": True}
 
 
 def test_what_a_recipe_says_stays_without_an_option(root, captured):
