@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -226,6 +225,8 @@ def count_macs(module: nn.Module, *inputs: Tensor, handlers: dict[str, Any] | No
         >>> count_macs(nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(1, 3, 10, 10))
         21600
     """
+    from fvcore.nn import FlopCountAnalysis  # which takes its time
+
     analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     # fvcore knows no fused attention, and would count a ViT's at nothing.
