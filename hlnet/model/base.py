@@ -111,6 +111,11 @@ class TrainableNetwork(Network):
     frozen: bool
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; images are taken over in it."""
+        return next(self.parameters()).dtype
+
+    @property
     @abstractmethod
     def trunk_module(self) -> nn.Module:
         """The timm module that trunk weights are loaded into."""

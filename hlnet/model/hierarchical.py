@@ -321,12 +321,12 @@ class HierarchicalNet(TrainableNetwork):
         Raises:
             UsageError: if ``gains`` has another shape.
         """
-        found: Tensor | tuple[Tensor, Tensor] = self.head(self.trunk(images), gains, with_rows)
+        found: Tensor | tuple[Tensor, Tensor] = self.head(self.features(images), gains, with_rows)
         return found
 
     def features(self, images: Tensor) -> Tensor:
         """The trunk's output, ``[B, C, h, w]``; ``self.head`` takes it from there."""
-        result: Tensor = self.trunk(images)
+        result: Tensor = self.trunk(images.to(self.dtype))
         return result
 
     @property

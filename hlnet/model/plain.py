@@ -70,13 +70,13 @@ class PlainNet(TrainableNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` images to ``[B, classes]`` logits."""
-        logits: Tensor = self.model(images.to(next(self.parameters()).dtype))
+        logits: Tensor = self.model(images.to(self.dtype))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
         """The output of the stages up to the split point, ``[B, C, h, w]``."""
         result: Tensor = self.model.forward_intermediates(  # type: ignore[operator]
-            images.to(next(self.parameters()).dtype),
+            images.to(self.dtype),
             indices=[self.config.split_point],
             output_fmt="NCHW",
             stop_early=True,

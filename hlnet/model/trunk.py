@@ -75,7 +75,6 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` images to ``[B, channels, h, w]`` features."""
-        images = images.to(next(self.model.parameters()).dtype)
         features: Tensor = self.model.forward_intermediates(  # type: ignore[operator]
             images, indices=[self.split_point], output_fmt="NCHW", intermediates_only=True
         )[-1]

@@ -90,7 +90,7 @@ def test_train_leaves_a_run(at, folder, kind):
 def test_frozen_trunk_on_cached_features_keeps_the_given_weights(at, tmp_path):
     line = f"train {{photos}} --tree {{tree}} --out {tmp_path} --widths 8,4,4 --frozen-trunk --cache-views 2 {SMALL}"
     _, told = invoke(f"{line} --trunk-weights {{trunk}}", **at)
-    assert "30 training and 24 validation images of 6 classes" in told and "epoch   1/1" in told
+    assert "30 training images and 24 validation images of 6 classes" in told and "epoch   1/1" in told
     net, given = hlnet.load_checkpoint(tmp_path / "best.safetensors"), create_backbone("test_resnet")
     hlnet.model.trunk.load_trunk_weights(given, at["trunk"])
     expected = given.state_dict()

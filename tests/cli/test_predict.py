@@ -110,9 +110,9 @@ def test_csv_has_fixed_columns(at, tmp_path, settings):
         values = (best.path, len(best.path.split("/")), best.probability, 1)
         if answer:
             values = (answer.path, answer.level, answer.probability, answer.classes)
-        assert (row["answer"], int(row["level"]), float(row["probability"]), int(row["classes"])) == pytest.approx(
-            values, rel=1e-5
-        )
+        path, *numbers = values
+        assert row["answer"] == path
+        assert [float(row[name]) for name in ("level", "probability", "classes")] == pytest.approx(numbers, rel=1e-5)
 
 
 def label(path, *shares, probability=None):

@@ -112,7 +112,8 @@ def test_evaluation_on_shards_is_evaluation_on_the_folder(trained, photos):
         as_json(f"eval {trained[1]} --data {data} --workers 2 --device cpu")
         for data in (photos / "data", f"wds/photos --data-root {photos / 'shards'}")
     ]
-    assert by_data[0] == by_data[1] and by_data[0]["images"] == 8
+    used = [told.pop("served") for told in by_data]  # it was trained on the shards
+    assert by_data[0] == by_data[1] and by_data[0]["images"] == 8 and used == [[], ["epoch"]]
 
 
 def test_worker_processes_get_little(photos):

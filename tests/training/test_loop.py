@@ -167,8 +167,8 @@ def test_missing_classes_are_refused_or_allowed_on_both_sides(tmp_path, lacks):
     done = CliRunner().invoke(cli.app, [*line, "--allow-missing"])
     assert done.exit_code == 0, done.stderr
     left_out = 0 if lacks == "data" else 5
-    assert ("5 training images of classes that the tree lacks are left out" in done.stderr) == (left_out > 0)
-    assert f"{20 - left_out} training and" in done.stderr
+    assert ("left out: 5 training images of classes that the tree lacks (red)" in done.stderr) == (left_out > 0)
+    assert f"{20 - left_out} training images and" in done.stderr
     net = load_checkpoint(tmp_path / "run")
     assert net.tree.classes == tuple(classes) and len(net.head.leaves.bias) == len(classes)
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from functools import partial
 
@@ -57,6 +58,7 @@ def invoke(line):
 
 def counted(nth, then, what="replace"):
     """Do something instead of the nth call of a function of ``os``."""
+    tempfile.gettempdir()  # found by trial once a process, which writes and unlinks a file
     original, calls = getattr(os, what), []
 
     def call(*arguments, **more):

@@ -52,6 +52,7 @@ ELSEWHERE = {
     "skip_unreadable": "tests/data/test_sampling.py",
     "mixed_precision": "tests/training/test_optimizers.py",
     "workers": "tests/data/test_features.py",
+    "rows_loss": "tests/training/test_loop_rows.py",
 }  # fmt: skip
 _trained: dict[str, dict[str, torch.Tensor]] = {}
 

@@ -191,7 +191,7 @@ def test_the_oldest_images_are_forgotten():
         ({"cut": ["cat", "dog", "saw"]}, UsageError, "every class is cut away"),
         ({"cut": ["fish"]}, SelectionError, "no node 'fish'"),
         ({"cues": ["fish"], "reliability": 0.9}, SelectionError, "no node 'fish'"),
-        ({"cues": ["cat"]}, UsageError, "not said"),
+        ({"cues": ["cat"]}, UsageError, "has no strength"),
         ({"cues": ["cat"], "mode": "gain", "strength": -1}, UsageError, "at least 0"),
         ({"cues": ["cat"], "mode": "gain", "reliability": 0.9}, UsageError, "holds no gain"),
         ({"looked_at": ["fish"]}, SelectionError, "no node 'fish'"),

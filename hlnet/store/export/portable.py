@@ -256,6 +256,7 @@ class _ConvNeXts(nn.Module):
 def _portable(module: nn.Module, size: tuple[int, int, int]) -> nn.Module:
     """A trunk or plain network with its norms folded, in float32."""
     fused = fuse(module, torch.zeros(1, *size, dtype=_UNPACKED))
+    fused = deepcopy(module) if fused is module else fused  # the type changes in place
     for part in fused.modules():
         if isinstance(part, Conv | Linear):  # their weights are plain tensors, which no module takes along
             part.weight = _constant(part.weight)

@@ -47,12 +47,12 @@ def class_means(
         DataError: if a class has no image.
     """
     trunk.eval()
-    device = next(trunk.parameters()).device
+    weight = next(trunk.parameters())  # its device and type are the images'
     total: Tensor | None = None
     counts = torch.zeros(classes, dtype=torch.float64)
     with torch.inference_mode():
         for images, labels in batches:
-            pooled = F.adaptive_avg_pool2d(trunk(images.to(device)), grid).flatten(1).double().cpu()
+            pooled = F.adaptive_avg_pool2d(trunk(images.to(weight)), grid).flatten(1).double().cpu()
             if total is None:
                 total = torch.zeros(classes, pooled.shape[1], dtype=torch.float64)
             total.index_add_(0, labels, pooled)

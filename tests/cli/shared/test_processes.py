@@ -114,7 +114,7 @@ def test_torchrun(odd, tmp_path):
         [*launcher, *shlex.split(command), "--out", f"{tmp_path}/run"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("43 training and 12 validation images") == 1
+    assert done.stderr.count("43 training images and 12 validation images") == 1
     runs.assert_same_run(tmp_path / "run", whole)
 
 

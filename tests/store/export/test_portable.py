@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from helpers.exported_nets import assert_near, build, cues, logits, pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import fx
 
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
 from hlnet.model.plain import PlainConfig, PlainNet
@@ -54,8 +55,11 @@ def test_every_kind_of_trunk_and_plain_network(trunk):
             assert_near(PortableNet(net.eval())(images), logits(net, images))
 
 
-def test_the_network_stays_as_it_was():
+@pytest.mark.parametrize("traced", [True, False])
+def test_the_network_stays_as_it_was(monkeypatch, traced):
     net = build().double()
+    if not traced:
+        monkeypatch.setattr(fx.Tracer, "trace", lambda *given, **named: exec("raise RuntimeError('no trace')"))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     portable = PortableNet(net)
     assert {tensor.dtype for tensor in portable.parameters()} == {torch.float32}

@@ -16,8 +16,9 @@ from hlnet.tree.llm.forms import CHILDREN_KEYS
 from hlnet.tree.llm.names import group_name
 from hlnet.tree.llm.names import words as words_of
 from hlnet.tree.llm.nest import nest_with_llm
+from hlnet.tree.nodes import normal_name
 
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).map(group_name).filter(bool)
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).map(group_name).map(normal_name).filter(bool)
 NAMES = NAMES.filter(lambda name: "".join(words_of(name)) not in CHILDREN_KEYS)  # a group "items" alone is no level
 
 
