@@ -96,8 +96,31 @@ class PathConformal(BaseModel):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
+class FittedDescent(BaseModel):
+    """Where a descent stops, so that it agrees with the full network as often as promised
+    (:func:`hlnet.evaluation.descent.fit_descent`).
+
+    Attributes:
+        agreement: the share of new images whose answer is the full network's, as promised.
+        confidence: how certain that promise is, over draws of the images that it was fitted on.
+        threshold: how likely, in relation to the leading class, a class may be that has not run.
+        images: how many it was fitted on.
+        data: which.
+        metrics: what was measured on these, see :func:`hlnet.evaluation.descent.measured`; and ``agreement``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    agreement: float = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1)
+    threshold: float = Field(ge=0, le=1)
+    images: int
+    data: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
 #: What images can do for a network: train its weights, choose its epoch, or fit one of the things below.
-Use = Literal["weights", "epoch", "temperature", "coverage", "rejection", "attention"]
+Use = Literal["weights", "epoch", "temperature", "coverage", "rejection", "attention", "descent"]
 
 
 class ImageUse(BaseModel):
@@ -132,6 +155,7 @@ class Provenance(BaseModel):
         temperature: what logits are divided by for calibrated probabilities, where it was fitted.
         rejection: when to say "none of these", where that was fitted.
         conformal: where path answers end for a coverage, where that was fitted.
+        descent: where a descent stops for an agreement, where that was fitted.
         images: which images trained, chose or fitted what, so that nobody takes figures on them for figures on fresh
             images. Files that were written before 0.1.0 lack it.
     """
@@ -149,6 +173,7 @@ class Provenance(BaseModel):
     temperature: float | None = None
     rejection: Rejection | None = None
     conformal: PathConformal | None = None
+    descent: tuple[FittedDescent, ...] = ()
     images: tuple[ImageUse, ...] = ()
 
     @model_validator(mode="before")
@@ -169,8 +194,9 @@ class Provenance(BaseModel):
         found: dict[str, Any] = serialize(self)
         if not self.one_vs_rest and not _says_bce(self.recipe):
             found.pop("one_vs_rest", None)
-        if not self.images:
-            found.pop("images", None)
+        for name in ("descent", "images"):
+            if not getattr(self, name):
+                found.pop(name, None)
         return found
 
     def record(self, use: Use, data: str, images: str) -> None:
@@ -194,6 +220,7 @@ class Provenance(BaseModel):
             "coverage": self.conformal,
             "rejection": self.rejection,
             "attention": self.attention,
+            "descent": self.descent or None,
         }
         return [one.use for one in self.images if one.images == images and fitted.get(one.use, True) is not None]
 

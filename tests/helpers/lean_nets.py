@@ -83,6 +83,19 @@ def build_lean(tree, lean, dtype=torch.float64):
     return net.eval()
 
 
+@torch.no_grad()
+def build_undecided(tree, lean):
+    """A whole network with class rows, whose rows and leaves tell images apart and often disagree."""
+    net = build_lean(tree, lean, torch.float32)
+    x = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    logits, rows = net(x, with_rows=True)
+    for part, found, size in ((net.head.class_rows, rows, 1.0), (net.head.leaves, logits - rows, 0.5)):
+        scale = size / found.std(dim=0)
+        part.weight *= scale[:, None]
+        part.bias.copy_(scale * (part.bias - found.mean(dim=0)))
+    return net
+
+
 @st.composite
 def lean_settings(draw):
     """Any settings that go together."""

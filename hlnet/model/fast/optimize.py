@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hlnet.errors import UsageError
 from hlnet.model.base import Network, TrainableNetwork, require_branches
+from hlnet.model.fast.descent import Descended, Descent
 from hlnet.model.fast.fuse import fuse_or_why_not, what_was_fused
 from hlnet.model.fast.select import SelectedTree
 from hlnet.model.fast.walk import FastTree
@@ -86,6 +87,7 @@ class InferenceNet(Network):
         fused, self._why_not_fused = fuse_or_why_not(trunk, probe)
         self.trunk: nn.Module = deepcopy(fused) if fused is trunk else fused  # its mode is its own
         self._weights = WeightWatch(trunk)
+        self._descent: Descent | None = None
 
     _fitted: Any
 
@@ -115,6 +117,36 @@ class InferenceNet(Network):
         self._weights.check()
         result: Tensor = self.trunk(images.to(self.dtype, memory_format=torch.channels_last))
         return result
+
+    def descend(self, images: Tensor, threshold: float) -> Descended:
+        """Logits of all classes, of which only those that may still win are run through the tree.
+
+        The classes' rows give each a first logit. Then families of leaves run, the one of the likeliest class first,
+        until each class that has not run is at most ``threshold`` times as likely as the leading one. Images of a
+        batch stop one by one. For networks with class rows; cues do not act on a descent.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised as ``self.transform`` says.
+            threshold: 0 runs everything, and gives what calling the network gives, to the bit; 1 runs the rows alone.
+                :func:`hlnet.evaluation.descent.fit_descent` finds one for a wanted agreement with the full answer.
+
+        Raises:
+            UsageError: if the network has no class rows, the threshold is not in 0..1, or the network's weights have
+                changed.
+
+        Example:
+            >>> from hlnet.model.presets import create_model
+            >>> settings = {"shared_width": 16, "class_rows": True}
+            >>> net = create_model("resnet18", tree={"cat": ["tabby", "siamese"], "dog": ["beagle"]}, **settings)
+            >>> optimize(net).descend(torch.zeros(1, 3, 64, 64), threshold=1).exact
+            tensor([[False, False, False]])
+        """
+        if self._descent is None:
+            require_branches(self, "to descend", "call it")
+            assert self.head is not None
+            full, classes = (self.head, range(self.num_classes)) if isinstance(self.head, FastTree) else self.head.part
+            self._descent = Descent(full, classes, self.head.plan)
+        return self._descent(self.features(images), threshold)
 
     def train(self, mode: bool = True) -> Self:
         """It stays in evaluation mode."""
@@ -183,9 +215,9 @@ class InferenceNet(Network):
         self.head.weights.check()
         selected = InferenceNet.__new__(InferenceNet)
         selected.__dict__ |= self.__dict__ | {"_modules": dict(self._modules)}
-        selected.head = SelectedTree(self.head, classes)
+        selected.head, selected._descent = SelectedTree(self.head, classes), None
         if len(selected.head.rows[-1]) < len(self.tree.classes):  # what was fitted was fitted to all of them
-            unfitted = {"temperature": None, "rejection": None, "conformal": None}
+            unfitted = {"temperature": None, "rejection": None, "conformal": None, "descent": ()}
             selected.__dict__["_fitted"] = SimpleNamespace(provenance=self.provenance.model_copy(update=unfitted))
         return selected
 

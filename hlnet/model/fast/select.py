@@ -58,11 +58,16 @@ class SelectedTree(nn.Module):
         """The expert's class tree."""
         return self._full[0].tree.prune(self.rows[-1])
 
+    @property
+    def part(self) -> tuple[FastTree, Sequence[int]]:
+        """The full network's branches, and the positions of these classes."""
+        return self._full[0], self.rows[-1]
+
     def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
         """As :meth:`FastTree.forward`; gains are for the nodes of ``self.tree``."""
         full, nodes = self._full[0], sum(map(len, self.rows))
         gains = full.branches.check_gains(gains, len(features), nodes)
-        return full.run(features, gains, self.plan, self.rows[-1])
+        return full.run(features, gains, self.plan, self.rows[-1])[0]
 
     def plan(self, size: tuple[int, int], batch: int) -> Plan:
         """Which siblings run together, as :meth:`FastTree.plan`."""

@@ -82,6 +82,8 @@ class Part:
 
 #: For each level, by parent, the parts that run.
 Plan = list[dict[int, list[Part]]]
+#: Gives the plan for a size of features and a batch, as :meth:`FastTree.plan`.
+Plans = Callable[[tuple[int, int], int], Plan]
 
 
 class FastTree(nn.Module):
@@ -114,19 +116,18 @@ class FastTree(nn.Module):
             UsageError: if ``gains`` has a wrong shape, or the training form has changed.
         """
         gains = self.branches.check_gains(gains, len(features))
-        return self.run(features, gains, self.plan, range(len(self.tree.classes)))
+        return self.run(features, gains, self.plan, range(len(self.tree.classes)))[0]
 
     @torch.no_grad()
     def run(
         self,
         features: Tensor,
         gains: Tensor | None,
-        plan: Callable[[tuple[int, int], int], Plan],
+        plan: Plans,
         classes: Sequence[int],
-    ) -> Tensor:
-        """Logits ``[B, classes]`` of these classes by a plan, which is asked for as :meth:`plan` is."""
-        self.weights.check()
-        features = self._seen(features.to(self.dtype, memory_format=torch.channels_last))
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits ``[B, classes]`` of these classes by a plan, and the part of them that their rows give."""
+        features, rows = self.seen_and_rows(features, classes)
         chunked = _chunked(features.device)
         together = BATCH if chunked else max(1, len(features))
         parts = plan((features.shape[2], features.shape[3]), 1 if chunked and len(features) <= 2 else BATCH)
@@ -135,11 +136,21 @@ class FastTree(nn.Module):
             part = slice(start, start + together)
             grown = _grow(parts, features[part], None if gains is None else gains[part], 0, 0)
             torch.cat(list(grown), dim=1, out=logits[part])
-        if (rows := self.branches.class_rows) is not None:
-            whole = len(classes) == len(rows.bias)
-            weight, bias = (tensor if whole else tensor[list(classes)] for tensor in (rows.weight, rows.bias))
-            logits += F.linear(rows.pool(features.float()), weight.float(), bias.float())
-        return logits
+        return (logits if rows is None else logits.add_(rows)), rows
+
+    def seen_and_rows(self, features: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """What the tree sees of the trunk's output, and what these classes' rows make of it, if there are rows.
+
+        Raises:
+            UsageError: if the training form has changed.
+        """
+        self.weights.check()
+        seen = self._seen(features.to(self.dtype, memory_format=torch.channels_last))
+        if (rows := self.branches.class_rows) is None:
+            return seen, None
+        whole = len(classes) == len(rows.bias)
+        weight, bias = (tensor if whole else tensor[list(classes)] for tensor in (rows.weight, rows.bias))
+        return seen, F.linear(rows.pool(seen.float()), weight.float(), bias.float())
 
     def _seen(self, features: Tensor) -> Tensor:
         """As :meth:`BranchTree.seen`; the stage is made for the size of the features that come first."""
