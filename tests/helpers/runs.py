@@ -70,12 +70,30 @@ def ended(process, seconds=300):
     return found
 
 
-def _run(words, log, prepare, environment):
+def finish_torchrun(words, log, seconds=300):
+    """``torchrun`` with these words, to the end, in a process that has imported torch already."""
+    process = server.Process(target=_torchrun, args=(words, str(log)))
+    process.start()
+    return ended(process, seconds), log.read_text()
+
+
+def _torchrun(words, log):
+    from torch.distributed.run import main
+
+    _speak_into(log)
+    main(words)
+
+
+def _speak_into(log):
     os.setsid()  # a signal to the whole group is for this run alone
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever started the tests may have switched off
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+
+
+def _run(words, log, prepare, environment):
+    _speak_into(log)
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)

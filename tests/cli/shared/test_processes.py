@@ -4,8 +4,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -109,12 +107,10 @@ def test_signal_to_one_stops_both(odd, tmp_path):
 
 def test_torchrun(odd, tmp_path):
     command, whole = odd
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hlnet"]
-    done = subprocess.run(
-        [*launcher, *shlex.split(command), "--out", f"{tmp_path}/run"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("43 training images and 12 validation images") == 1
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "hlnet", *shlex.split(command), "--out", f"{tmp_path}/run"]
+    code, told = runs.finish_torchrun(words, tmp_path / "log")
+    assert code == 0, told
+    assert told.count("43 training images and 12 validation images") == 1
     runs.assert_same_run(tmp_path / "run", whole)
 
 
