@@ -7,8 +7,10 @@
 On one frozen pretrained trunk and the same cached features, with the same settings, seed by seed: the plain network; a
 plain head of N3HL's own blocks and multiply-accumulates (three wide bottlenecks and one linear layer); PHL; N3HL with
 the given tree, with a tree clustered from the trunk's features, and with a random tree of the same counts (another one
-for each seed). The folder has ``train``, ``val`` and ``test``, with one folder a class. The file is rewritten after
-every network; run the command again to go on where it stopped.
+for each seed); the lean network with these trees, and a plain head of its cost (one wide bottleneck and one linear
+layer). Descents of the lean networks are fitted on ``val`` and measured on ``test``. The folder has ``train``, ``val``
+and ``test``, with one folder a class. The file is rewritten after every network; run the command again to go on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -29,32 +31,43 @@ from hlnet.data.feature_cache import cached_features
 from hlnet.data.features import CachedFeatures
 from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
+from hlnet.evaluation.descent import Trajectories, measured
+from hlnet.evaluation.descent_fit import fit_descent
 from hlnet.files import replacing
 from hlnet.model.cost import count_macs
+from hlnet.model.fast.descent import margin_of
 from hlnet.model.plain import PlainConfig
+from hlnet.model.presets import network_config
 from hlnet.model.trunk import load_trunk_weights
 from hlnet.tree.construct.cluster import class_means, cluster_tree
 from hlnet.tree.construct.controls import random_tree
 
 BACKBONE: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_args": {"pad_type": "same"}}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)  # half the paper's widths
-KINDS = ("plain", "plain head", "PHL", "N3HL, random tree", "N3HL, clustered tree", "N3HL, given tree")
+#: As the preset for this backbone, with its input.
+LEAN = network_config("lean_mobilenetv2_100", levels=3, backbone_args=BACKBONE["backbone_args"])
+KINDS = (
+    *("plain", "plain head", "PHL", "N3HL, random tree", "N3HL, clustered tree", "N3HL, given tree"),
+    *("plain, one block", "lean, random tree", "lean, clustered tree", "lean, given tree"),
+)
+#: By kind, the network that it is compared with, seed by seed.
+LEAD = {kind: "lean, given tree" if kind in KINDS[6:] else "N3HL, given tree" for kind in KINDS}
 
 
 class PlainHead(nn.Module):
-    """Three bottlenecks and a linear layer: what N3HL's branches would be without a tree.
+    """Bottlenecks in a row and a linear layer: what branches would be without a tree.
 
     Args:
         tree: of which only the classes count.
         channels: of the trunk's output.
-        widths: of the bottlenecks.
+        widths, strides: of the bottlenecks.
     """
 
-    def __init__(self, tree: hlnet.ClassTree, channels: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, tree: hlnet.ClassTree, channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
         self.tree = tree
         blocks = []
-        for width, stride in zip(widths, STRIDES, strict=True):
+        for width, stride in zip(widths, strides, strict=True):
             shortcut = downsample_conv(channels, 4 * width, kernel_size=1, stride=stride)
             blocks.append(Bottleneck(channels, width, stride, shortcut))
             channels = 4 * width
@@ -71,6 +84,8 @@ def network(kind: str, tree: hlnet.ClassTree, size: int, weights: Path, seed: in
     torch.manual_seed(seed)
     if kind == "plain":
         net: Any = hlnet.PlainNet(PlainConfig(**BACKBONE), tree)
+    elif kind.startswith("lean") or kind == "plain, one block":
+        net = hlnet.HierarchicalNet(LEAN, tree)
     else:
         shape = {"widths": WIDTHS, "strides": (2, 2, 2) if kind == "PHL" else STRIDES}
         config = hlnet.NetworkConfig(**BACKBONE, block="bottleneck", **shape)
@@ -78,12 +93,14 @@ def network(kind: str, tree: hlnet.ClassTree, size: int, weights: Path, seed: in
     load_trunk_weights(net.trunk_module, weights, net.trunk_names)
     half = (0.5, 0.5, 0.5)
     net.transform = net.transform.model_copy(update={"input_size": (3, size, size), "mean": half, "std": half})
-    if kind == "plain head":
+    if kind in ("plain head", "plain, one block"):
+        three = kind == "plain head"
+        shapes = [((4 * unit, 2 * unit, unit), STRIDES) if three else ((unit,), (2,)) for unit in range(8, 200, 2)]
         with torch.no_grad():
             features = net.eval().features(torch.zeros(1, 3, size, size))
         wanted, channels = count_macs(net.head, features), features.shape[1]
         net.head = min(
-            (PlainHead(tree, channels, (4 * unit, 2 * unit, unit)) for unit in range(8, 200, 2)),
+            (PlainHead(tree, channels, *shape) for shape in shapes),
             key=lambda head: abs(count_macs(head.eval(), features) - wanted),
         )
     return net
@@ -123,8 +140,8 @@ def severity(tree: hlnet.ClassTree, found: Tensor, labels: Tensor) -> float:
 
 
 def measure(args: argparse.Namespace, kind: str, seed: int, trees: dict[str, hlnet.ClassTree], data: Any) -> Any:
-    tree = trees.get(kind.removeprefix("N3HL, "), trees["given tree"])
-    if kind == "N3HL, random tree":
+    tree = trees.get(kind.split(", ")[-1], trees["given tree"])
+    if kind.endswith("random tree"):
         tree = random_tree(trees["given tree"], tree.counts[:-1], seed)
     net = network(kind, tree, args.size, args.trunk_weights, seed)
     config = hlnet.TrainConfig(
@@ -150,6 +167,33 @@ def measure(args: argparse.Namespace, kind: str, seed: int, trees: dict[str, hln
             "top-1": float((guesses == labels).float().mean()),
             "severity": severity(trees["given tree"], guesses, labels),
         }
+    if kind.startswith("lean"):
+        found["descent"] = descents(net, own)
+    return found
+
+
+@torch.inference_mode()
+def descents(net: hlnet.HierarchicalNet, data: dict[str, CachedFeatures]) -> dict[str, Any]:
+    """By agreement: what descents whose threshold was fitted to ``val`` do on ``test``, and the rows alone."""
+    both = {}
+    for split in ("val", "test"):
+        parts = [
+            net.head(data[split].features[0, i : i + 200].float(), with_rows=True)
+            for i in range(0, len(data[split]), 200)
+        ]
+        both[split] = [torch.cat(part) for part in zip(*parts, strict=True)]
+    labels, (logits, rows) = data["test"].labels, both["test"]
+    runs = Trajectories.of(net.tree, logits, rows)
+    found: dict[str, Any] = {"rows": float((rows.argmax(1) == labels).double().mean())}
+    for fitted in fit_descent(net, *both["val"], agreements=(0.95, 0.98, 0.99)):
+        lead = margin_of(fitted.threshold)
+        found[f"{fitted.agreement:g}"] = {
+            "threshold": fitted.threshold,
+            "agreement on val": fitted.metrics["agreement"],
+            "agreement": float((runs.at(lead) == logits.argmax(1)).double().mean()),
+            "top-1": float((runs.at(lead) == labels).double().mean()),
+            **measured(net, runs, lead),
+        }
     return found
 
 
@@ -163,7 +207,7 @@ def report(paths: list[Path]) -> None:
     for results in found_in.values():
         print(f"\n**{results['name']}**, {results['nodes']} nodes, {results['images']} training images\n")
         print(
-            "| network | head: parameters, M | GMACs | val top-1, % | test top-1, % | given tree's lead, test ",
+            "| network | head: parameters, M | GMACs | val top-1, % | test top-1, % | lead of the given tree, test ",
             end="",
         )
         print("| severity, test | training, s |\n|---|---|---|---|---|---|---|---|")
@@ -175,7 +219,7 @@ def report(paths: list[Path]) -> None:
                 continue
             leads = [
                 100 * (ours["test"]["top-1"] - theirs["test"]["top-1"])
-                for ours, theirs in zip(runs["N3HL, given tree"], found, strict=False)  # where both have run
+                for ours, theirs in zip(runs[LEAD[kind]], found, strict=False)  # where both have run
             ]
             cells = [
                 kind,
@@ -183,11 +227,28 @@ def report(paths: list[Path]) -> None:
                 f"{found[0]['MACs of the head'] / 1e9:.4f}",
                 spread([100 * run["val"]["top-1"] for run in found], 1),
                 spread([100 * run["test"]["top-1"] for run in found], 1),
-                "–" if kind == "N3HL, given tree" else ", ".join(f"{lead:+.1f}" for lead in leads),
+                "–" if kind == LEAD[kind] else ", ".join(f"{lead:+.1f}" for lead in leads),
                 spread([run["test"]["severity"] for run in found], 2),
                 f"{statistics.mean(run['seconds'] for run in found):.0f}",
             ]
             print(f"| {' | '.join(cells)} |")
+        report_descents({kind: found for kind, found in runs.items() if found and "descent" in found[0]})
+
+
+def report_descents(runs: dict[str, list[Any]]) -> None:
+    """A table of what descents do on test images: means over seeds ± standard deviation."""
+    if not runs:
+        return
+    print("\n| network | asked for | agreement, % | top-1, % | after the rows, % | families | GMACs | full |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind, found in runs.items():
+        print(f"| {kind} | rows alone | | {spread([100 * run['descent']['rows'] for run in found], 1)} | 100 | 0 | | |")
+        for asked in [name for name in found[0]["descent"] if name != "rows"]:
+            told = [run["descent"][asked] for run in found]
+            columns = [(100, "agreement", 1), (100, "top-1", 1), (100, "rows_alone", 0), (1, "families", 2)]
+            columns += [(1, "gmacs", 4), (1, "full_gmacs", 4)]
+            cells = [spread([factor * one[name] for one in told], digits) for factor, name, digits in columns]
+            print(f"| {kind} | {100 * float(asked):g} % | {' | '.join(cells)} |")
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
-from hlnet.data.image_files import counted, image_folders
+from hlnet.data.image_files import counted, image_files, image_folders
 from hlnet.data.images import LabelledImages, Split, open_image
 from hlnet.data.pixels import plain_image
 from hlnet.errors import DataError, UsageError, one_line
@@ -69,6 +69,27 @@ def load_data(data: str | Path, split: Split = "train", root: str | Path | None 
     if data.startswith(TIMM_SOURCES):
         return _from_timm(data, split, root)
     return _folder(Path(data), split)
+
+
+def load_any_images(data: str | Path, split: Split = "val", root: str | Path | None = None) -> LabelledImages:
+    """Open a data set whose labels do not matter: as :func:`load_data`, or any folder of images.
+
+    Raises:
+        UsageError, DataError: as :func:`load_data`; and if a folder holds no images.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (8, 8)).save(folder / "one.png")
+        >>> images = load_any_images(folder)
+        >>> len(images), images.classes
+        (1, ('',))
+    """
+    folder = Path(data)
+    if is_source(str(data)) or not folder.is_dir() or any((folder / name).is_dir() for name in _ALL_SPLITS):
+        return load_data(data, split, root)
+    files = tuple(Path(file) for file in image_files([folder]))
+    return LabelledImages(f"'{folder}'", ("",), (0,) * len(files), partial(_load_file, files), files)
 
 
 def is_source(data: str) -> bool:

@@ -94,6 +94,24 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images.load(source)), label
 
 
+class UnlabelledData(Dataset[tuple[Tensor, int]]):
+    """All images of a data set, whatever they show; the label is -1.
+
+    Args:
+        images: the images.
+        transform: from a PIL image to ``[3, H, W]``.
+    """
+
+    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return self.transform(self.images.load(position)), -1
+
+
 def eval_transform(transform: InputTransform) -> Callable[[Image.Image], Tensor]:
     """Resize, crop and normalise, as ``transform`` says; no randomness."""
     return _Prepare(transform.model_dump() | {"is_training": False})

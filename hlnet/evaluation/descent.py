@@ -1,4 +1,4 @@
-"""How often a descent agrees with the full network, and what it costs: measured, and fitted to a promise.
+"""How often a descent agrees with the full network, and what it costs.
 
 Notable here: what a descent answers follows from the full network's logits and the rows' alone. So both are computed
 once, for any number of thresholds; and no labels are needed, since a descent is compared with the full network.
@@ -6,19 +6,20 @@ once, for any number of thresholds; and no labels are needed, since a descent is
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from hlnet.errors import DataError, UsageError, counted
+from hlnet.data.tree_data import TreeData, loader
+from hlnet.model.base import Network
 from hlnet.model.cost import unit_costs
-from hlnet.model.fast.descent import families_of, next_family
+from hlnet.model.fast.descent import families_of, margin_of, next_family
 from hlnet.model.fast.optimize import InferenceNet
 from hlnet.model.hierarchical import NetworkConfig
-from hlnet.model.provenance import FittedDescent
 from hlnet.tree.class_tree import ClassTree
 
 #: Leads that thresholds are tried for, the most cautious first; differences of logits.
@@ -110,7 +111,7 @@ def nodes_run(tree: ClassTree, families: Tensor) -> Tensor:
     return torch.stack(counts, dim=1)
 
 
-def descent_gmacs(net: InferenceNet, nodes: Tensor) -> float:
+def descent_gmacs(net: Network, nodes: Tensor) -> float:
     """Mean cost of descents that ran these nodes, ``[N, levels]``; in 1e9 multiply-accumulates an image.
 
     Trunk, shared stage and all rows run for every image; what the children of a node share, where one of them runs.
@@ -140,103 +141,7 @@ def full_and_rows(
     return torch.cat(logits), torch.cat(rows), torch.cat(labels)
 
 
-def agreeing_lead(disagreements: Sequence[int], images: int, agreement: float, confidence: float) -> int | None:
-    """The boldest of some stopping rules that agrees with the full network as often as asked, by a promise.
-
-    The rules are tried from the most cautious on. Each is tested against "it disagrees more often than that", whose
-    p-value is ``P(K <= k)`` of the binomial distribution for k disagreements. The first that is not refuted ends the
-    walk (fixed-sequence testing, as in Angelopoulos et al., "Learn then Test", 2021). With the given confidence over
-    draws of the images, the rule that is found keeps the promise on new images of their kind.
-
-    Args:
-        disagreements: of each rule, the most cautious first.
-        images: how many were compared.
-        agreement: the share of new images whose answer must be the full network's.
-        confidence: of the promise.
-
-    Returns:
-        the place of the rule; ``None`` if not even the first passes.
-
-    Example:
-        >>> agreeing_lead([0, 8, 12, 13, 11], images=1000, agreement=0.98, confidence=0.95)
-        2
-    """
-    from scipy.stats import binom
-
-    found = None
-    for place, count in enumerate(disagreements):
-        if binom.cdf(count, images, 1 - agreement) > 1 - confidence:
-            break
-        found = place
-    return found
-
-
-def fit_descent(
-    net: InferenceNet,
-    logits: Tensor,
-    rows: Tensor,
-    agreements: Sequence[float],
-    confidence: float = 0.95,
-    data: str = "",
-) -> list[FittedDescent]:
-    """Thresholds for descents that agree with the full network; ``net.provenance`` holds them from then on.
-
-    A threshold belongs to these weights and classes: a cut of the network, or training, drops it. Each promise holds by
-    itself; that several hold at once is less certain.
-
-    Args:
-        net: an inference form with class rows.
-        logits, rows: of images of the kind that will come, ``[N, classes]``, from :func:`full_and_rows`.
-        agreements: the shares of new images whose answer must be the full network's.
-        confidence: how certain each promise is, over draws of the images.
-        data: what the images are called.
-
-    Raises:
-        UsageError: if an agreement or the confidence is not between 0 and 1.
-        DataError: if there are too few images for that.
-
-    Example:
-        >>> import hlnet
-        >>> settings = {"shared_width": 16, "class_rows": True}
-        >>> net = hlnet.create_model("test_resnet", tree={"a": ["b", "c"], "d": ["e"]}, **settings)
-        >>> net.transform = net.transform.adjusted(img_size=32)
-        >>> rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-        >>> (fitted,) = fit_descent(hlnet.optimize(net), 1.1 * rows, rows, [0.98])
-        >>> fitted.threshold, fitted.metrics["agreement"], fitted.metrics["rows_alone"]
-        (1.0, 1.0, 1.0)
-    """
-    for name, value in [*(("agreement", value) for value in agreements), ("confidence", confidence)]:
-        if not 0 < value < 1:
-            raise UsageError(f"the {name} {value:g} must lie between 0 and 1, both excluded")
-    full = logits.argmax(dim=1)
-    descents = Trajectories.of(net.tree, logits, rows)
-    wrong = [int((descents.at(lead) != full).sum()) for lead in LEADS]
-    fitted = []
-    for agreement in agreements:
-        place = agreeing_lead(wrong, len(full), agreement, confidence)
-        if place is None:
-            least = math.ceil(math.log(1 - confidence) / math.log(agreement))
-            raise DataError(
-                f"{counted(len(full), 'image')} cannot promise an agreement of {agreement:g}: it takes at least {least}"
-            )
-        metrics = measured(net, descents, LEADS[place])
-        metrics["agreement"] = 1 - wrong[place] / len(full)
-        threshold = math.exp(-LEADS[place])
-        fitted.append(
-            FittedDescent(
-                agreement=agreement,
-                confidence=confidence,
-                threshold=threshold,
-                images=len(full),
-                data=data,
-                metrics=metrics,
-            )
-        )
-    net.provenance.descent = tuple(fitted)
-    return fitted
-
-
-def measured(net: InferenceNet, descents: Trajectories, lead: float) -> dict[str, float]:
+def measured(net: Network, descents: Trajectories, lead: float) -> dict[str, float]:
     """What descents that stop at this lead cost.
 
     Returns:
@@ -253,17 +158,116 @@ def measured(net: InferenceNet, descents: Trajectories, lead: float) -> dict[str
     }
 
 
-def threshold_for(net: InferenceNet, agreement: float) -> float:
-    """The fitted threshold whose promise is this agreement, or the least one above it.
+class DescendingNet(Network):
+    """A network that answers by descents; it is called as any other, and takes no gains.
+
+    Args:
+        net: an inference form with class rows.
+        threshold: see :meth:`hlnet.model.fast.optimize.InferenceNet.descend`.
+    """
+
+    head = None
+    _net: InferenceNet
+
+    def __init__(self, net: InferenceNet, threshold: float) -> None:
+        super().__init__()
+        self.config, self.tree, self.transform, self.provenance = net.config, net.tree, net.transform, net.provenance
+        self.__dict__["_net"] = net  # not as a part of this one
+        self.threshold = threshold
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether it has branches that can be cued: none, in a descent."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._net.device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]``; of classes that did not run, the rows'."""
+        return self._net.descend(images, self.threshold).logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """The trunk's output, ``[B, C, h, w]``."""
+        return self._net.features(images)
+
+
+class DescentReport(BaseModel):
+    """Descents beside the full network, on labelled images.
+
+    Attributes:
+        threshold: at which they stopped.
+        images: how many they were.
+        agreement: the share whose answer is the full network's.
+        top1, full_top1: accuracies of the descents and of the full network.
+        gmacs, full_gmacs, rows_alone, families: as :func:`measured`.
+        ms, full_ms: mean time of an image alone, run in turn with the full network on some of the images.
+    """
+
+    threshold: float
+    images: int
+    agreement: float
+    top1: float
+    full_top1: float
+    gmacs: float
+    full_gmacs: float
+    rows_alone: float
+    families: float
+    ms: float
+    full_ms: float
+
+
+def evaluate_descent(
+    net: InferenceNet,
+    data: TreeData,
+    threshold: float,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_batch: Callable[[], None] | None = None,
+) -> DescentReport:
+    """Accuracy, agreement with the full network and cost of descents.
+
+    Args:
+        net: an inference form with class rows.
+        data: labelled images of its classes.
+        threshold: see :meth:`hlnet.model.fast.optimize.InferenceNet.descend`.
+        batch_size, workers: as :func:`hlnet.loader` takes them.
+        on_batch: called after each batch.
 
     Raises:
-        UsageError: if none was fitted for that much.
+        UsageError: if the network has no class rows, or the threshold is not in 0..1.
     """
-    fitted = sorted(net.provenance.descent, key=lambda one: one.agreement)
-    for one in fitted:
-        if one.agreement >= agreement - 1e-9:
-            return one.threshold
-    told = f"fitted for {', '.join(f'{one.agreement:g}' for one in fitted)}" if fitted else "not fitted for a descent"
-    raise UsageError(
-        f"the network was {told}: run hlnet calibrate MODEL --data DATA --agreement {agreement:g}; it needs no labels"
+    lead = margin_of(threshold)
+    logits, rows, labels = full_and_rows(net, loader(data, batch_size, workers), on_batch)
+    descents, full = Trajectories.of(net.tree, logits, rows), logits.argmax(dim=1)
+    answers = descents.at(lead)
+    ms, full_ms = time_descents(net, torch.stack([data[i][0] for i in spread_out(len(data))]), threshold)
+    return DescentReport(
+        threshold=threshold,
+        images=len(labels),
+        agreement=float((answers == full).double().mean()),
+        top1=float((answers == labels).double().mean()),
+        full_top1=float((full == labels).double().mean()),
+        **measured(net, descents, lead),
+        ms=ms,
+        full_ms=full_ms,
     )
+
+
+def spread_out(images: int, most: int = 32) -> list[int]:
+    """Positions of some images, evenly spread over all."""
+    return [images * i // min(images, most) for i in range(min(images, most))]
+
+
+def time_descents(net: InferenceNet, images: Tensor, threshold: float) -> tuple[float, float]:
+    """Mean milliseconds of a descent and of the full network, image by image and in turn; after a round to warm up."""
+    seconds = [0.0, 0.0]
+    for counts in (False, True):
+        for image in images.split(1):
+            for which, at in enumerate((threshold, 0.0)):
+                start = time.perf_counter()
+                net.descend(image.to(net.device), at).logits.cpu()
+                seconds[which] += counts * (time.perf_counter() - start)
+    return 1000 * seconds[0] / len(images), 1000 * seconds[1] / len(images)

@@ -20,6 +20,7 @@ from hlnet.data.image_files import image_files
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform, loader
 from hlnet.errors import DataError, RunError, UsageError, one_line
+from hlnet.evaluation.descent_fit import descending
 from hlnet.evaluation.groups import Batch, grouped
 from hlnet.evaluation.metrics.paths import TreePaths
 from hlnet.evaluation.metrics.probability import class_probabilities
@@ -107,6 +108,7 @@ def predict(
     policy: CuePolicy | None = None,
     always: str | Iterable[str | int] | None = None,
     group: Callable[[str], str] | None = None,
+    agreement: float | None = None,
 ) -> Iterator[Prediction]:
     """The most probable classes of each image, in the order given; or of each group of images.
 
@@ -138,12 +140,15 @@ def predict(
         group: names the group of an image by its path, :func:`hlnet.data.bursts.grouping`. A group gets one prediction,
             after the last image, from the mean of the probabilities of its images; of those that the threshold accepts,
             if it accepts any.
+        agreement: run a descent instead of the full network, whose answer it gives that often on images like those
+            that it was fitted on (:func:`hlnet.evaluation.descent_fit.calibrate_descent`). Classes that did not run
+            have the logits of their rows.
 
     Raises:
         UsageError: if ``top`` or ``batch_size`` is below 1, ``min_confidence`` is not in 0..1, both it and ``coverage``
-            are given or either for a network of one class, or the network was not fitted for such a coverage, or there
-            are cues or groups, for which no coverage was fitted; as :func:`hlnet.cues.effect.cue_effect`, before the
-            first image.
+            are given or either for a network of one class, or the network was not fitted for such a coverage or
+            agreement, or there are cues, groups or an agreement beside a coverage, which holds for none of these; as
+            :func:`hlnet.cues.effect.cue_effect`, before the first image.
         RunError: if a worker process is lost.
 
     Example:
@@ -162,10 +167,15 @@ def predict(
         raise UsageError("a coverage was fitted without cues, and does not hold under them; give a least confidence")
     if group and coverage is not None:
         raise UsageError("a coverage was fitted to single images, not to groups; give a least confidence")
+    if agreement is not None:
+        if cues or policy or coverage is not None:
+            raise UsageError("cues and coverages were fitted to the full network; leave them out, or the agreement")
+        net = descending(net, agreement)
     if isinstance(images, str | Path):
         images = image_files([images])
     matching = cues if isinstance(cues, CueMatching) else CueMatching(cues or CueTable())
-    policy, threshold = policy or CuePolicy(), _threshold(net, min_confidence, coverage)
+    policy = policy or CuePolicy()
+    threshold = _threshold(net, min_confidence, coverage)
     matching.table.check(net, policy)
     shown = () if always is None else select_classes(net.tree, always)
     batches = _logits(net, images, batch_size, workers, matching, policy)

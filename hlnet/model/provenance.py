@@ -98,7 +98,7 @@ class PathConformal(BaseModel):
 
 class FittedDescent(BaseModel):
     """Where a descent stops, so that it agrees with the full network as often as promised
-    (:func:`hlnet.evaluation.descent.fit_descent`).
+    (:func:`hlnet.evaluation.descent_fit.fit_descent`).
 
     Attributes:
         agreement: the share of new images whose answer is the full network's, as promised.

@@ -8,7 +8,6 @@ from helpers.lean_nets import LEAN, TREES, build_undecided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlnet.errors import DataError, UsageError
 from hlnet.evaluation import descent
 from hlnet.model.cost import network_cost, unit_costs
 from hlnet.model.fast.optimize import optimize
@@ -77,58 +76,3 @@ def test_cost_runs_from_trunk_and_rows_to_the_full_network(net):
     assert descent.descent_gmacs(net, torch.zeros(3, 3).long()) == pytest.approx(alone / 1e9, rel=1e-9)
     both = torch.tensor([TREE.counts, (0, 0, 0)])
     assert descent.descent_gmacs(net, both) == pytest.approx((network_cost(net).gmacs + alone / 1e9) / 2, rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("error", "images", "largest"),
-    [
-        *((0.05, n, k) for n, k in ((300, 8), (500, 16), (1000, 38), (2000, 83), (5000, 224))),
-        *((0.02, n, k) for n, k in ((300, 1), (500, 4), (1000, 12), (2000, 29), (5000, 83))),
-        *((0.01, n, k) for n, k in ((300, 0), (500, 1), (1000, 4), (2000, 12), (5000, 38))),
-    ],
-)
-def test_the_largest_number_of_disagreements(error, images, largest):
-    assert descent.agreeing_lead(list(range(images)), images, 1 - error, 0.95) == largest
-    assert descent.agreeing_lead([largest + 1, 0], images, 1 - error, 0.95) is None
-
-
-def test_the_promise_is_kept_in_95_of_100_draws(net):
-    logits, rows = random_logits(5000, change=0.3)
-    everywhere = descent.Trajectories.of(TREE, logits, rows)
-    agreement = {lead: float((everywhere.at(lead) == logits.argmax(dim=1)).double().mean()) for lead in descent.LEADS}
-    generator, broken, leads = torch.Generator().manual_seed(1), 0, set()
-    for _ in range(100):
-        drawn = torch.randint(len(logits), (500,), generator=generator)
-        (fitted,) = descent.fit_descent(net, logits[drawn], rows[drawn], [0.95])
-        lead = min(descent.LEADS, key=lambda lead: abs(lead + math.log(fitted.threshold)))
-        broken += agreement[lead] < 0.95
-        leads.add(lead)
-    assert broken <= 10  # of 100 at 5 %: more in one of ninety suites, were they not always the same draws
-    assert max(leads) < 3  # and it stops where it may
-
-
-def test_what_was_fitted_is_what_was_counted(net):
-    logits, rows = random_logits(1000, change=0.3)
-    bold, careful = descent.fit_descent(net, logits, rows, [0.9, 0.99])
-    assert net.provenance.descent == (bold, careful) and bold.threshold > careful.threshold
-    found = descent.Trajectories.of(TREE, logits, rows)
-    lead = -math.log(bold.threshold)
-    assert bold.metrics["agreement"] == float((found.at(lead) == logits.argmax(dim=1)).double().mean()) >= 0.9
-    assert bold.metrics["gmacs"] < careful.metrics["gmacs"] < bold.metrics["full_gmacs"]
-    assert bold.metrics["full_gmacs"] == pytest.approx(network_cost(net).gmacs, rel=1e-9)
-    assert bold.metrics["rows_alone"] == float((found.steps(lead) == 0).double().mean()) > 0
-    assert descent.threshold_for(net, 0.9) == bold.threshold
-    assert descent.threshold_for(net, 0.95) == careful.threshold
-    with pytest.raises(UsageError, match=r"fitted for 0\.9, 0\.99: run hlnet calibrate"):
-        descent.threshold_for(net, 0.995)
-    assert not net.select([0, 1]).provenance.descent
-
-
-def test_too_few_images_and_wrong_shares_are_refused(net):
-    logits, rows = random_logits(148)
-    with pytest.raises(DataError, match="takes at least 149"):
-        descent.fit_descent(net, rows, rows, [0.98])
-    descent.fit_descent(net, *random_logits(149, change=0), [0.98])
-    for wrong in (0, 1, -1):
-        with pytest.raises(UsageError, match="between 0 and 1"):
-            descent.fit_descent(net, logits, rows, [wrong])

@@ -90,7 +90,7 @@ def build_undecided(tree, lean):
     x = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(7))
     logits, rows = net(x, with_rows=True)
     for part, found, size in ((net.head.class_rows, rows, 1.0), (net.head.leaves, logits - rows, 0.5)):
-        scale = size / found.std(dim=0)
+        scale = size / found.std(dim=0).clamp(min=0.01)  # a leaf may be dead
         part.weight *= scale[:, None]
         part.bias.copy_(scale * (part.bias - found.mean(dim=0)))
     return net

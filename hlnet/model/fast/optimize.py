@@ -128,7 +128,7 @@ class InferenceNet(Network):
         Args:
             images: ``[B, 3, H, W]``, normalised as ``self.transform`` says.
             threshold: 0 runs everything, and gives what calling the network gives, to the bit; 1 runs the rows alone.
-                :func:`hlnet.evaluation.descent.fit_descent` finds one for a wanted agreement with the full answer.
+                :func:`hlnet.evaluation.descent_fit.fit_descent` finds one for a wanted agreement with the full answer.
 
         Raises:
             UsageError: if the network has no class rows, the threshold is not in 0..1, or the network's weights have
