@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hlnet.model.base import TrainableNetwork
     from hlnet.model.cost import Latency
     from hlnet.store.export.export_model import Export
-    from hlnet.store.export.runtimes import ExportedNet
+    from hlnet.store.export.runtimes import AsModule
 
 #: Images that logits are compared on, where there are data.
 COMPARED = 16
@@ -28,13 +28,19 @@ ExportFormat = Literal["onnx", "torch-export", "openvino", "executorch"]
 
 def export(
     model: options.Model,
-    format: Annotated[ExportFormat, typer.Option(help="Of the file.")] = "onnx",
+    format: Annotated[
+        ExportFormat | None, typer.Option(help="Of the file; default: by the ending of --out, else onnx.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write; its name ends in .onnx, .pt2, .xml or .pte. [default: as MODEL's, here]"),
     ] = None,
     with_gains: Annotated[
         bool, typer.Option("--with-gains", help="Keep the cue as a second input: a factor for each node, 1 is neutral.")
+    ] = False,
+    parts: Annotated[
+        bool,
+        typer.Option("--parts", help="Write trunk and head apart: NAME.trunk.onnx and NAME.head.onnx for NAME.onnx."),
     ] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="For ONNX: write OUT.int8.onnx too, with accuracy before and after.")
@@ -61,18 +67,23 @@ def export(
 
         hlnet export cats.safetensors --int8 --data photos --json
 
-        hlnet export runs/digits/best.safetensors --format openvino --with-gains --out digits.xml
+        hlnet export runs/digits/best.safetensors --with-gains --out digits.xml    # OpenVINO, by the ending
+
+        hlnet export cats.safetensors --parts    # on a device, one trunk serves the heads of several experts
     """
     from hlnet.cli.shared import output
     from hlnet.store.export.export_model import export_model
-    from hlnet.store.export.runtimes import open_exported
-    from hlnet.store.export.writers import SUFFIXES, check_packages
+    from hlnet.store.export.runtimes import AsModule, open_exported
+    from hlnet.store.export.writers import SUFFIXES, check_packages, format_of
     from hlnet.store.locate import locate_model
 
+    format = format or (format_of(out) if out else "onnx")
     if int8 and format != "onnx":
         raise UsageError(f"--int8 is for --format onnx, not {format}")
     if int8 and data is None:
         raise UsageError("--int8 needs --data: labelled images to calibrate and evaluate with")
+    if int8 and parts:
+        raise UsageError("--int8 is for whole networks; leave it or --parts out")
     check_packages(format)
     source = locate_model(model)
     out = out or Path(source.stem + SUFFIXES[format])
@@ -80,14 +91,14 @@ def export(
     images = None if data is None else _images(net, data, data_root)
     with output.progress() as bar:
         bar.add_task(f"exporting to {format}", total=None)
-        written = export_model(source, out, format, with_gains, images)
-    runs = {"float32": open_exported(out, threads=1)}
+        written = export_model(source, out, format, with_gains, images, parts=parts)
+    runs = _opened(written)
     quantized: dict[str, Any] = {}
     if int8:
         assert data is not None
         small = out.with_suffix(".int8.onnx")
         quantized = _quantize(net, out, small, data, data_root, calibration_images, workers)
-        runs["int8"] = open_exported(small, threads=1)
+        runs["int8"] = AsModule(open_exported(small, threads=1))
     times = _latency(net, runs) if latency else {}
     found = {"classes": net.tree.classes, **written.model_dump(mode="json")}
     if latency:
@@ -97,7 +108,7 @@ def export(
 
     def show() -> None:
         if times:
-            _show_latency(times, runs["float32"].runtime)
+            _show_latency(times, written.runtime)
         if quantized:
             _show_int8(quantized, written)
             output.show(f"int8: {quantized['bytes'] / 1e6:.1f} MB, written to {quantized['out']}")
@@ -106,10 +117,20 @@ def export(
             f"{written.runtime} gives torch's logits: on {written.images} {kind}, the largest difference is "
             f"{written.max_difference:.1g}, the largest logit {written.largest_logit:.3g}"
         )
-        count = len(net.tree.classes)
-        output.show(f"{counted(count, 'class')}, {written.bytes / 1e6:.1f} MB, written to {out}")
+        count, places = len(net.tree.classes), " and ".join(filter(None, (written.trunk, written.out)))
+        output.show(f"{counted(count, 'class')}, {written.bytes / 1e6:.1f} MB, written to {places}")
 
     output.result(as_json, found, show)
+
+
+def _opened(written: Export) -> dict[str, AsModule]:
+    """What was written, whole; and, where it was written apart, the trunk alone."""
+    from hlnet.store.export.runtimes import AsModule, open_exported
+
+    if written.trunk is None:
+        return {"float32": AsModule(open_exported(written.out, threads=1))}
+    trunk = open_exported(written.trunk, threads=1)
+    return {"float32": AsModule(trunk, open_exported(written.out, 1, trunk)), "trunk": AsModule(trunk)}
 
 
 def _images(net: TrainableNetwork, data: str, root: Path | None) -> Any:
@@ -151,18 +172,16 @@ def _quantize(
     }
 
 
-def _latency(net: TrainableNetwork, runs: dict[str, ExportedNet]) -> dict[str, list[Latency]]:
+def _latency(net: TrainableNetwork, runs: dict[str, AsModule]) -> dict[str, list[Latency]]:
     """Of the inference form in torch, and of each file in its runtime; in turn, with one thread."""
     from torch import nn
 
     from hlnet.cli.shared import output
     from hlnet.model.fast.optimize import optimize
     from hlnet.model.latency import measure_latency
-    from hlnet.store.export.runtimes import AsModule
 
-    batch = runs["float32"].batch
-    modules: dict[str, nn.Module] = {"torch": optimize(net)}
-    modules |= {name: AsModule(run) for name, run in runs.items()}
+    batch = runs["float32"].exported[0].batch
+    modules: dict[str, nn.Module] = {"torch": optimize(net), **runs}
     with output.progress() as bar:
         bar.add_task("timing", total=None)
         return measure_latency(modules, net.transform.input_size, (batch,) if batch else BATCHES, seconds=SECONDS)
@@ -171,7 +190,8 @@ def _latency(net: TrainableNetwork, runs: dict[str, ExportedNet]) -> dict[str, l
 def _show_latency(times: dict[str, list[Latency]], runtime: str) -> None:
     from hlnet.cli.shared import output
 
-    names = {"torch": "torch, optimised", "float32": runtime, "int8": f"{runtime}, int8"}
+    others = {name: f"{runtime}, {name}" for name in ("int8", "trunk")}
+    names = {"torch": "torch, optimised", "float32": runtime, **others}
     rows = [
         [f"batch {row[0].batch_size}", *(f"{run.median_ms:.1f}" for run in row)]
         for row in zip(*times.values(), strict=True)

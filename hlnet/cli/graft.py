@@ -43,6 +43,11 @@ def graft(
     lr: Annotated[float, typer.Option(help="Learning rate at the top of the schedule.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 32,
     views: Annotated[int, typer.Option(min=1, help="Augmented views of each training image.")] = 4,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep cached features in files here, for later runs too; default: in memory."),
+    ] = None,
+    cache_size: Annotated[str | None, typer.Option(help="Size limit of cached features: 500MB, 20GB …")] = None,
     seed: options.Seed = 0,
     workers: options.Workers = 2,
     data_root: options.DataRoot = None,
@@ -72,6 +77,7 @@ def graft(
     from hlnet.store.checkpoint import read_header, save_checkpoint
     from hlnet.store.locate import locate_model
 
+    limit = options.byte_size(cache_size, "--cache-size")
     source = locate_model(model)  # once: what a name on the Hub stands for may change
     if out.suffix != ".safetensors" or out.is_dir():
         raise UsageError(f"--out '{out}': a checkpoint's name ends in .safetensors")
@@ -106,6 +112,8 @@ def graft(
             on_epoch,
             watch.batch_done,
             described={"model": str(model), "fingerprint": read_header(source).fingerprint, "data": data},
+            cache_dir=cache_dir,
+            cache_size=limit,
         )
     save_checkpoint(grown, out)
     before, after = network_cost(net), network_cost(grown)

@@ -6,6 +6,7 @@ run_config         settings of a whole run as TOML; ``recipes/`` are those that 
 run_parts          the network and the data of a run
 losses             what is minimised
 optimizers         optimizer, schedule and batch size, by timm's names
+cached             features of a frozen trunk, computed once for a training
 loop               the training loop, on accelerate
 run_folder         the files of a run
 state              what a run resumes from

@@ -25,7 +25,6 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hlnet.cues.cue_aware import TrainingCues, trained_attention
-from hlnet.data.feature_cache import cached_features
 from hlnet.data.features import CachedFeatures
 from hlnet.data.sampling import EpochSampler, Seeded, mixed
 from hlnet.data.tree_data import TreeData, loader
@@ -33,6 +32,7 @@ from hlnet.errors import RunError, UsageError
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.plain import PlainNet
 from hlnet.model.provenance import Provenance, Use
+from hlnet.training.cached import cache_features
 from hlnet.training.losses import make_loss, prior_logit
 from hlnet.training.optimizers import fitting_batch_size, make_accelerator, make_optimizer, make_schedule
 from hlnet.training.run_folder import RunFolder, flattened
@@ -133,10 +133,10 @@ def train(
     if cached:
         net.to(accelerator.device)
         with translate_memory_errors():  # first the smaller one, which leaves less room for the other
-            val_data = _cached(net, val_data, 1, config, cache_dir, cache_size, partial(tell, "features (val)"))
-            train_data = _cached(
-                net, train_data, config.cache_views, config, cache_dir, cache_size, partial(tell, "features")
-            )
+            watch = partial(tell, "features (val)")
+            val_data = cache_features(net, val_data, 1, config, cache_dir, cache_size, watch)
+            watch = partial(tell, "features")
+            train_data = cache_features(net, train_data, config.cache_views, config, cache_dir, cache_size, watch)
     if config.loss == "bce" and state is None and net.provenance == Provenance():  # neither trained nor cut
         _start_as_detectors(net)
     with translate_memory_errors():
@@ -440,41 +440,6 @@ class _Run:
 
 
 # ---------------------------------------------------------------------- helpers
-
-
-def _cached(
-    net: TrainableNetwork,
-    data: TreeData | CachedFeatures,
-    views: int,
-    config: TrainConfig,
-    folder: str | Path | None,
-    limit: int | None,
-    on_batch: Callable[[int, int], None],
-) -> CachedFeatures:
-    """The trunk's features of the data, unless they are that already."""
-    if isinstance(data, CachedFeatures):
-        return data
-    log.info("features of %d images are cached, views of each: %d", len(data), views)
-    with defer_signals() as interrupted:
-
-        def watch(step: int, steps: int) -> None:
-            on_batch(step, steps)
-            if interrupted.is_set():
-                kept = "what is in the cache's folder stays" if folder else "nothing is kept"
-                raise Stopped(f"stopped while features were cached, before the first epoch ({kept})")
-
-        return cached_features(
-            net,
-            data,
-            views,
-            batch_size=config.batch_size if isinstance(config.batch_size, int) else 64,
-            workers=config.workers,
-            seed=config.seed,
-            folder=folder or None,
-            limit=limit,
-            on_batch=watch,
-            skip_unreadable=config.skip_unreadable,
-        )
 
 
 def _digest(data: Any) -> str:

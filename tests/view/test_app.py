@@ -331,3 +331,15 @@ def test_the_tree_is_searched(page):
     page.fill("#query", "")
     assert all(item.is_visible() for item in page.query_selector_all("#tree li"))  # unfolded as before
     assert len(page.query_selector_all("#tree li")) == len({node.path for row in TREE.levels for node in row})
+
+
+@pytest.mark.parametrize("width", [360, 375, 412])
+def test_nothing_is_cut_off_on_a_phone(page, width):
+    press(page, "[aria-label='cue cat']", "[aria-label='cut dog/boxer']")
+    page.set_viewport_size({"width": width, "height": 800})
+    cells = page.query_selector_all("th, td, label, figure, .panel, #drop, button")
+    places = [cell.bounding_box() for cell in cells if cell.is_visible()]
+    assert len(places) > 30 and all(place["x"] >= 0 and place["x"] + place["width"] <= width for place in places)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = "[...document.querySelectorAll('.panel')].filter(panel => panel.scrollWidth > panel.clientWidth).length"
+    assert page.evaluate(cut) == 0
