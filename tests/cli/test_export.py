@@ -84,7 +84,7 @@ def test_int8_keeps_accuracy_and_says_so(trained):
     assert (said["bytes"], small["bytes"]) == (files["digits.onnx"], files["digits.int8.onnx"])
     assert small["bytes"] < 0.5 * said["bytes"]
     val = hlnet.TreeData(hlnet.load_data("digits", "val"), TREE, eval_transform(net.transform), subset=True)
-    expected = hlnet.evaluate(net, val, hlnet.loader(val, 64)).neutral
+    expected = hlnet.evaluate(net, val).neutral
     assert small["images"] == len(val) and small["calibration_images"] == 128
     assert small["accuracy"]["float32"] == expected.model_dump()
     assert expected.top1 > 0.8 and abs(small["accuracy"]["int8"]["top1"] - expected.top1) < 0.03

@@ -1,10 +1,11 @@
-"""What commands share.
+"""Options, output and tables of the commands.
 
 options            arguments and options that several commands take
 cue_options        options of cues
 setting_options    options of ``train``, made from the settings of a run
 output             results to stdout, as tables or JSON; progress and hints to stderr
 eval_tables        tables of ``eval``
+cue_tables         tables of ``attend``
 expert_tables      tables of ``make-expert``
 calibration_tables the report of ``make-expert --calibrate``
 prediction_formats CSV, JSON lines and text of ``predict``

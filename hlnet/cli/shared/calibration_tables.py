@@ -1,11 +1,14 @@
-"""``make-expert --calibrate``: the report of what was fitted."""
+"""Reports of fitted temperatures and thresholds, for ``calibrate`` and ``make-expert --calibrate``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hlnet.cli.shared import output
+
+if TYPE_CHECKING:
+    from hlnet.model.provenance import PathConformal, Rejection
 
 #: The share of own images that may be rejected before a line says so.
 MANY = 0.1
@@ -31,6 +34,47 @@ def show_calibration(names: Sequence[str], told: Sequence[dict[str, Any]]) -> No
         "FPR and calibration error are cross-fitted: no image by what it helped to fit; own images fit no threshold"
     )
     _hint_at_lost_images(names, told)
+
+
+def show_path_calibration(fitted: PathConformal, temperature: float) -> None:
+    """The temperature, and answers along the path by coverage, cross-fitted in five parts."""
+    from hlnet.evaluation.metrics.conformal import threshold_for
+
+    metrics = fitted.metrics
+    rows = [
+        ["images, for the temperature", f"{metrics['temperature_images']:.0f}"],
+        ["images, for the thresholds", str(fitted.images)],
+        ["temperature", f"{temperature:.3f}"],
+        ["calibration error", f"{output.percent(metrics['ece_before'])} → {output.percent(metrics['ece'])}"],
+    ]
+    output.show_table("Probabilities", ["fitted", "value"], rows)
+    coverages = [float(name.removeprefix("classes@")) for name in metrics if name.startswith("classes@")]
+    answers = [
+        [
+            output.percent(coverage, 0),
+            output.percent(metrics[f"held@{coverage:g}"], 1),
+            f"{threshold_for(fitted, coverage):.4f}",
+            f"{metrics[f'classes@{coverage:g}']:.2f}",
+            output.percent(metrics[f"decided@{coverage:g}"], 1),
+            output.percent(metrics[f"unsure@{coverage:g}"], 1),
+        ]
+        for coverage in coverages
+    ]
+    columns = ["coverage", "as measured", "a node must have", "classes left, mean", "one class left", "not sure at all"]
+    output.show_table("Answers along the path", columns, answers)
+    output.hint(
+        "measured by five-fold cross-fitting: no image by thresholds that it helped to fit; coverage is promised for "
+        "images like these, on average over them and over draws of them; not for each class"
+    )
+
+
+def hint_at_own_rejection(rejection: Rejection) -> None:
+    """The threshold of "none of these" that was fitted without images of other classes."""
+    output.hint(
+        f"'none of these' below a {rejection.score} of {rejection.threshold:.4g}: of fresh images of the network's "
+        f"classes, {output.percent(rejection.metrics.get('own_accepted'), 1)} are accepted (cross-fitted). For images "
+        "of other classes nothing is promised: make-expert --calibrate fits that, with images of them"
+    )
 
 
 def _hint_at_lost_images(names: Sequence[str], told: Sequence[dict[str, Any]]) -> None:

@@ -1,22 +1,97 @@
-"""What ``hlnet eval`` shows: accuracy, by class and by tree; "none of these"; cues; and one network against another."""
+"""Tables of ``hlnet eval``: accuracy, by class and by tree; "none of these"; cues; and one network against another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hlnet.cli.shared import output
-from hlnet.errors import counted
+from hlnet.cli.shared import options, output
+from hlnet.errors import counted, some
 
 if TYPE_CHECKING:
     from hlnet.evaluation.evaluate import Evaluation, EvaluationComparison
     from hlnet.evaluation.metrics.accuracy import Accuracy
     from hlnet.evaluation.metrics.comparison import Interval
     from hlnet.evaluation.metrics.rejection import Detection
+    from hlnet.model.base import Network
     from hlnet.model.cost import Cost
 
 #: Classes that are shown without being asked for; of more, the worst and the best few.
 MOST_CLASSES, FEW = 20, 5
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Evaluations of one network, or of several on the same images.
+
+    Attributes:
+        evaluations: by the name of the network, the main one first.
+        comparisons: of the main one with others, by their names.
+        costs: by name; empty for one network.
+        rivals: names that the main one was to be compared with.
+        baseline: the plain one of these.
+        per_class: whether all classes are shown.
+        net: the main network.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    comparisons: Mapping[str, EvaluationComparison]
+    costs: Mapping[str, Cost]
+    rivals: Sequence[str]
+    baseline: str | None
+    per_class: bool
+    net: Network
+
+    @property
+    def first(self) -> Evaluation:
+        """The main network's."""
+        return next(iter(self.evaluations.values()))
+
+    def detections(self) -> dict[str, Detection]:
+        """Those that have a ROC curve, by the names shown."""
+        short = _short_names(self.evaluations)
+        runs = {short[name]: run.detection for name, run in self.evaluations.items()}
+        return {name: detection for name, detection in runs.items() if detection and detection.roc}
+
+    def json(self) -> dict[str, Any]:
+        """All of it, for machines."""
+        runs = {name: run.model_dump(mode="json") for name, run in self.evaluations.items()}
+        for name, cost in self.costs.items():
+            runs[name]["cost"] = cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
+        first = runs.pop(next(iter(runs)))
+        tests = {name: test.model_dump(mode="json") for name, test in self.comparisons.items()}
+        return first | ({"beside": runs} if runs else {}) | ({"compare": tests} if tests else {})
+
+    def show(self, files: Mapping[str, Path]) -> None:
+        """The same as tables; then the files that were written, by what they hold."""
+        short = _short_names(self.evaluations)
+        runs = {short[name]: run for name, run in self.evaluations.items()}
+        show_evaluations(runs, {short[name]: cost for name, cost in self.costs.items()}, self.per_class)
+        for name, test in self.comparisons.items():
+            show_comparison(next(iter(runs)), short[name], test)
+        if self.rivals and not self.comparisons:
+            output.hint("with one class every answer is right, so the networks cannot be compared")
+        self._hint_at_doubts()
+        for content, path in files.items():
+            output.hint(f"the {content} is in '{path}'")
+
+    def _hint_at_doubts(self) -> None:
+        """Point out what a reader of the tables may overlook."""
+        first, classes = self.first, self.net.tree.classes
+        if self.net.provenance.rejection and first.classes < len(classes):
+            output.hint(f"the stored threshold is for all {len(classes)} classes together: --classes leaves it out")
+        if first.detection and first.detection.outside and first.classes == len(classes):
+            absent = [name for name in classes if name not in first.neutral.per_class]
+            if absent:
+                output.hint(
+                    f"no images of {some(absent)}: under another name, they would have counted as of other classes"
+                )
+        if self.baseline is not None and first.cued and not self.evaluations[self.baseline].cued:
+            output.hint(
+                "the plain network was not cued: with --reliability, cues act on it as a bias (see hlnet attend)"
+            )
 
 
 def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_class: bool) -> None:
@@ -72,6 +147,12 @@ def show_comparison(first: str, second: str, found: EvaluationComparison) -> Non
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _short_names(names: Collection[str]) -> dict[str, str]:
+    """Short names for the heads of columns; the full ones where two short ones are the same."""
+    short = {name: options.short_name(name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
 def _ends(found: Interval, factor: float, digits: int) -> str:
