@@ -1,4 +1,4 @@
-"""Fitting what a network says of itself: probabilities that come true as often as they say, and "none of these"."""
+"""Fitting temperatures and thresholds: calibrated probabilities, path answers, and "none of these"."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ def calibrate_paths(
 
     if len(net.tree.classes) < 2:
         raise UsageError(
-            f"a network of one class ({net.tree.classes[0]}) has no path to choose; what it can say is 'none of "
-            "these': make-expert --calibrate fits that"
+            f"a network of one class ({net.tree.classes[0]}) has no path to choose, it can only reject images: "
+            "calibrate() fits a threshold for that (hlnet make-expert --calibrate)"
         )
     seen = set(data.labels)
     if absent := [name for place, name in enumerate(net.tree.classes) if place not in seen]:

@@ -185,15 +185,15 @@ def predict(
 
 
 def _threshold(net: Network, min_confidence: float | None, coverage: float | None) -> float | None:
-    """How likely a node must be to be answered."""
+    """Least probability of a node that may be the answer."""
     if min_confidence is None and coverage is None:
         return None
     if min_confidence is not None and coverage is not None:
         raise UsageError("a least confidence and a coverage both say where an answer ends; give one")
     if len(net.tree.classes) == 1:
         raise UsageError(
-            f"the network has one class ({net.tree.classes[0]}), so no answer can end before it; whether an image "
-            "shows it at all is what make-expert --calibrate fits"
+            f"the network has one class ({net.tree.classes[0]}), so no answer can end before it; to reject images, "
+            "fit a threshold with calibrate() (hlnet make-expert --calibrate)"
         )
     if min_confidence is not None:
         if not 0 <= min_confidence <= 1:
@@ -204,8 +204,8 @@ def _threshold(net: Network, min_confidence: float | None, coverage: float | Non
     assert coverage is not None
     if net.provenance.conformal is None:
         raise UsageError(
-            "the network was not fitted for a coverage: run hlnet calibrate MODEL --data DATA first, with images that "
-            "it was not trained on"
+            "the network has no thresholds for a coverage: run hlnet calibrate MODEL --data DATA, or "
+            "calibrate_paths(), first, with images that it was not trained on"
         )
     return threshold_for(net.provenance.conformal, coverage)
 

@@ -7,13 +7,14 @@ the help pages need the declarations.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hlnet.errors import UsageError, did_you_mean
 from hlnet.files import read_text
@@ -81,9 +82,18 @@ class RunConfig(Settings):
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training.")
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.network.plain and self.train.cue_aware:
+            raise ValueError(
+                "cue_aware training scales the features of branches, and a plain network has none: leave cue_aware or "
+                "plain out"
+            )
+        return self
+
     @property
     def described(self) -> dict[str, Any]:
-        """What ``config.toml`` tells besides the network, its input and the training."""
+        """Entries of ``config.toml`` other than the network, its input and the training."""
         top = self.model_dump(include={"data", "data_root", "allow_missing"}, exclude_none=True)
         return top | {"network": self.network.model_dump(include={"pretrained", "trunk_weights"}, exclude_none=True)}
 
@@ -196,4 +206,7 @@ def _wrong(error: ValidationError, name: str) -> UsageError:
         return UsageError(f"{name}: {message}")
     setting = place[1] if place[0] in ("network", "train") and len(place) > 1 else place[0]
     option = "--" + setting.replace("_", "-")
-    return UsageError(f"{name}: {setting} ({option}) {first['input']!r}: {message}")
+    if first["type"] == "literal_error":
+        choices = re.findall("'([^']+)'", first["ctx"]["expected"])
+        message += f".{did_you_mean(str(first['input']), choices)}"
+    return UsageError(f"{name}: {setting} ({option}) {first['input']!r}: {message.removesuffix('.')}")

@@ -150,7 +150,8 @@ class RunFolder:
                 setting = name.removeprefix("train.")
                 raise UsageError(
                     f"the run in '{self.out}' began with {setting} {theirs.get(name)!r}, now it is {ours.get(name)!r}; "
-                    f"give the same (hlnet train --resume --out {self.out} needs nothing else), or --overwrite"
+                    f"give the same (hlnet train --resume --out {self.out} takes all settings from there), or start "
+                    "anew (resume=False; --overwrite)"
                 )
         return state
 

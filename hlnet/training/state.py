@@ -88,7 +88,9 @@ class RunState:
         except OSError as error:
             raise RunError(f"cannot read '{path}': {error.strerror or error}") from error
         except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"'{path}' is damaged or not a run's state; start anew with --overwrite") from error
+            raise CheckpointError(
+                f"'{path}' is damaged or not a run's state; start anew (resume=False; --overwrite)"
+            ) from error
 
 
 def _fields(state: RunState) -> dict[str, Any]:

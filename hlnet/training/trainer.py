@@ -164,7 +164,7 @@ class Trainer:
         if began != now:
             raise UsageError(
                 f"the run began with {began[0]} training images and {began[1]} process(es), now there are {now[0]} and "
-                f"{now[1]}; go on with the same, or start anew with --overwrite"
+                f"{now[1]}; resume with the same, or start anew (resume=False; --overwrite)"
             )
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler is not None and self.accelerator.scaler is not None:

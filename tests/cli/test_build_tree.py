@@ -10,7 +10,7 @@ from helpers import command_line, tree_material
 from helpers.command_line import as_json, invoke
 from helpers.tree_material import described, groups_of
 
-from hlnet.tree.construct.controls import balanced_tree, random_tree
+from hlnet.tree.construct.baselines import balanced_tree, random_tree
 from hlnet.tree.construct.levels import cut_to_levels
 from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.io import read_tree, shipped_trees

@@ -158,7 +158,7 @@ def test_command_shows_tables_and_writes_the_curve(files, tmp_path):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{cats} --beside {cats}", "stands beside itself"),
+        ("{cats} --beside {cats}", "the same model is given twice"),
         ("{full} --beside {cats}", "lacks the classes"),
         ("{full} --roc roc.png", "--roc needs images of other classes"),
         ("{cats} --roc roc.xlsx", "--roc 'roc.xlsx'"),

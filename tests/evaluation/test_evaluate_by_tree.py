@@ -376,7 +376,7 @@ def test_baseline_and_other_networks_together(files):
 
 def test_one_class_is_not_compared(files):
     told = shown(files, "{tree} --classes beagle --compare {plain}")
-    assert "nothing to test" in told and "McNemar" not in told
+    assert "cannot be compared" in told and "McNemar" not in told
     assert "compare" not in json.loads(shown(files, "{tree} --classes beagle --compare {plain} --json"))
 
 
@@ -384,8 +384,8 @@ def test_one_class_is_not_compared(files):
     ("line", "error", "words"),
     [
         ("{tree} --baseline {many}", UsageError, "is no plain network (train --plain); --compare takes any"),
-        ("{tree} --baseline {tree}", UsageError, "a model stands beside itself"),
-        ("{tree} --compare {tree}", UsageError, "a model stands beside itself"),
+        ("{tree} --baseline {tree}", UsageError, "the same model is given twice"),
+        ("{tree} --compare {tree}", UsageError, "the same model is given twice"),
         ("{tree} --compare nope", UsageError, "there is no model file 'nope'"),
         ("{tree} --confusion x.bmp", UsageError, "--confusion 'x.bmp': its name must end in .png, .svg, .pdf, .csv"),
         ("{many} --confusion blocked/x.png", RunError, "cannot write into 'blocked'"),  # before it looks at the data

@@ -7,7 +7,8 @@ output             results to stdout, as tables or JSON; progress and hints to s
 eval_tables        tables of ``eval``
 cue_tables         tables of ``attend``
 expert_tables      tables of ``make-expert``
-calibration_tables the report of ``make-expert --calibrate``
+calibration_tables reports of ``calibrate`` and ``make-expert --calibrate``
+profile_tables     tables of ``profile``
 prediction_formats CSV, JSON lines and text of ``predict``
 tree_sources       classes and hierarchies of ``build-tree``
 processes          one command as several processes

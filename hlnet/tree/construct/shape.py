@@ -34,7 +34,7 @@ class Shape:
         groups: file of named selections that will be asked for together.
 
     Raises:
-        UsageError: for nodes beside levels or a budget.
+        UsageError: for nodes together with levels or a budget.
 
     Example:
         >>> Shape(levels=3).nodes_for(100)
@@ -50,7 +50,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.nodes and (self.budget or self.levels):
-            raise UsageError("--nodes says how many levels there are and what they cost: leave --levels, --budget out")
+            raise UsageError("nodes fix the number of levels and the cost: leave levels and budget out")
 
     @property
     def given(self) -> bool:
