@@ -1,4 +1,4 @@
-"""The whole story on scikit-learn's embedded digits, in about a minute: tree, training, expert, cost, cues, report."""
+"""All steps on scikit-learn's embedded digits, in about a minute: tree, training, expert, cost, cues, report."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ NOISE = 0.25  # of the pixels' range
 
 
 class DemoResult(BaseModel):
-    """What the demo found; the report shows it.
+    """Results of the demo, which the report shows.
 
     Attributes:
         top1: share of held-out digits that the full network gets right.
@@ -64,7 +64,7 @@ class DemoResult(BaseModel):
         noisy_expert_top1, noisy_restricted_top1: the same on noisy digits, where both make mistakes.
         difference: largest difference between the expert's and the full network's logits, in float64.
         noisy: on noisy digits, share right without a cue, with each image's own class cued, with a wrong class cued;
-            and, as the control, what a right cue gives as a plain bias on the cued logit that costs as much when wrong.
+            and, for comparison, under right cues as a plain bias on the cued logit that costs as much when wrong.
         sweep: for each attention signal, the shares under right and under wrong cues.
         cost: plain, full and expert.
         files: what was written.
@@ -98,7 +98,7 @@ def run_demo(
     Args:
         out: folder to write.
         epochs: of training.
-        seed: of all that is random.
+        seed: random seed.
         device: a torch device.
         on_stage: called with a sentence before each step.
         on_batch: see :func:`hlnet.train`.

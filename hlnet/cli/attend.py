@@ -27,7 +27,7 @@ def attend(
     data: Annotated[
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
-    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = "val",
+    split: Annotated[options.Split, typer.Option(help="Part of the data.")] = "val",
     plain: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="A plain network of the same classes as a baseline, with bias and scale."),
@@ -39,9 +39,9 @@ def attend(
         WrongCue, typer.Option(help="Kind of wrong cues for which strengths are chosen; the frontiers show all three.")
     ] = "random",
     cue_level: Annotated[
-        int | None, typer.Option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
+        int | None, typer.Option(min=1, help="Level of the cued nodes, 1 nearest to the trunk; default: the classes.")
     ] = None,
-    gains: Annotated[str | None, typer.Option(help="Gains to try, between commas: 1.4,1.8,3.")] = None,
+    gains: Annotated[str | None, typer.Option(help="Gains to try, separated by commas: 1.4,1.8,3.")] = None,
     save: Annotated[
         bool,
         typer.Option(

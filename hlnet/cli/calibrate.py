@@ -18,7 +18,7 @@ def calibrate(
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
     split: Annotated[
-        options.Split, typer.Option(help="Which part of the data; not one that the network was trained on.")
+        options.Split, typer.Option(help="Part of the data; not one that the network was trained on.")
     ] = "val",
     out: Annotated[
         Path | None, typer.Option(help="The .safetensors file to write; default: MODEL's own file, in one step.")
@@ -87,7 +87,7 @@ def calibrate(
             calibration_tables.hint_at_own_rejection(rejection)
         if labelled.left_out:
             output.hint(f"{counted(labelled.left_out, 'image')} of other classes left out")
-        output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
+        output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 uses it")
         output.hint_at_stale_copy(target)
 
     output.result(as_json, figures, show)

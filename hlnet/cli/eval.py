@@ -27,7 +27,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
-    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = "val",
+    split: Annotated[options.Split, typer.Option(help="Part of the data.")] = "val",
     classes: options.Classes = None,
     attention_signal: cue_options.AttentionSignal = None,
     cue_mode: cue_options.Mode = None,
@@ -36,37 +36,36 @@ def evaluate(
     prior: cue_options.Prior = None,
     wrong_cues: Annotated[
         float | None,
-        cue_options.option(
-            min=0, max=1, help="Share of cues that are wrong; default: 1 - reliability, where that is given."
-        ),
+        cue_options.option(min=0, max=1, help="Share of wrong cues; default: 1 - reliability, if that is given."),
     ] = None,
     wrong_cue: Annotated[
         WrongCue | None, cue_options.option(help="Wrong cue's target: any other class (default), or a sibling.")
     ] = None,
     cue_level: Annotated[
-        int | None, cue_options.option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
+        int | None,
+        cue_options.option(min=1, help="Level of the cued nodes, 1 nearest to the trunk; default: classes."),
     ] = None,
     hard: cue_options.Hard = False,
     beside: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="Evaluate this one too, restricted to the same classes, and show what each costs; repeatable.",
+            help="Another network to evaluate, restricted to the same classes, with the costs of each; repeatable.",
         ),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The plain control, evaluated as with --beside and compared image by image. Cues with a reliability "
-            "act on it as a bias.",
+            help="A plain network to evaluate and to compare with, image by image. Cues with a reliability act on it "
+            "as a bias.",
         ),
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Evaluate this one, too, and test on the same images whether the two differ.",
+            help="Another network to evaluate, with a paired test of the difference on the same images.",
         ),
     ] = None,
     per_class: Annotated[
@@ -78,10 +77,10 @@ def evaluate(
     ] = None,
     score: Annotated[
         options.Score | None,
-        typer.Option(help="Also measure how well this tells images of other classes; default: the stored one."),
+        typer.Option(help="Score to separate images of other classes with, and to measure; default: the stored one."),
     ] = None,
     roc: Annotated[
-        Path | None, typer.Option(help="Write the curve of that: a picture (.png, .svg, .pdf), or .csv.")
+        Path | None, typer.Option(help="Write the ROC curve of that score: a picture (.png, .svg, .pdf), or .csv.")
     ] = None,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
@@ -93,9 +92,9 @@ def evaluate(
     """Measure accuracy by class and by the tree, calibration, "none of these", and the effect of cues.
 
     Reads full, expert or plain networks and labelled images; writes only --roc and --confusion. Images of classes that
-    the network does not have are counted and left out of the accuracy. With --classes, only these classes compete: so a
-    full or plain network is the control of an expert. --beside adds such controls to the same table. --compare and
-    --baseline add a paired test: the difference with its interval, and McNemar's p.
+    the network does not have are counted and left out of the accuracy. With --classes, only these classes compete, so a
+    full or plain network can serve as an expert's baseline. --beside adds networks to the same table. --compare and
+    --baseline add a paired test, too: the difference with its interval, and McNemar's p.
 
     By the tree: the height of the lowest common ancestor of answer and class (0 if right), precision, recall and F over
     the nodes on their paths, accuracy at each level, and whether the likeliest nodes of all levels lie on one path.

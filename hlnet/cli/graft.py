@@ -157,7 +157,7 @@ def _show_change(report: GraftReport, before: Cost, after: Cost) -> None:
         [f"top-1, {counted(report.new_images, 'image')} of new classes", "–", output.percent(report.new)],
         ["top-1, all", "–", output.percent(report.all)],
         ["classes", str(before.classes), str(after.classes)],
-        ["nodes a level", *(", ".join(map(str, cost.nodes)) for cost in (before, after))],
+        ["nodes per level", *(", ".join(map(str, cost.nodes)) for cost in (before, after))],
         *(list(row) for row in zip(["parameters, M", "GMACs"], *cells, strict=True)),
     ]
     output.show_table("Old and new", ["", "before", "after"], rows)

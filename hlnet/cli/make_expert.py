@@ -44,7 +44,7 @@ def make_expert(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would stay, and its cost; write nothing.")
+        bool, typer.Option("--dry-run", help="Show the classes that would stay, and the cost; write nothing.")
     ] = False,
     verify: Annotated[
         bool,
@@ -65,7 +65,7 @@ def make_expert(
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
-    split: Annotated[options.Split, typer.Option(help="Which part of DATA.", rich_help_panel=CALIBRATION)] = "val",
+    split: Annotated[options.Split, typer.Option(help="Part of DATA.", rich_help_panel=CALIBRATION)] = "val",
     max_false_positive: Annotated[
         float,
         typer.Option(help="Share of images of other classes that may be accepted.", rich_help_panel=CALIBRATION),

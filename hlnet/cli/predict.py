@@ -43,7 +43,7 @@ def predict(
     ],
     top: Annotated[
         int | None,
-        typer.Option(min=1, help="Labels for each image; default: 5, or none where an answer may end early."),
+        typer.Option(min=1, help="Labels for each image; default: 5, or none if answers may end early."),
     ] = None,
     min_confidence: Annotated[
         float | None,
@@ -54,7 +54,7 @@ def predict(
         typer.Option(
             min=0.5,
             max=0.999,
-            help="Answer with a node that holds the image's class this often; hlnet calibrate fits that.",
+            help="Answer with a node that contains the image's class this often; needs hlnet calibrate.",
         ),
     ] = None,
     always: Annotated[
@@ -67,8 +67,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="folder|event|REGEX",
-            help="One answer for all images of a folder; of an event, taken within a minute of one another (event:10: "
-            "ten seconds); or of one match in the path.",
+            help="One answer for all images of a folder; of an event, that is a minute or less apart (event:10: ten "
+            "seconds); or with the same match of a pattern in their paths.",
         ),
     ] = None,
     cue: cue_options.CueOption = None,
@@ -82,9 +82,9 @@ def predict(
     hard: cue_options.Hard = False,
     form: Annotated[
         Format | None,
-        typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl, .txt), and to stdout text."),
+        typer.Option("--format", help="Format; default: by the ending of --out (.csv, .jsonl, .txt), text on stdout."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write, in one step at the end; default: to stdout.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write, in one step at the end; default: stdout.")] = None,
     batch_size: options.BatchSize = 16,
     workers: options.Workers = 2,
     device: options.Device = "auto",
@@ -94,9 +94,9 @@ def predict(
     """Label images: the path down the tree, with the probability of each node on it.
 
     "animal 0.99 / cat 0.97 / tabby 0.41": the probability of a node is the sum over the classes under it. With
-    --min-confidence or --coverage, the answer stops at the last node that is certain enough. A network with a threshold
-    (make-expert --calibrate) answers "none of these" for images that score below it. A network of a single class
-    without a threshold prints its score.
+    --min-confidence or --coverage, the answer stops at the last node that is probable enough. A network with a
+    threshold (make-expert --calibrate) answers "none of these" for images that score below it. A network of a single
+    class without a threshold prints its score.
 
     Cues are outside information about the class: --cue, --text, a file of --cues for single images, a --prior. Cues
     with a reliability shift logits by Bayes' rule; cues with a factor scale features.
@@ -132,7 +132,7 @@ def predict(
     share = Share.ours()
     _check_share(share, images, out, group_by)
     if not share.first:
-        output.say_no_hints()
+        output.silence_hints()
     files = options.image_files(images, "IMAGES")
     if out is not None and share.first:
         check_writable(out)

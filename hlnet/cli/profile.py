@@ -36,9 +36,9 @@ def profile(
     ] = None,
     sweep: Annotated[
         Literal["split-point"] | None,
-        typer.Option(help="Instead: count the costs for each stage that the trunk may end at."),
+        typer.Option(help="Count the costs for each stage that the trunk may end at, instead."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="With --sweep: draw it, as .png, .svg or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --sweep: draw the costs, as .png, .svg or .pdf.")] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="List what the inference form does to the network.")
     ] = False,

@@ -35,7 +35,7 @@ def show(
         ),
     ] = None,
     level: Annotated[
-        int | None, typer.Option(help="Look at the blocks of this level above the nodes; 1 is nearest to the trunk.")
+        int | None, typer.Option(help="Show the blocks of this level above the nodes; 1 is nearest to the trunk.")
     ] = None,
     rgb: Annotated[
         bool, typer.Option("--rgb", help="Three channels as colours, as in the paper's Fig. 4, not their activity.")

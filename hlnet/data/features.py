@@ -134,7 +134,7 @@ def trunk_features(net: TrainableNetwork, batches: Iterable[tuple[Tensor, ...]])
 
 
 class FeatureSource:
-    """What cached features are made from: a trunk, and the views of images that it is to see.
+    """Source of cached features: a trunk, and the views of images for it.
 
     Args:
         net: its ``features`` are taken.

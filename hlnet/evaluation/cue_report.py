@@ -223,7 +223,7 @@ def report_cues(
     Args:
         tree: the network's.
         swept: the network's logits, :func:`sweep_gains`. Of a temperature that was fitted before, no
-            other is fitted; that of classes trained one against all is the sigmoids'.
+            other is fitted; that of classes trained one-vs-rest is the sigmoids'.
         plain: those of a plain network, its columns in the order of ``tree.classes``.
         reliability, wrong, level, seed: as :func:`attend` takes them.
         data: name of the images, for the stored setting.

@@ -35,9 +35,9 @@ class Evaluation(BaseModel):
         classes: number of classes that compete.
         neutral: accuracy without a cue.
         temperature: what logits are divided by for probabilities, where it was fitted.
-        ece: expected calibration error of these, :func:`calibration_error`, to 4 decimals. Softmax
-            shares are of the network's own images, and ``None`` with one class. Probabilities of classes trained one
-            against all speak of any image: images of other classes count, and it is ``None`` where they were left out.
+        ece: expected calibration error of these, :func:`calibration_error`, to 4 decimals. For a
+            softmax it covers in-distribution images, and is ``None`` with one class. Probabilities of classes trained
+            one-vs-rest are of any image: images of other classes count, and it is ``None`` where they were left out.
         detection: how well images of other classes are told from the network's own, where that was asked for.
         cued: accuracy with cues, where these were asked for.
         served: what these images did for the network before: they trained its weights, chose its epoch, or fitted

@@ -151,7 +151,7 @@ class _Part:
             changed = sum(not torch.equal(self.weights[name], other.weights[name]) for name in trunk)
             reason = f"{changed} of the trunk's {len(trunk)} tensors differ" if changed else ""
         if not reason and self.header.provenance.one_vs_rest != other.header.provenance.one_vs_rest:
-            reason = "one was trained one against all (bce), the other with a softmax"
+            reason = "one was trained one-vs-rest (bce), the other with a softmax"
         if reason:
             parents = "" if self.parent == other.parent and self.parent else ", and comes from another parent"
             raise UsageError(

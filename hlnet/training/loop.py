@@ -1,4 +1,4 @@
-"""Training: a loss over all leaves at once (paper, Sec. 3.1), its loop on Hugging Face accelerate.
+"""Training with a loss over all leaves at once (paper, Sec. 3.1), on Hugging Face accelerate.
 
 Notable here: a run that was stopped resumes bit for bit (:mod:`hlnet.training.trainer`). A network with a frozen trunk
 may train on cached features (``hlnet.data.features``); then only the layers behind the trunk run and train.
@@ -67,7 +67,7 @@ def train(
         config: the settings.
         out: run folder; gets ``config.toml``, ``metrics.csv``, ``curves.png``, ``best.safetensors``,
             ``last.safetensors``, and ``last.ckpt`` to resume from.
-        device: ``cpu``, ``cuda``, …; default: what accelerate finds.
+        device: ``cpu``, ``cuda``, …; default: accelerate's choice.
         on_epoch: called after each epoch, on one process only.
         on_batch: called after each batch with the phase, its step and its number of steps, on one process only.
         described: further entries of ``config.toml`` and the weights' provenance, such as the data's name.
@@ -248,7 +248,7 @@ def _run_epochs(
 
 
 def _digest(data: Any) -> str:
-    """Which data these are, as far as they can tell."""
+    """A digest of the data, or their number without one."""
     return str(data.digest()) if hasattr(data, "digest") else f"{len(data)} images"
 
 

@@ -34,12 +34,12 @@ class NetworkSettings(Settings):
     shared_width: int | None = setting(
         None, "Width of the blocks between trunk and tree that all classes share; 0 for none.", NETWORK, ge=0
     )
-    shared_blocks: int | None = setting(None, "How many these are.", NETWORK, ge=1)
+    shared_blocks: int | None = setting(None, "Number of these blocks.", NETWORK, ge=1)
     shared_stride: int | None = setting(None, "Stride of the first of them.", NETWORK, ge=1)
     class_rows: bool | None = setting(
         None, "Add to each logit a linear row of its class on what all classes share, pooled.", NETWORK
     )
-    sharing: str | None = setting(None, "What siblings share: none, shortcut, or reduce (and shortcut).", NETWORK)
+    sharing: str | None = setting(None, "Parts that siblings share: none, shortcut, or reduce (and shortcut).", NETWORK)
     rank_leaves: bool | None = setting(
         None, "Leaves of the last width's rank: a 1x1 convolution instead of a block.", NETWORK
     )
@@ -64,9 +64,7 @@ class RunConfig(Settings):
     data: str | None = setting(
         None, "Folder with train/ and val/, 'digits', or one of timm's sources; default: the recipe's.", MAIN
     )
-    data_root: str | None = setting(
-        None, "Where timm's data sources (torch/…, hfds/…, wds/…) keep their files.", IMAGES
-    )
+    data_root: str | None = setting(None, "Folder of timm's data sources (torch/…, hfds/…, wds/…).", IMAGES)
     allow_missing: bool = setting(
         False, "Leave out images of classes that the tree lacks; classes may have no images.", RUN
     )
@@ -126,7 +124,7 @@ def read_run_config(source: str | Path | None = None, given: Mapping[str, Any] |
 
     Args:
         source: a shipped recipe's name or a TOML file; default: only defaults. Paths of a tree, of data and of weights
-            are relative to the file's folder, or, where it has none of that name, to where we are.
+            are relative to the file's folder, or, else to the current folder.
         given: what replaces the file's settings, nested as in the file.
 
     Raises:

@@ -176,7 +176,7 @@ class RunFolder:
         )
 
     def _remove_drafts(self) -> None:
-        """What a run that was killed while writing has left."""
+        """Remove the drafts of a run that was killed while writing."""
         assert self.out is not None
         for folder in (self.out, self.out / MODEL_FOLDER):  # and no deeper, where other runs may be at work
             remove_drafts(folder)

@@ -1,4 +1,4 @@
-"""What a training run needs to go on after it was stopped: one file, always whole.
+"""The state that a stopped training run resumes from: one file, always whole.
 
 Notable here: no generator's state is among it. Order, augmentation and dropout are functions of seed, epoch and step
 (``hlnet.data.sampling``), so weights, moments and counters are all there is.

@@ -57,4 +57,4 @@ def test_command_says_what_it_cannot_promise(tmp_path):
     assert told["rejection"]["threshold"] == stored.rejection.threshold and stored.rejection.max_own_rejected == 0.1
     assert stored.conformal is not None and stored.temperature is not None
     _, hints = invoke(f"eval {tmp_path}/net.safetensors --data digits --workers 0 --device cpu")
-    assert "fitted to own images alone" in hints
+    assert "fitted without images of other classes" in hints

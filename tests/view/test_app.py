@@ -258,7 +258,7 @@ def same(page, answer):
     table = cost(page)
     assert table["classes"][:2] == [str(answer.full.classes), str(answer.now.classes)]
     assert table["GMACs"][:2] == [f"{answer.full.gmacs:.3f}", f"{answer.now.gmacs:.3f}"]
-    assert table["nodes a level"][1] == ", ".join(map(str, answer.now.nodes))
+    assert table["nodes per level"][1] == ", ".join(map(str, answer.now.nodes))
     assert list(shown(page)) == [found.path for found in answer.maps]
     for found in answer.maps:
         pictures = [image.get_attribute("src") for image in shown(page)[found.path].query_selector_all("img")]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hlnet.model.base import Network
     from hlnet.model.cost import Cost
 
-#: Classes that are shown without being asked for; of more, the worst and the best few.
+#: Most classes that are shown without --per-class; of more, the worst and the best few.
 MOST_CLASSES, FEW = 20, 5
 
 
@@ -123,7 +123,7 @@ def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_c
         output.hint(f"{counted(lead.left_out, 'image')} of other classes left out")
     for name, run in found.items():
         if run.cued is not None:
-            _tell_cues(f"{name}: " if costs else "", run)
+            _show_cues(f"{name}: " if costs else "", run)
 
 
 def show_comparison(first: str, second: str, found: EvaluationComparison) -> None:
@@ -142,8 +142,10 @@ def show_comparison(first: str, second: str, found: EvaluationComparison) -> Non
     if any(heights):
         rows.append(["LCA height", *("–" if height is None else f"{height.mean:+.3f}" for height in heights)])
         rows.append(["95 % interval", *("–" if height is None else _ends(height, 1, 3) for height in heights)])
-    output.show_table(f"{first} less {second}, on the same {counted(found.neutral.images, 'image')}", ["", *runs], rows)
-    output.hint("intervals and p tell how much hangs on the choice of images, not on the seed of a training")
+    output.show_table(
+        f"{first} minus {second}, on the same {counted(found.neutral.images, 'image')}", ["", *runs], rows
+    )
+    output.hint("intervals and p cover the choice of images, not the seed of a training")
 
 
 # ---------------------------------------------------------------------- helpers
@@ -215,8 +217,8 @@ def _show_classes(columns: Sequence[str], runs: Sequence[Accuracy], all_of_them:
     output.hint(f"all {len(rows)} classes: --per-class, or --json")
 
 
-def _tell_cues(name: str, run: Evaluation) -> None:
-    """Where cues came from, and what they changed."""
+def _show_cues(name: str, run: Evaluation) -> None:
+    """The source of the cues, and the change in top-1 that they made."""
     cued = run.cued
     assert cued is not None
     change = 100 * (cued.accuracy.top1 - run.neutral.top1)
@@ -240,11 +242,11 @@ def _tell_cues(name: str, run: Evaluation) -> None:
         told += f" The prior, on all images, is in these; alone it makes {alone:+.2f} points."
     output.show(told)
     if cued.gmacs is not None:
-        output.show(f"Only what is cued ran: {cued.gmacs:.3f} GMACs an image in the mean, instead of all.")
+        output.show(f"Only the cued classes ran: {cued.gmacs:.3f} GMACs per image on average.")
 
 
 def _show_detection(found: dict[str, Detection]) -> None:
-    """How well images of other classes are told from a network's own."""
+    """Separation of in-distribution and out-of-distribution images."""
     runs, lead = list(found.values()), next(iter(found.values()))
     rows = [["score", *(run.score for run in runs)]]
     if lead.outside:
@@ -252,16 +254,16 @@ def _show_detection(found: dict[str, Detection]) -> None:
         rows.append(["FPR at 95 % TPR", *(output.percent(run.fpr_at_95_tpr) for run in runs)])
     if any(run.threshold is not None for run in runs):
         rows.append(["threshold", *("–" if run.threshold is None else f"{run.threshold:.4g}" for run in runs)])
-        rows.append(["own accepted (TPR)", *(output.percent(run.own_accepted) for run in runs)])
+        rows.append(["own classes accepted (TPR)", *(output.percent(run.own_accepted) for run in runs)])
         if lead.accuracy_accepted != 1:
             rows.append(["top-1 among these", *(output.percent(run.accuracy_accepted) for run in runs)])
         if lead.outside:
-            rows.append(["others accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
+            rows.append(["other classes accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
     title = f'"None of these": {counted(lead.own, "image")} of its own classes, {lead.outside} of others'
     output.show_table(title, ["", *found], rows)
     if lead.max_false_positive == 1:
-        output.hint("the threshold was fitted to own images alone: of others, nothing was promised")
+        output.hint("the threshold was fitted without images of other classes: for these, nothing was promised")
     elif lead.max_false_positive is not None:
-        output.hint(f"the threshold was fitted for at most {100 * lead.max_false_positive:g} % of others")
+        output.hint(f"the threshold was fitted to accept at most {100 * lead.max_false_positive:g} % of other images")
     if not lead.outside:
-        output.hint("the data hold no images of other classes: how many of such are accepted is not known from them")
+        output.hint("the data hold no images of other classes, so the share of these that is accepted is not known")

@@ -1,4 +1,4 @@
-"""Where class trees come from.
+"""Construction of class trees.
 
 wordnet            WordNet's hypernyms
 cluster            features, classifier weights or confusions

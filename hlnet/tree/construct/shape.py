@@ -23,7 +23,7 @@ def _uncounted() -> Sequence[UnitCost]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a tree made of a deeper hierarchy should look like.
+    """Shape of a tree that is cut from a deeper hierarchy.
 
     Attributes:
         nodes: of each level above the classes; the classes' own count may follow.
@@ -92,7 +92,7 @@ class Shape:
         return shape.cut(Hierarchy.of(tree))
 
     def spent(self, tree: ClassTree) -> str | None:
-        """What the tree costs, of the budget: ``"24.9M parameters of 25M parameters"``."""
+        """The tree's cost, and the budget: ``"24.9M parameters of 25M parameters"``."""
         if self.budget is None:
             return None
         spent = self.budget.spent(self.units(), tree.counts)
