@@ -23,7 +23,14 @@ from hlnet.data.sampling import Seeded, seeded
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.errors import RunError, UsageError, did_you_mean, some, with_article
 from hlnet.evaluation.logits import logits_of
-from hlnet.expert.graft_training import GraftEpoch, NewBranches, OnBatch, images_a_step, look, train_branches
+from hlnet.expert.graft_training import (
+    GraftEpoch,
+    NewBranches,
+    OnBatch,
+    extract_features,
+    images_per_step,
+    train_branches,
+)
 from hlnet.expert.grow import TRUNK, find_parent, grow, inner_nodes
 from hlnet.expert.verify import verify_expert
 from hlnet.model.base import require_branches
@@ -160,11 +167,11 @@ def graft(
             branches = NewBranches(net, parents, new, config).to(net.device)
         watch = partial(tell, "features")
         features = cache_features(net, train_data, config.cache_views, config, cache_dir, cache_size, watch)
-        train_branches(net, branches, look(net, features, config), config, columns, tell, on_epoch)
+        train_branches(net, branches, extract_features(net, features, config), config, columns, tell, on_epoch)
         del features
         grown = grow(net, branches.by_parent)
         difference = _verified(net, grown)
-        figures = _measured(grown, columns, old, loader(val_data, images_a_step(config), config.workers), tell)
+        figures = _measured(grown, columns, old, loader(val_data, images_per_step(config), config.workers), tell)
     negatives = sum(label < old for label in train_data.labels)
     report = GraftReport(
         places=places,
@@ -332,7 +339,7 @@ def _logits(
 ) -> tuple[Tensor, Tensor]:
     """What the network says of these images, and their labels."""
     seeded_data = Seeded(data, config.seed, config.skip_unreadable)
-    batches = loader(seeded_data, images_a_step(config), config.workers)
+    batches = loader(seeded_data, images_per_step(config), config.workers)
     steps = count(1)
     (logits,), labels = logits_of(net, batches, on_batch=lambda: tell(next(steps), len(batches)))
     return logits, labels

@@ -1,7 +1,7 @@
-"""What grafting trains: the new classes' branches, on what the old network has said once.
+"""Training of a graft: only the branches of the new classes, on cached outputs of the old network.
 
-Notable here: the trunk sees each image a few times, in evaluation mode, before the first epoch. Its features are cached
-as :func:`hlnet.train` caches them, and what the old network says of its own classes is kept. After that only the new
+Notable here: each image passes the trunk a few times, in evaluation mode, before the first epoch. Its features are
+cached as :func:`hlnet.train` caches them, and the old network's logits are kept. After that only the new
 branches run, and the few old ones on the way to them. Their loss is over all logits, so that they learn to compete with
 classes that cannot move.
 """
@@ -40,14 +40,14 @@ class GraftEpoch(BaseModel):
 
 
 @dataclass
-class Seen:
-    """What the old network says of V views of N images: view after view.
+class ExtractedFeatures:
+    """Outputs of the old network on V views of N images: view after view.
 
     Attributes:
         features: the trunk's, ``[V, N, C, h, w]``, in memory or in a file.
         labels: ``[V * N]``.
         logits: of its own classes, ``[V * N, K]``.
-        pooled: what the rows of classes see, ``[V * N, C]``; and their part of the logits, ``[V * N, K]``. Empty for
+        pooled, rows: inputs of the class rows, ``[V * N, C]``, and their part of the logits, ``[V * N, K]``. Empty for
             networks without rows.
     """
 
@@ -58,22 +58,22 @@ class Seen:
     rows: Tensor
 
 
-def look(net: HierarchicalNet, features: CachedFeatures, config: TrainConfig) -> Seen:
+def extract_features(net: HierarchicalNet, features: CachedFeatures, config: TrainConfig) -> ExtractedFeatures:
     """Run the old network's branches over the cached features of all images."""
     stored, class_rows = features.stored.flatten(0, 1), net.head.class_rows
     logits, pooled, rows_logits = [], [], []
-    for rows in torch.arange(len(stored)).split(images_a_step(config)):
+    for rows in torch.arange(len(stored)).split(images_per_step(config)):
         with torch.no_grad(), torch.autocast(net.device.type, enabled=False):
-            seen = _seen(net, stored[rows])
-            found = net.head.tree_logits(seen)
+            inputs = _tree_input(net, stored[rows])
+            total = net.head.tree_logits(inputs)
             if class_rows is not None:
-                pooled.append(class_rows.pool(seen).float().cpu())
-                rows_logits.append(class_rows(class_rows.pool(seen)).float().cpu())
-                found = found + class_rows(class_rows.pool(seen))
-            logits.append(found.float().cpu())
+                pooled.append(class_rows.pool(inputs).float().cpu())
+                rows_logits.append(class_rows(class_rows.pool(inputs)).float().cpu())
+                total = total + class_rows(class_rows.pool(inputs))
+            logits.append(total.float().cpu())
     views = len(features.stored)
     empty = [torch.empty(0)]
-    return Seen(
+    return ExtractedFeatures(
         features, features.labels.repeat(views), *(torch.cat(part or empty) for part in (logits, pooled, rows_logits))
     )
 
@@ -122,7 +122,7 @@ class NewBranches(nn.Module):
 def train_branches(
     net: HierarchicalNet,
     branches: NewBranches,
-    seen: Seen,
+    extracted: ExtractedFeatures,
     config: TrainConfig,
     columns: ClassTree,
     tell: OnBatch,
@@ -134,9 +134,9 @@ def train_branches(
         RunError: if the loss stops being a number.
     """
     device = next(branches.parameters()).device
-    stored = seen.features.stored.flatten(0, 1)
-    images = len(seen.features)
-    size = images_a_step(config)
+    stored = extracted.features.stored.flatten(0, 1)
+    images = len(extracted.features)
+    size = images_per_step(config)
     sampler = EpochSampler(range(images), config.seed, size)
     steps = -(-len(sampler) // size)
     optimizer = make_optimizer(branches, config)
@@ -151,17 +151,17 @@ def train_branches(
         chosen += images * torch.randint(config.cache_views, chosen.shape, generator=drawn)
         for step, rows in enumerate(chosen.split(size), start=1):
             with torch.no_grad():
-                below = _seen(net, stored[rows])
+                below = _tree_input(net, stored[rows])
                 inputs = [node_output(net.head, below, path).float() for path in branches.by_parent]
             logits = branches(inputs)
-            labels, old = seen.labels[rows].to(device), seen.logits[rows].to(device)
-            if not len(seen.pooled):
+            labels, old = extracted.labels[rows].to(device), extracted.logits[rows].to(device)
+            if not len(extracted.pooled):
                 logits = torch.cat([old, logits], dim=1)
                 loss = loss_of(logits, labels)
             else:
-                new = branches.rows(seen.pooled[rows].to(device))
+                new = branches.rows(extracted.pooled[rows].to(device))
                 logits = torch.cat([old, logits + new], dim=1)
-                alone = torch.cat([seen.rows[rows].to(device), new], dim=1)
+                alone = torch.cat([extracted.rows[rows].to(device), new], dim=1)
                 loss = loss_of(logits, labels) + config.rows_loss * loss_of(alone, labels)
             if not torch.isfinite(loss):
                 raise RunError(f"the loss became {loss.item()} in epoch {epoch}, step {step}; try a lower lr")
@@ -176,17 +176,17 @@ def train_branches(
                 totals += torch.stack([loss * len(rows), right, loss.new_tensor(len(rows))]).cpu()
             tell(f"epoch {epoch}", step, steps)
         if on_epoch:
-            loss_sum, hits, seen_images = totals.tolist()
+            loss_sum, hits, count = totals.tolist()
             seconds = time.perf_counter() - started
-            on_epoch(GraftEpoch(epoch=epoch, loss=loss_sum / seen_images, top1=hits / seen_images, seconds=seconds))
+            on_epoch(GraftEpoch(epoch=epoch, loss=loss_sum / count, top1=hits / count, seconds=seconds))
     branches.eval()
 
 
-def _seen(net: HierarchicalNet, features: Tensor) -> Tensor:
-    """What the tree sees of the trunk's features, float16 and on the CPU."""
+def _tree_input(net: HierarchicalNet, features: Tensor) -> Tensor:
+    """The tree's input, from the trunk's features in float16 on the CPU."""
     return net.head.seen(features.to(net.device, net.dtype))
 
 
-def images_a_step(config: TrainConfig) -> int:
+def images_per_step(config: TrainConfig) -> int:
     """The batch size; ``auto`` is a CPU's."""
     return config.batch_size if isinstance(config.batch_size, int) else CPU_BATCH

@@ -16,7 +16,7 @@ from hlnet.errors import DataError, RunError, TreeError, UsageError
 from hlnet.expert import graft as grafting
 from hlnet.expert.cut import cut_expert
 from hlnet.expert.graft import best_parent, graft, graft_config
-from hlnet.expert.graft_training import NewBranches, look, train_branches
+from hlnet.expert.graft_training import NewBranches, extract_features, train_branches
 from hlnet.expert.grow import grow, node_output
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
@@ -209,7 +209,7 @@ def test_a_step_is_one_of_the_plain_loss():
     ours = NewBranches(net, {"blue": "cold"}, {}, config)
     randomise(ours.by_parent["cold"])
     grown = grow(net, ours.by_parent).train()
-    seen = look(net, cached_features(net, data), config)
+    seen = extract_features(net, cached_features(net, data), config)
     train_branches(net, ours, seen, config, columns, lambda *_: None, None)
     for module in (
         grown.trunk,
@@ -238,7 +238,7 @@ def test_views_are_drawn_anew_and_columns_are_in_the_order_asked_for():
     data = TreeData(
         squares(10), grafting._columns(OLD, {"blue": None, "yellow": None, "white": None}), torch_noise, True
     )
-    seen = look(net, cached_features(net, data, 3), config)
+    seen = extract_features(net, cached_features(net, data, 3), config)
     assert seen.labels.tolist() == 3 * [data.labels[i] for i in range(10)]
     views = seen.features.stored
     assert views.dtype == torch.float16 and views.shape[:2] == (3, 10)

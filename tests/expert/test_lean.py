@@ -15,7 +15,7 @@ from hlnet.data.images import LabelledImages
 from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.expert.cut import cut_checkpoint, cut_expert
 from hlnet.expert.graft import graft_config
-from hlnet.expert.graft_training import NewBranches, look, train_branches
+from hlnet.expert.graft_training import NewBranches, extract_features, train_branches
 from hlnet.expert.grow import grow, inner_nodes, new_branches, node_output
 from hlnet.expert.merge import merge_experts
 from hlnet.expert.verify import Reference
@@ -174,7 +174,7 @@ def test_a_grafts_loss_counts_the_rows_alone():
         config = graft_config(net, epochs=1, batch_size=6, cache_views=1, workers=0, smoothing=0.0, rows_loss=weight)
         torch.manual_seed(0)
         branches = NewBranches(net, {"blue": "cold"}, {}, config)
-        seen = look(net, cached_features(net, data), config)
+        seen = extract_features(net, cached_features(net, data), config)
         rows = branches.rows(seen.pooled).detach()
         told = []
         train_branches(net, branches, seen, config, columns, lambda *_: None, told.append)

@@ -8,6 +8,8 @@ eval_tables        tables of ``eval``
 cue_tables         tables of ``attend``
 expert_tables      tables of ``make-expert``
 calibration_tables reports of ``calibrate`` and ``make-expert --calibrate``
+export_tables      tables of ``export``
+graft_tables       tables of ``graft``
 profile_tables     tables of ``profile``
 prediction_formats CSV, JSON lines and text of ``predict``
 tree_sources       classes and hierarchies of ``build-tree``

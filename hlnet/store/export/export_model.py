@@ -64,6 +64,7 @@ def export_model(
     images: Tensor | None = None,
     tolerance: float = 1e-3,
     parts: bool = False,
+    fingerprint: str | None = None,
 ) -> Export:
     """Write a network to a file of another runtime, once that has given the same logits.
 
@@ -81,6 +82,7 @@ def export_model(
         images: to compare logits on, as the graph takes them; default: five of random noise.
         tolerance: the largest difference of a logit that is accepted, in relation to the largest logit.
         parts: write trunk and head to two files, see :func:`part_files`.
+        fingerprint: of the checkpoint that a network in memory comes from, to be noted in the file.
 
     Raises:
         UsageError: for another format or ending, a plain network with gains or in parts, a network too large for its
@@ -105,7 +107,6 @@ def export_model(
     if out.suffix != SUFFIXES[format]:
         raise UsageError(f"'{out}': the name of a file for {format} ends in {SUFFIXES[format]}")
     check_packages(format)
-    fingerprint = None
     if isinstance(model, str | Path):
         model = locate_model(model)
         fingerprint, model = read_header(model).fingerprint, load_checkpoint(model)
