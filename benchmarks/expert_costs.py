@@ -19,8 +19,8 @@ import hlnet
 from hlnet.files import replacing
 from hlnet.model.cost import unit_costs
 from hlnet.model.presets import network_config
+from hlnet.tree.construct.baselines import balanced_tree, random_tree
 from hlnet.tree.construct.budget import Budget, expert_costs, tree_for_budget
-from hlnet.tree.construct.controls import balanced_tree, random_tree
 from hlnet.tree.construct.levels import cut_to_levels
 from hlnet.tree.construct.wordnet import WordNet, wordnet_hierarchy
 from hlnet.tree.hierarchy import Hierarchy

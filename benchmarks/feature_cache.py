@@ -34,7 +34,7 @@ from hlnet.data.features import CachedFeatures
 from hlnet.data.images import LabelledImages
 from hlnet.files import replacing
 from hlnet.model.trunk import load_trunk_weights
-from hlnet.tree.construct.controls import balanced_tree
+from hlnet.tree.construct.baselines import balanced_tree
 
 BACKBONE, BACKBONE_ARGS = "mobilenetv2_100", {"pad_type": "same"}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)

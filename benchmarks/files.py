@@ -68,7 +68,7 @@ def peak(code: str) -> float:
 
 
 def cutting_memory(folder: Path, counts: tuple[int, ...]) -> dict[str, float]:
-    """The peak while five classes are cut out of a network of so many nodes a level."""
+    """The peak while five classes are cut out of a network of so many nodes per level."""
     full, expert = folder / "parent.safetensors", folder / "cut.safetensors"
     net = random_network(network_config("n3hl_resnet50", 3), hlnet.ClassTree.balanced(counts))
     hlnet.save_checkpoint(net, full)

@@ -39,8 +39,8 @@ from hlnet.model.fast.descent import margin_of
 from hlnet.model.plain import PlainConfig
 from hlnet.model.presets import network_config
 from hlnet.model.trunk import load_trunk_weights
+from hlnet.tree.construct.baselines import random_tree
 from hlnet.tree.construct.cluster import class_means, cluster_tree
-from hlnet.tree.construct.controls import random_tree
 
 BACKBONE: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_args": {"pad_type": "same"}}
 WIDTHS, STRIDES = (64, 32, 16), (1, 1, 2)  # half the paper's widths

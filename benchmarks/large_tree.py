@@ -17,7 +17,7 @@ from typing import Any
 from timm.data import ImageNetInfo
 
 import hlnet
-from hlnet.tree.construct.controls import balanced_tree
+from hlnet.tree.construct.baselines import balanced_tree
 from hlnet.tree.construct.levels import cut_to_levels
 from hlnet.tree.construct.wordnet import WordNet, wordnet_hierarchy
 from hlnet.tree.measures import check_tree, compare_trees

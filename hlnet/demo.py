@@ -1,4 +1,4 @@
-"""The whole story on scikit-learn's embedded digits, in about a minute: tree, training, expert, cost, cues, report."""
+"""All steps on scikit-learn's embedded digits, in about a minute: tree, training, expert, cost, cues, report."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.errors import UsageError, with_article
 from hlnet.evaluation.cue_sweep import Frontier, frontier, named_classes, sweep_gains
+from hlnet.evaluation.evaluate import evaluate_with_baseline
 from hlnet.evaluation.logits import logits_of
 from hlnet.evaluation.metrics.accuracy import accuracy
 from hlnet.expert.cut import cut_expert
@@ -55,7 +56,7 @@ NOISE = 0.25  # of the pixels' range
 
 
 class DemoResult(BaseModel):
-    """What the demo found; the report shows it.
+    """Results of the demo, which the report shows.
 
     Attributes:
         top1: share of held-out digits that the full network gets right.
@@ -63,7 +64,7 @@ class DemoResult(BaseModel):
         noisy_expert_top1, noisy_restricted_top1: the same on noisy digits, where both make mistakes.
         difference: largest difference between the expert's and the full network's logits, in float64.
         noisy: on noisy digits, share right without a cue, with each image's own class cued, with a wrong class cued;
-            and, as the control, what a right cue gives as a plain bias on the cued logit that costs as much when wrong.
+            and, for comparison, under right cues as a plain bias on the cued logit that costs as much when wrong.
         sweep: for each attention signal, the shares under right and under wrong cues.
         cost: plain, full and expert.
         files: what was written.
@@ -97,7 +98,7 @@ def run_demo(
     Args:
         out: folder to write.
         epochs: of training.
-        seed: of all that is random.
+        seed: random seed.
         device: a torch device.
         on_stage: called with a sentence before each step.
         on_batch: see :func:`hlnet.train`.
@@ -109,85 +110,114 @@ def run_demo(
     if (out / "metrics.csv").exists() and not (out / "report.json").exists():
         raise UsageError(f"'{out}' holds a training run; choose another folder for the demo")
     make_folder(out)
-    tell = on_stage or (lambda sentence: None)
+    announce = on_stage or (lambda sentence: None)
     torch.manual_seed(seed)
 
-    tell("building a class tree: clustering digits by an untrained trunk's features")
+    announce("building a class tree: clustering digits by an untrained trunk's features")
     train_images, held_out = load_data("digits", "train"), load_data("digits", "val")
     tree = _tree(train_images)
     write_tree(tree, out / "digits.tree.json")
 
-    tell(f"training a hierarchical network on {len(train_images)} handwritten digits")
+    announce(f"training a hierarchical network on {len(train_images)} handwritten digits")
+    full = _trained(tree, train_images, held_out, epochs, seed, out, device, on_batch)
+
+    noisy_images = _noisy(held_out, seed)
+    noisy = TreeData(noisy_images, tree, eval_transform(full.transform))
+    batch = next(iter(loader(noisy, len(noisy))))
+    family = _confused_family(full, batch)
+    expert = cut_expert(out / "best.safetensors", family)
+    announce(f"cut an expert for {', '.join(expert.tree.classes)}; proving its logits")
+    difference = verify_expert(expert, full)
+    save_checkpoint(expert, out / "expert.safetensors")
+
+    announce("measuring accuracy, with and without cues")
+    accuracies = _accuracies(full, expert, held_out, noisy_images)
+    gain, bias = _frontiers(full, batch)
+    sweep = list(zip(gain.strengths, gain.right, gain.wrong["random"], strict=True))
+
+    announce("counting and timing")
+    cost = with_latency(profile(full.config, full.tree, full.transform, family), full, expert)
+
+    announce("drawing the report")
+    kept = [full.tree.positions[name] for name in expert.tree.classes]
+    draw_tree(tree, out / "tree.png", kept=kept)
+    plot_sweep(sweep, out / "cues.png")
+    plot_costs(cost, out / "costs.png")
+    plot_examples(_examples(full, noisy, batch), out / "examples.png")
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    result = DemoResult(
+        classes=list(tree.classes),
+        expert_classes=list(expert.tree.classes),
+        images=len(held_out),
+        **accuracies,
+        difference=difference,
+        noisy=_with_cues(sweep, bias),
+        sweep=sweep,
+        cost=cost,
+        files=sorted({*names, "report.html", "report.json"}),
+    )
+    _write_report(result, tree, out)
+    return result
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _trained(
+    tree: ClassTree,
+    train_images: LabelledImages,
+    held_out: LabelledImages,
+    epochs: int,
+    seed: int,
+    out: Path,
+    device: str,
+    on_batch: Callable[[str, int, int], None] | None,
+) -> HierarchicalNet:
+    """The best epoch of a training, as its run folder holds it."""
     net = create_model(BACKBONE, tree, **SHAPE)
     net.transform = net.transform.adjusted(SIZE)
     train_data = TreeData(train_images, tree, train_transform(net.transform, scale=(0.7, 1.0), hflip=0.0))
     val_data = TreeData(held_out, tree, eval_transform(net.transform))
     config = TrainConfig(epochs=epochs, lr=2e-3, aa="none", scale=(0.7, 1.0), hflip=0.0, workers=0, seed=seed)
     train(net, train_data, val_data, config, out, device, on_batch=on_batch)
-
     full = load_checkpoint(out / "best.safetensors")
     assert isinstance(full, HierarchicalNet)
-    noisy_images = _noisy(held_out, seed)
-    noisy = TreeData(noisy_images, tree, eval_transform(full.transform))
-    batch = next(iter(loader(noisy, len(noisy))))
-    family = _confused_family(full, batch)
-    expert = cut_expert(out / "best.safetensors", family)
-    tell(f"cut an expert for {', '.join(expert.tree.classes)}; proving its logits")
-    difference = verify_expert(expert, full)
-    save_checkpoint(expert, out / "expert.safetensors")
+    return full
 
-    tell("measuring accuracy, with and without cues")
-    (scores,), labels = logits_of(full, loader(val_data, 120))
-    kept = [full.tree.positions[name] for name in expert.tree.classes]
-    expert_data = TreeData(held_out, expert.tree, eval_transform(expert.transform), subset=True)
-    (expert_scores,), expert_labels = logits_of(expert, loader(expert_data, 120))
-    mine = torch.isin(labels, torch.tensor(kept))
-    noisy_data = TreeData(noisy_images, expert.tree, eval_transform(expert.transform), subset=True)
-    (noisy_scores,), noisy_labels = logits_of(expert, loader(noisy_data, 120))
-    gain, bias = _frontiers(full, batch)
-    sweep = list(zip(gain.strengths, gain.right, gain.wrong["random"], strict=True))
-    at_signal = {signal: (right, wrong) for signal, right, wrong in sweep}
 
-    tell("counting and timing")
-    cost = profile(full.config, full.tree, full.transform, family)
-    cost = with_latency(cost, full, expert)
+def _accuracies(
+    full: HierarchicalNet, expert: HierarchicalNet, held_out: LabelledImages, noisy: LabelledImages
+) -> dict[str, float]:
+    """Top-1 of the full network, of the expert, and of the full network restricted to the expert's classes."""
+    whole = TreeData(held_out, full.tree, eval_transform(full.transform))
+    (logits,), labels = logits_of(full, loader(whole, 120))
+    found = {"top1": accuracy(logits, labels, full.tree.classes).top1}
+    for prefix, images in (("", held_out), ("noisy_", noisy)):
+        nets = {"expert": expert, "restricted": full}
+        for name, run in evaluate_with_baseline(nets, images, batch_size=120).items():
+            found[f"{prefix}{name}_top1"] = run.neutral.top1
+    return found
 
-    tell("drawing the report")
-    draw_tree(tree, out / "tree.png", kept=kept)
-    plot_sweep(sweep, out / "cues.png")
-    plot_costs(cost, out / "costs.png")
-    plot_examples(_examples(full, noisy, batch), out / "examples.png")
-    result = DemoResult(
-        classes=list(tree.classes),
-        expert_classes=list(expert.tree.classes),
-        images=len(val_data),
-        top1=accuracy(scores, labels, tree.classes).top1,
-        expert_top1=accuracy(expert_scores, expert_labels, expert.tree.classes).top1,
-        restricted_top1=float((scores[mine][:, kept].argmax(1) == expert_labels).float().mean()),
-        noisy_expert_top1=accuracy(noisy_scores, noisy_labels, expert.tree.classes).top1,
-        noisy_restricted_top1=_within(full, batch, kept)[0],
-        difference=difference,
-        noisy={
-            "no cue": at_signal[1.0][0],
-            "right cue": at_signal[SIGNAL][0],
-            "wrong cue": at_signal[SIGNAL][1],
-            "right cue as a bias": bias.right_at(at_signal[SIGNAL][1], "random"),
-        },
-        sweep=sweep,
-        cost=cost,
-        files=sorted(
-            {*(path.name for path in out.iterdir() if not path.name.startswith(".")), "report.html", "report.json"}
-        ),
-    )
+
+def _with_cues(sweep: Sequence[tuple[float, float, float]], bias: Frontier) -> dict[str, float]:
+    """Top-1 without a cue, and under right and wrong ones; as a bias, at the strength that costs as much when wrong."""
+    right, wrong = {signal: shares for signal, *shares in sweep}[SIGNAL]
+    neutral = {signal: right for signal, right, _ in sweep}[1.0]
+    return {
+        "no cue": neutral,
+        "right cue": right,
+        "wrong cue": wrong,
+        "right cue as a bias": bias.right_at(wrong, "random"),
+    }
+
+
+def _write_report(result: DemoResult, tree: ClassTree, out: Path) -> None:
+    """``report.json`` and ``report.html``."""
     with replacing(out / "report.json") as draft:
         draft.write_text(result.model_dump_json(indent=1), encoding="utf-8")
     page = render("demo.html.j2", result=result, signal=SIGNAL, nodes=tree.counts)
     with replacing(out / "report.html") as draft:
         draft.write_text(page, encoding="utf-8")
-    return result
-
-
-# ---------------------------------------------------------------------- helpers
 
 
 def _tree(images: LabelledImages) -> ClassTree:

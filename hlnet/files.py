@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hlnet.errors import HlnetError, RunError, UsageError
+from hlnet.errors import HlnetError, RunError, UsageError, did_you_mean
 
 #: Names of image files end so; :data:`hlnet.data.pixels.FORMATS` are the formats behind them.
 IMAGE_SUFFIXES = frozenset(
@@ -68,6 +68,26 @@ def read_text(path: str | Path, name: str | None = None, error: type[HlnetError]
         reason = getattr(cause, "strerror", None) or "not a text file"
         name = f"'{path}'" if name is None else name
         raise error(f"{name} cannot be read: {reason}") from cause
+
+
+def nearby(path: str | Path, suffixes: Collection[str]) -> str:
+    """``" Did you mean 'pets.json' in 'runs'?"``: files or folders that are called nearly like a missing one.
+
+    Args:
+        path: the missing one.
+        suffixes: of the files to look for.
+
+    >>> nearby("no/such.txt", [".txt"])
+    " There is no folder 'no'."
+    """
+    folder, name = os.path.split(os.path.expanduser(path))
+    try:
+        entries = [*os.scandir(folder or ".")]
+    except OSError:
+        return f" There is no folder '{folder}'."
+    names = [entry.name for entry in entries if entry.is_dir() or entry.name.lower().endswith(tuple(suffixes))]
+    near = did_you_mean(name, names)
+    return near.removesuffix("?") + f" in '{folder}'?" if near and folder else near
 
 
 @contextmanager

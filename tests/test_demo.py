@@ -62,7 +62,7 @@ def evaluated(path, classes=None):
     images = hlnet.TreeData(
         hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform), subset=True
     )
-    return hlnet.evaluate(net, images, hlnet.loader(images, 100), classes)
+    return hlnet.evaluate(net, images, classes, batch_size=100)
 
 
 def test_accuracies_are_those_of_evaluate(demo):

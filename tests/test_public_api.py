@@ -107,6 +107,7 @@ for command in [[], *(name.split() for name in {COMMANDS + TREE_COMMANDS})]:
     result = CliRunner().invoke(app, [*command, "--help"], env={{"COLUMNS": "200"}})
     assert result.exit_code == 0 and "Usage: " in result.output, command
     assert command == [] or "Examples" in result.output and f"hlnet {{' '.join(command)}}" in result.output, command
+assert CliRunner().invoke(app, ["train", "--list-recipes"]).exit_code == 0
 heavy = {{"torch", "timm", "numpy", "PIL", "sklearn", "scipy", "matplotlib"}} & set(sys.modules)
 sys.exit(f"imported: {{sorted(heavy)}}" if heavy else 0)
 """

@@ -12,22 +12,21 @@ from hlnet.errors import UsageError, counted
 from hlnet.store.names import is_model_name
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hlnet.tree.class_tree import ClassTree
+    from hlnet.tree.construct.shape import Shape
 
 SHAPE, CLUSTER, WORDNET, LLM = "Shape", "Method cluster", "Method wordnet", "Method llm"
 
 
-#: Where the hierarchy comes from.
+#: Source of the hierarchy.
 Method = Literal["read", "wordnet", "llm", "cluster", "parallel", "balanced", "random"]
-#: What classes are clustered by.
+#: Basis of a clustering.
 By = Literal["features", "weights", "confusions"]
 
 FEATURES = ("split_point", "backbone_arg", "img_size", "mean", "std", "grid")
 WEIGHTS = ("backbone", "pretrained", "trunk_weights")
 
-#: Options that only some methods look at, with these methods; the others refuse them.
+#: Options of some methods only, with these methods; the others refuse them.
 GOES_WITH: list[tuple[tuple[str, ...], set[Method]]] = [
     (("nodes", "budget", "network"), {*get_args(Method)} - {"parallel"}),
     (("max_children", "groups"), {"read", "wordnet", "cluster"}),
@@ -53,7 +52,7 @@ def build_tree(
         Method,
         typer.Option(
             help="read: SOURCE's own nesting; wordnet: its hypernyms; llm: a language model's nesting; cluster: by "
-            "features, weights or confusions; and the controls: parallel (PHL, a private chain for each class), "
+            "features, weights or confusions. Baseline trees: parallel (PHL, a private chain for each class), "
             "balanced, random."
         ),
     ] = "read",
@@ -65,7 +64,9 @@ def build_tree(
     levels: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Levels, the classes' included [default: 3, or those of SOURCE].", rich_help_panel=SHAPE
+            min=1,
+            help="Levels, including that of the classes [default: 3, or SOURCE's].",
+            rich_help_panel=SHAPE,
         ),
     ] = None,
     nodes: Annotated[
@@ -73,12 +74,12 @@ def build_tree(
         typer.Option(help="Nodes of each level above the classes, such as 17,161.", rich_help_panel=SHAPE),
     ] = None,
     max_children: Annotated[
-        int | None, typer.Option(min=2, help="No node gets more children; only the trunk may.", rich_help_panel=SHAPE)
+        int | None, typer.Option(min=2, help="Most children of a node; the trunk may have more.", rich_help_panel=SHAPE)
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="In place of --nodes: what the network may cost, 25M (parameters), 4.2GMAC or 40MB.",
+            help="Instead of --nodes: limit of the network's cost, 25M (parameters), 4.2GMAC or 40MB.",
             rich_help_panel=SHAPE,
         ),
     ] = None,
@@ -88,21 +89,21 @@ def build_tree(
     groups: Annotated[
         Path | None,
         typer.Option(
-            help="File of named selections (YAML) that will be asked for together: make experts for them cheap.",
+            help="YAML file of named selections that experts will be made for: makes these experts cheap.",
             rich_help_panel=SHAPE,
         ),
     ] = None,
     by: Annotated[
         By | None,
         typer.Option(
-            help="features: of a trunk, on SOURCE's images [default]; weights: rows of a plain classifier, of the "
-            "checkpoint SOURCE or of --backbone; confusions: of --model on SOURCE's validation images.",
+            help="features: a trunk's, on SOURCE's images [default]; weights: classifier rows of a plain network (the "
+            "checkpoint SOURCE, or --backbone); confusions: --model's mistakes on SOURCE's validation images.",
             rich_help_panel=CLUSTER,
         ),
     ] = None,
     linkage: Annotated[
         str | None,
-        typer.Option(help="scipy's: ward, average, complete, single …", rich_help_panel=CLUSTER),
+        typer.Option(help="Linkage of scipy: ward, average, complete, single …", rich_help_panel=CLUSTER),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Trained network, for confusions.", rich_help_panel=CLUSTER)
@@ -136,15 +137,19 @@ def build_tree(
         bool, typer.Option("--download", help="Fetch WordNet first, with nltk.", rich_help_panel=WORDNET)
     ] = False,
     prompt: Annotated[
-        Path | None, typer.Option(help="Write the question to this file, for any chat window.", rich_help_panel=LLM)
+        Path | None, typer.Option(help="Write the question to this file; paste it into any chat.", rich_help_panel=LLM)
     ] = None,
-    answer: Annotated[Path | None, typer.Option(help="File with the answer to it.", rich_help_panel=LLM)] = None,
+    answer: Annotated[
+        Path | None, typer.Option(help="File with the language model's answer.", rich_help_panel=LLM)
+    ] = None,
     llm_model: Annotated[
-        str | None, typer.Option(help="Ask this model in place of files.", rich_help_panel=LLM)
+        str | None, typer.Option(help="Ask this model directly, without the two files.", rich_help_panel=LLM)
     ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option(help="Of a server that speaks OpenAI's protocol; key: OPENAI_API_KEY.", rich_help_panel=LLM),
+        typer.Option(
+            help="Address of a server with OpenAI's API; its key is read from OPENAI_API_KEY.", rich_help_panel=LLM
+        ),
     ] = None,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
@@ -170,7 +175,7 @@ def build_tree(
     """
     from hlnet.cli.shared import output
     from hlnet.cli.shared import tree_sources as sources
-    from hlnet.tree.io import check_target, write_tree
+    from hlnet.tree.io import write_tree
 
     if list_presets:
         _list_presets(as_json)
@@ -178,81 +183,69 @@ def build_tree(
     if source is None or (out is None and (prompt is None or answer or llm_model)):
         raise UsageError("give a SOURCE (a tree file, preset:NAME, a list of names, a folder, a data set) and --out")
     _check_given(context, method, source)
-    if out and not out.suffix:
-        raise UsageError(f"--out '{out}': give a name that ends in .tree.json")
-    if out:
-        check_target(out)  # now, as what follows may take long or cost money
-    if linkage:
-        sources.check_linkage(linkage, by == "confusions")
+    _check_early(out, linkage, by)
     shape = sources.shape_of(nodes, levels, budget, network, max_children, groups)
-
-    def classes() -> ClassTree:
-        return sources.classes_of(source, data_root, file_format, header)
-
-    def features() -> tuple[ClassTree, Tensor]:
-        trunk = sources.feature_trunk(
-            backbone, split_point, pretrained, trunk_weights, backbone_arg, img_size, mean, std, device, seed
-        )
-        return sources.feature_means(source, data_root, trunk, grid, batch_size, workers)
-
-    tree: ClassTree
+    material = sources.Material(source, data_root, file_format, header, batch_size, workers, device)
+    trunk = sources.TrunkOptions(
+        backbone, split_point, pretrained, trunk_weights, backbone_arg, img_size, mean, std, grid, seed
+    )
     notes: list[str] = []
     match method:
         case "read":
-            tree = sources.read(source, shape, file_format, header)
+            tree = sources.read(material, shape)
         case "parallel":
-            tree = classes().parallelized(levels or 3)
+            tree = material.classes().parallelized(levels or 3)
         case "balanced" | "random":
-            tree = sources.control(classes(), shape, seed if method == "random" else None)
+            tree = sources.baseline(material.classes(), shape, seed if method == "random" else None)
         case "wordnet":
-            hierarchy, notes = sources.by_wordnet(classes(), wordnet, download)
+            hierarchy, notes = sources.by_wordnet(material.classes(), wordnet, download)
             tree = shape.cut(hierarchy)
-        case "cluster" if by == "weights":
-            tree = shape.cut(sources.by_weights(source, backbone, pretrained, trunk_weights, linkage))
-        case "cluster" if by == "confusions":
-            if model is None:
-                raise UsageError("--by confusions needs --model, the trained network whose mistakes are counted")
-            tree = shape.cut(sources.by_confusions(model, source, data_root, linkage, batch_size, workers, device))
         case "cluster":
-            tree = shape.cut(sources.by_features(*features(), linkage))
+            tree, notes = sources.name_groups(shape.cut(sources.clustered(material, trunk, by, model, linkage)))
         case "llm":
-            known, means = features() if pretrained or trunk_weights else (classes(), None)
-            if levels == 1:
-                raise UsageError("--levels 1 leaves no level for groups; --method read gives the classes alone")
-            wanted = shape.nodes_for(len(known.leaves)) if shape.given else None
-            if prompt:
-                sources.write_prompt(prompt, known, wanted)
-            if not answer and not llm_model:
-                if not prompt:
-                    raise UsageError(
-                        "--method llm needs --prompt FILE to write the question, --answer FILE, or --llm-model"
-                    )
+            nested = sources.by_language_model(material, trunk, shape, prompt, answer, llm_model, base_url)
+            if nested is None:
                 line = f"prompt written to {prompt}; put it to a language model, and give its reply with --answer"
                 output.result(as_json, {"prompt": str(prompt)}, lambda: output.show(line))
                 return
-            tree, notes = sources.by_language_model(known, wanted, answer, llm_model, base_url, means)
+            tree, notes = nested
     if out is None:
         raise UsageError("give --out, the tree file to write")
-    if method == "cluster":
-        tree, notes = sources.name_groups(tree)
     write_tree(tree, out)
+    figures = {"out": str(out), "nodes": tree.counts, "classes": tree.classes, "notes": notes}
+    output.result(as_json, figures, lambda: _show(tree, notes, out, shape, network))
 
-    def show() -> None:
-        output.hints(notes, "--json lists all")
-        output.show_tree(tree)
-        output.show(f"{counted(len(tree.classes), 'class')} in {counted(tree.num_levels, 'level')}, written to {out}")
-        if spent := shape.spent(tree):
-            output.hint(f"{spent} with {network}")
 
-    output.result(as_json, {"out": str(out), "nodes": tree.counts, "classes": tree.classes, "notes": notes}, show)
+def _check_early(out: Path | None, linkage: str | None, by: By | None) -> None:
+    """Refuse a bad file name or linkage now, as what follows may take long or cost money."""
+    from hlnet.tree.construct.cluster import check_linkage
+    from hlnet.tree.io import check_target
+
+    if out and not out.suffix:
+        raise UsageError(f"--out '{out}': give a name that ends in .tree.json")
+    if out:
+        check_target(out)
+    if linkage:
+        check_linkage(linkage, by == "confusions")
+
+
+def _show(tree: ClassTree, notes: list[str], out: Path, shape: Shape, network: str) -> None:
+    """The tree, notes on how it was made, and its cost."""
+    from hlnet.cli.shared import output
+
+    output.hints(notes, "--json lists all")
+    output.show_tree(tree)
+    output.show(f"{counted(len(tree.classes), 'class')} in {counted(tree.num_levels, 'level')}, written to {out}")
+    if spent := shape.spent(tree):
+        output.hint(f"{spent} with {network}")
 
 
 def _check_given(context: typer.Context, method: Method, source: str) -> None:
-    """Refuse options that the method would not look at."""
+    """Refuse options that the method does not use."""
 
     def given(name: str) -> bool:
-        found = context.get_parameter_source(name)
-        return found is not None and found.name == "COMMANDLINE"
+        origin = context.get_parameter_source(name)
+        return origin is not None and origin.name == "COMMANDLINE"
 
     def refuse(names: tuple[str, ...], where: str) -> None:
         for name in filter(given, names):
@@ -273,9 +266,12 @@ def _check_given(context: typer.Context, method: Method, source: str) -> None:
     if method == "cluster" and by == "weights" and is_model_name(source):
         refuse(WEIGHTS, f"goes with a timm model; '{source}' has weights of its own")
     if method == "llm" and not given("pretrained") and not given("trunk_weights"):
-        refuse(("backbone", *FEATURES), "goes with --pretrained or --trunk-weights, which say how alike classes look")
+        refuse(
+            ("backbone", *FEATURES),
+            "goes with --pretrained or --trunk-weights, whose features measure how alike classes look",
+        )
     if given("answer"):
-        refuse(("llm_model",), "asks a model where --answer gives the reply; leave one of them out")
+        refuse(("llm_model",), "asks a language model, and --answer holds its reply already; leave one of them out")
     if not given("llm_model") and (given("answer") or given("prompt")):
         refuse(("base_url",), "goes with --llm-model")
 
@@ -286,5 +282,5 @@ def _list_presets(as_json: bool) -> None:
 
     counts = {name: read_tree(f"preset:{name}").counts for name in shipped_trees()}
     rows = [[f"preset:{name}", ", ".join(map(str, nodes))] for name, nodes in counts.items()]
-    table = ("Class trees that come with hlnet", ["", "nodes a level"], rows)
+    table = ("Class trees that come with hlnet", ["", "nodes per level"], rows)
     output.result(as_json, counts, lambda: output.show_table(*table))

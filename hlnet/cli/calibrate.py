@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hlnet.cli.shared import options
 from hlnet.errors import counted
-
-if TYPE_CHECKING:
-    from hlnet.model.provenance import PathConformal
 
 
 def calibrate(
@@ -21,7 +18,7 @@ def calibrate(
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
     split: Annotated[
-        options.Split, typer.Option(help="Which part of the data; not one that the network was trained on.")
+        options.Split, typer.Option(help="Part of the data; not one that the network was trained on.")
     ] = "val",
     out: Annotated[
         Path | None, typer.Option(help="The .safetensors file to write; default: MODEL's own file, in one step.")
@@ -30,7 +27,8 @@ def calibrate(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Also fit 'none of these' without images of others: it may be said of this share of own images.",
+            help="Also fit 'none of these' without images of other classes: this share of images of the network's "
+            "classes may be rejected.",
         ),
     ] = None,
     batch_size: options.BatchSize = 64,
@@ -43,7 +41,7 @@ def calibrate(
 
     Fits two things: the temperature that divides the logits, and the thresholds of predict --coverage. A random half of
     the images fits each; each half needs at least 19 images for a coverage of 0.95, 99 for 0.99. Weights and "none of
-    these" do not change. A cut of the network, and training, drop the fit. Images of classes that the network does not
+    these" do not change. Cutting or training the network drops the fit. Images of classes that the network does not
     have are left out; make-expert --calibrate uses them to fit "none of these".
 
     **Examples**
@@ -52,7 +50,7 @@ def calibrate(
 
         hlnet calibrate hf-hub:owner/pets --data photos --split test --out pets.safetensors --json
     """
-    from hlnet.cli.shared import output, used_images
+    from hlnet.cli.shared import calibration_tables, output, used_images
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform
     from hlnet.evaluation.calibration import calibrate_own, calibrate_paths
@@ -62,70 +60,34 @@ def calibrate(
 
     target = options.where_to_save(model, out)
     net = options.load_model(model, device)
-    outside = net.provenance.one_vs_rest  # such probabilities speak of any image
+    outside = net.provenance.one_vs_rest  # such probabilities are of any image
     images = load_data(data, split, data_root)
     used_images.hint_before_fitting(model, net.provenance, images)
     labelled = TreeData(images, net.tree, eval_transform(net.transform), subset=not outside, outside=outside)
     check_writable(target)
+    rejection = None
     with output.progress() as bar:
         task = bar.add_task("calibrating", total=math.ceil(len(labelled) / batch_size))
         fast = optimize(net)  # what is fitted is the network's own, too
         fitted = calibrate_paths(fast, labelled, batch_size, workers, lambda: bar.advance(task))
         if reject_own is not None:
             own_images = TreeData(images, net.tree, eval_transform(net.transform), subset=True)
-            own = calibrate_own(fast, own_images, reject_own, None, batch_size, workers)
+            rejection = calibrate_own(fast, own_images, reject_own, None, batch_size, workers)
     save_checkpoint(net, target)
     temperature = net.provenance.temperature
     assert temperature is not None
-    told = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
-    if reject_own is not None:
-        told |= {"rejection": own.model_dump(mode="json")}
-    told |= {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})}
+    figures = {"out": str(target), "left_out": labelled.left_out, "temperature": temperature}
+    if rejection is not None:
+        figures |= {"rejection": rejection.model_dump(mode="json")}
+    figures |= {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})}
 
     def show() -> None:
-        _show(fitted, temperature)
-        if reject_own is not None:
-            output.hint(
-                f"'none of these' below a {own.score} of {own.threshold:.4g}: of fresh own images, "
-                f"{output.percent(own.metrics.get('own_accepted'), 1)} are accepted (cross-fitted). Of images of other "
-                "classes nothing is promised: make-expert --calibrate fits that, with images of them"
-            )
+        calibration_tables.show_path_calibration(fitted, temperature)
+        if rejection is not None:
+            calibration_tables.hint_at_own_rejection(rejection)
         if labelled.left_out:
             output.hint(f"{counted(labelled.left_out, 'image')} of other classes left out")
-        output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 goes by it")
+        output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 uses it")
         output.hint_at_stale_copy(target)
 
-    output.result(as_json, told, show)
-
-
-def _show(fitted: PathConformal, temperature: float) -> None:
-    """The temperature, and what thresholds from four fifths of the images do to the last fifth, in turn."""
-    from hlnet.cli.shared import output
-    from hlnet.evaluation.metrics.conformal import threshold_for
-
-    found = fitted.metrics
-    rows = [
-        ["images, for the temperature", f"{found['temperature_images']:.0f}"],
-        ["images, for the thresholds", str(fitted.images)],
-        ["temperature", f"{temperature:.3f}"],
-        ["calibration error", f"{output.percent(found['ece_before'])} → {output.percent(found['ece'])}"],
-    ]
-    output.show_table("Probabilities", ["fitted", "value"], rows)
-    coverages = [float(name.removeprefix("classes@")) for name in found if name.startswith("classes@")]
-    answers = [
-        [
-            output.percent(coverage, 0),
-            output.percent(found[f"held@{coverage:g}"], 1),
-            f"{threshold_for(fitted, coverage):.4f}",
-            f"{found[f'classes@{coverage:g}']:.2f}",
-            output.percent(found[f"decided@{coverage:g}"], 1),
-            output.percent(found[f"unsure@{coverage:g}"], 1),
-        ]
-        for coverage in coverages
-    ]
-    columns = ["coverage", "as measured", "a node must have", "classes left, mean", "one class left", "not sure at all"]
-    output.show_table("Answers along the path", columns, answers)
-    output.hint(
-        "measured by five-fold cross-fitting: no image by thresholds that it helped to fit; coverage is promised for "
-        "images like these, on average over them and over draws of them; not for each class"
-    )
+    output.result(as_json, figures, show)

@@ -19,7 +19,7 @@ def demo(
 ) -> None:
     """Run everything once on embedded handwritten digits: train, cut, measure, cue.
 
-    Builds a tree by clustering, trains, cuts an expert, counts, times, cues; needs no data and no network. Writes a
+    Builds a tree by clustering, trains, cuts an expert, counts, times, cues; needs no data and no internet. Writes a
     folder with the networks, pictures and report.html.
 
     **Examples**
@@ -33,7 +33,7 @@ def demo(
 
     with output.progress() as bar:
         task = bar.add_task("", total=None)
-        found = run_demo(
+        result = run_demo(
             out,
             epochs,
             seed,
@@ -43,18 +43,21 @@ def demo(
         )
 
     def show() -> None:
-        output.show_profile(found.cost)
-        noisy = found.noisy
+        output.show_profile(result.cost)
+        noisy, family = result.noisy, ", ".join(result.expert_classes)
         rows = [
-            ["all ten digits", output.percent(found.top1, 1)],
-            [f"noisy digits, expert for {', '.join(found.expert_classes)}", output.percent(found.noisy_expert_top1, 1)],
-            ["noisy digits, full network restricted to the same", output.percent(found.noisy_restricted_top1, 1)],
+            ["all ten digits", output.percent(result.top1, 1)],
+            [
+                f"noisy digits, expert for {family}",
+                output.percent(result.noisy_expert_top1, 1),
+            ],
+            ["noisy digits, full network restricted to the same", output.percent(result.noisy_restricted_top1, 1)],
             ["noisy digits, no cue", output.percent(noisy["no cue"], 1)],
             ["noisy digits, right cue (an oracle)", output.percent(noisy["right cue"], 1)],
             ["noisy digits, wrong cue", output.percent(noisy["wrong cue"], 1)],
-            ["control: right cue as a bias on the logit", output.percent(noisy["right cue as a bias"], 1)],
+            ["for comparison: right cue as a bias on the logit", output.percent(noisy["right cue as a bias"], 1)],
         ]
         output.show_table("Top-1 accuracy", ["", "held-out digits"], rows)
         output.show(f"report: {out / 'report.html'}")
 
-    output.result(as_json, found, show)
+    output.result(as_json, result, show)

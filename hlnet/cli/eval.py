@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,14 +11,14 @@ from hlnet.cli.shared import cue_options, options
 from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from hlnet.cli.shared.eval_tables import Evaluations
     from hlnet.cues.policy import CuePolicy
     from hlnet.cues.table import CueTable
-    from hlnet.evaluation.evaluate import Evaluation
     from hlnet.model.fast.optimize import InferenceNet
     from hlnet.tree.class_tree import ClassTree
 
 
-#: What a wrong cue names.
+#: Target of wrong cues.
 WrongCue = Literal["random", "sibling"]
 
 
@@ -28,7 +27,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="Folder with labelled images by split, 'digits', or one of timm's sources.")
     ],
-    split: Annotated[options.Split, typer.Option(help="Which part of the data.")] = "val",
+    split: Annotated[options.Split, typer.Option(help="Part of the data.")] = "val",
     classes: options.Classes = None,
     attention_signal: cue_options.AttentionSignal = None,
     cue_mode: cue_options.Mode = None,
@@ -37,37 +36,36 @@ def evaluate(
     prior: cue_options.Prior = None,
     wrong_cues: Annotated[
         float | None,
-        cue_options.option(
-            min=0, max=1, help="Share of cues that are wrong; default: 1 - reliability, where that is given."
-        ),
+        cue_options.option(min=0, max=1, help="Share of wrong cues; default: 1 - reliability, if that is given."),
     ] = None,
     wrong_cue: Annotated[
-        WrongCue | None, cue_options.option(help="What a wrong cue names: any other class (default), or a sibling.")
+        WrongCue | None, cue_options.option(help="Wrong cue's target: any other class (default), or a sibling.")
     ] = None,
     cue_level: Annotated[
-        int | None, cue_options.option(min=1, help="Cue nodes of this level, 1 nearest to the trunk; default: classes.")
+        int | None,
+        cue_options.option(min=1, help="Level of the cued nodes, 1 nearest to the trunk; default: classes."),
     ] = None,
     hard: cue_options.Hard = False,
     beside: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="Evaluate this one too, restricted to the same classes, and show what each costs; repeatable.",
+            help="Another network to evaluate, restricted to the same classes, with the costs of each; repeatable.",
         ),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The plain control, evaluated as with --beside and compared image by image. Cues with a reliability "
-            "act on it as a bias.",
+            help="A plain network to evaluate and to compare with, image by image. Cues with a reliability act on it "
+            "as a bias.",
         ),
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Evaluate this one, too, and test on the same images whether the two differ.",
+            help="Another network to evaluate, with a paired test of the difference on the same images.",
         ),
     ] = None,
     per_class: Annotated[
@@ -79,10 +77,10 @@ def evaluate(
     ] = None,
     score: Annotated[
         options.Score | None,
-        typer.Option(help="Also measure how well this tells images of other classes; default: the stored one."),
+        typer.Option(help="Score to separate images of other classes with, and to measure; default: the stored one."),
     ] = None,
     roc: Annotated[
-        Path | None, typer.Option(help="Write the curve of that: a picture (.png, .svg, .pdf), or .csv.")
+        Path | None, typer.Option(help="Write the ROC curve of that score: a picture (.png, .svg, .pdf), or .csv.")
     ] = None,
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
@@ -94,9 +92,9 @@ def evaluate(
     """Measure accuracy by class and by the tree, calibration, "none of these", and the effect of cues.
 
     Reads full, expert or plain networks and labelled images; writes only --roc and --confusion. Images of classes that
-    the network does not have are counted and left out of the accuracy. With --classes, only these classes compete: so a
-    full or plain network is the control of an expert. --beside adds such controls to the same table. --compare and
-    --baseline add a paired test: the difference with its interval, and McNemar's p.
+    the network does not have are counted and left out of the accuracy. With --classes, only these classes compete, so a
+    full or plain network can serve as an expert's baseline. --beside adds networks to the same table. --compare and
+    --baseline add a paired test, too: the difference with its interval, and McNemar's p.
 
     By the tree: the height of the lowest common ancestor of answer and class (0 if right), precision, recall and F over
     the nodes on their paths, accuracy at each level, and whether the likeliest nodes of all levels lie on one path.
@@ -120,98 +118,91 @@ def evaluate(
         hlnet eval cats.safetensors --data photos --split test --beside runs/full --beside runs/plain --roc cats.png
     """
     from hlnet.cli.shared import eval_tables, output, used_images
-    from hlnet.cues.table import CueTable
     from hlnet.data.sources import load_data
-    from hlnet.evaluation.evaluate import compare_evaluations, evaluate_with_baseline
-    from hlnet.evaluation.metrics.rejection import ROC_FORMATS, write_roc
-    from hlnet.files import check_writable
+    from hlnet.evaluation.evaluate import compare_with_first, evaluate_with_baseline
     from hlnet.model.cost import network_cost
+    from hlnet.tree.selection import select_classes
+
+    _check_files(roc, confusion)
+    strengths, wrong = (attention_signal, cue_mode, reliability), (wrong_cues, wrong_cue, cue_level)
+    if cues is not None and cue_options.wanted(*wrong):
+        raise UsageError(
+            "--wrong-cues, --wrong-cue and --cue-level are for cues from labels; with --cues, the file says it all"
+        )
+    rivals = [name for name in dict.fromkeys([baseline, compare]) if name is not None]
+    nets = _load([model, *(beside or [])], rivals, device, dtype)
+    net = nets[model]
+    if baseline is not None and nets[baseline].has_branches:
+        raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
+    images = load_data(data, split, data_root)
+    table, policy = _cues(net, model, cues, prior, strengths, wrong, hard)
+    with output.progress() as bar:
+        task = bar.add_task("evaluating", total=None)
+        evaluations = evaluate_with_baseline(
+            *(nets, images, classes, table, policy, score, batch_size, workers),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    tree = net.tree if classes is None else net.tree.prune(select_classes(net.tree, classes))
+    tables = eval_tables.Evaluations(
+        evaluations=evaluations,
+        comparisons=compare_with_first(evaluations, rivals, tree),
+        costs={name: network_cost(each) for name, each in nets.items()} if len(nets) > 1 else {},
+        rivals=rivals,
+        baseline=baseline,
+        per_class=per_class,
+        net=net,
+    )
+    files = _write_files(tables, tree, roc, confusion)
+    output.result(as_json, tables.json, lambda: tables.show(files))
+    for name, run in evaluations.items():
+        used_images.hint_at_use(name, images, run.served, "its figures here are better than on fresh ones")
+
+
+def _check_files(roc: Path | None, confusion: Path | None) -> None:
+    """Refuse files that could not be written, before minutes of work."""
+    from hlnet.evaluation.metrics.rejection import ROC_FORMATS
+    from hlnet.files import check_writable
 
     options.check_picture(roc, "--roc", ROC_FORMATS)
     options.check_picture(confusion, "--confusion", (*options.PICTURES, ".csv"))
     for path in (roc, confusion):
         if path is not None:
             check_writable(path)
-    if cues is not None and cue_options.wanted(wrong_cues, wrong_cue, cue_level):
-        raise UsageError(
-            "--wrong-cues, --wrong-cue and --cue-level are for cues from labels; with --cues, the file says it all"
-        )
-    names = [model, *(beside or [])]
-    against = [name for name in dict.fromkeys([baseline, compare]) if name is not None]
-    if len(set(names)) < len(names) or model in against:
-        raise UsageError("a model stands beside itself; name each once")
-    names = [*dict.fromkeys([*names, *against])]
-    nets = {name: options.load_optimized(name, device, dtype) for name in names}
-    if baseline is not None and nets[baseline].has_branches:
-        raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
-    images = load_data(data, split, data_root)
-    table, policy = None, None
-    how = (attention_signal, cue_mode, reliability, wrong_cues, wrong_cue, cue_level, hard)
-    if cue_options.wanted(cues, prior, *how):
-        table = CueTable.from_labels(cue_level, wrong_cue or "random", wrong_cues)
-        if cues is not None:
-            table = cue_options.cue_table(cues, nets[model])
-        elif prior is not None and not cue_options.wanted(*how):
-            table = CueTable(source=f"'{prior}'")
-        policy = cue_options.cue_policy(attention_signal, cue_mode, reliability, nets[model], hard, prior)
-        _check_cues(nets[model], model, policy, table, (attention_signal, cue_mode))
-        cue_options.log_stored_cues(nets[model], policy, None if table.labels else table.all_cues)
-    with output.progress() as bar:
-        task = bar.add_task("evaluating", total=None)
-        found = evaluate_with_baseline(
-            nets,
-            images,
-            classes,
-            table,
-            policy,
-            score,
-            batch_size,
-            workers,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    short = _short(found)
-    if roc is not None:
-        curves = {name: run.detection for name, run in found.items() if run.detection and run.detection.roc}
-        if not curves:
-            raise UsageError("--roc needs images of other classes in the data, and --score or a stored threshold")
-        write_roc({short[name]: run for name, run in curves.items()}, roc)
-    tree = _tree(nets[model], classes)
-    if confusion is not None:
-        _write_confusion(found[model], tree, confusion)
-    compared = {}
-    if found[model].classes > 1:  # of one class, all answers are the same
-        compared = {name: compare_evaluations(found[model], found[name], tree) for name in against}
-    costs = {name: network_cost(net) for name, net in nets.items()} if len(nets) > 1 else {}
 
-    def figures() -> dict[str, object]:
-        told = {name: run.model_dump(mode="json") for name, run in found.items()}
-        for name, cost in costs.items():
-            told[name]["cost"] = cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
-        first = told.pop(model)
-        tests = {name: run.model_dump(mode="json") for name, run in compared.items()}
-        return first | ({"beside": told} if told else {}) | ({"compare": tests} if tests else {})
 
-    def show() -> None:
-        named_costs = {short[name]: cost for name, cost in costs.items()}
-        eval_tables.show_evaluations({short[name]: run for name, run in found.items()}, named_costs, per_class)
-        for name, run in compared.items():
-            eval_tables.show_comparison(short[model], short[name], run)
-        if against and not compared:
-            output.hint(
-                "with one class every answer is right: there is nothing to test one network against the other on"
-            )
-        _hint_at_doubts(nets[model], found[model])
-        if baseline is not None and found[model].cued and not found[baseline].cued:
-            output.hint(
-                "the plain network was not cued: with --reliability, cues act on it as a bias (see hlnet attend)"
-            )
-        for path, what in ((roc, "curve"), (confusion, "confusion matrix")):
-            if path is not None:
-                output.hint(f"the {what} is in '{path}'")
+def _load(models: list[str], rivals: list[str], device: str, dtype: str) -> dict[str, InferenceNet]:
+    """The networks by name: the one to evaluate first, then those it is compared with."""
+    twice = [name for name in models if models.count(name) > 1] + [name for name in rivals if name == models[0]]
+    if twice:
+        raise UsageError(f"the same model is given twice ('{twice[0]}'); name each once")
+    return {name: options.load_optimized(name, device, dtype) for name in dict.fromkeys([*models, *rivals])}
 
-    output.result(as_json, figures, show)
-    for name, run in found.items():
-        used_images.hint_at_use(name, images, run.served, "its figures here are better than on fresh ones")
+
+def _cues(
+    net: InferenceNet,
+    model: str,
+    file: Path | None,
+    prior: Path | None,
+    strengths: tuple[str | None, cue_options.CueMode | None, float | None],
+    wrong: tuple[float | None, WrongCue | None, int | None],
+    hard: bool,
+) -> tuple[CueTable | None, CuePolicy | None]:
+    """The cues of the images and how they act; nothing without an option. Without cues, a prior acts alone."""
+    from hlnet.cues.table import CueTable
+
+    if not cue_options.wanted(file, prior, *strengths, *wrong, hard):
+        return None, None
+    share, target, level = wrong
+    if file is not None:
+        table = cue_options.cue_table(file, net)
+    elif cue_options.wanted(*strengths, *wrong, hard):
+        table = CueTable.from_labels(level, target or "random", share)
+    else:
+        table = CueTable(source=f"'{prior}'")
+    policy = cue_options.cue_policy(*strengths, net, hard, prior)
+    _check_cues(net, model, policy, table, strengths[:2])
+    cue_options.log_stored_cues(net, policy, None if table.labels else table.all_cues)
+    return table, policy
 
 
 def _check_cues(
@@ -223,46 +214,28 @@ def _check_cues(
     if table.labels is None:
         return
     if len(net.tree.classes) < 2:
-        raise UsageError(f"'{model}' has one class ({net.tree.classes[0]}): there is nothing that a cue could change")
+        raise UsageError(
+            f"'{model}' has one class ({net.tree.classes[0]}), so a cue could change nothing; leave the cues out"
+        )
     if not policy.hard and policy.is_silent and net.provenance.attention is None:
         raise UsageError(
             "the cues have no strength: add --reliability 0.9 or --attention-signal 1.8, or fit one (hlnet attend)"
         )
 
 
-def _hint_at_doubts(net: InferenceNet, found: Evaluation) -> None:
-    """What a reader of the tables may overlook."""
-    from hlnet.cli.shared import output
-    from hlnet.errors import some
-
-    if net.provenance.rejection and found.classes < len(net.tree.classes):
-        output.hint(
-            f"the stored threshold is for all {len(net.tree.classes)} classes together: --classes leaves it out"
-        )
-    if found.detection and found.detection.outside and found.classes == len(net.tree.classes):
-        absent = [name for name in net.tree.classes if name not in found.neutral.per_class]
-        if absent:
-            output.hint(f"no images of {some(absent)}: under another name, they would have counted as of other classes")
-
-
-def _tree(net: InferenceNet, classes: str | None) -> ClassTree:
-    """Of the classes that compete."""
-    from hlnet.tree.selection import select_classes
-
-    return net.tree if classes is None else net.tree.prune(select_classes(net.tree, classes))
-
-
-def _write_confusion(found: Evaluation, tree: ClassTree, path: Path) -> None:
-    import torch
-
-    from hlnet.evaluation.metrics.accuracy import answer_counts
+def _write_files(tables: Evaluations, tree: ClassTree, roc: Path | None, confusion: Path | None) -> dict[str, Path]:
+    """Write the files that are asked for; their paths by what they hold."""
     from hlnet.evaluation.metrics.confusion import write_confusion
+    from hlnet.evaluation.metrics.rejection import write_roc
 
-    answers, labels = torch.tensor(found.neutral.answers), torch.tensor(found.labels)
-    write_confusion(answer_counts(answers, labels, found.classes), tree, path)
-
-
-def _short(names: Collection[str]) -> dict[str, str]:
-    """For the heads of columns: short names, where these differ."""
-    short = {name: options.short_name(name) for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+    files = {}
+    if roc is not None:
+        curves = tables.detections()
+        if not curves:
+            raise UsageError("--roc needs images of other classes in the data, and --score or a stored threshold")
+        write_roc(curves, roc)
+        files["curve"] = roc
+    if confusion is not None:
+        write_confusion(tables.first.confusion_matrix(), tree, confusion)
+        files["confusion matrix"] = confusion
+    return files

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hlnet.cli.shared import options
-from hlnet.errors import UsageError, counted
+from hlnet.errors import UsageError
 
 if TYPE_CHECKING:
     from hlnet.model.base import TrainableNetwork
     from hlnet.model.cost import Latency
     from hlnet.store.export.export_model import Export
-    from hlnet.store.export.runtimes import ExportedNet
+    from hlnet.store.export.runtimes import AsModule
 
 #: Images that logits are compared on, where there are data.
 COMPARED = 16
@@ -22,19 +22,25 @@ COMPARED = 16
 BATCHES, SECONDS = (1, 8), 2.0
 
 
-#: What a network is exported to.
+#: Formats of exported networks.
 ExportFormat = Literal["onnx", "torch-export", "openvino", "executorch"]
 
 
 def export(
     model: options.Model,
-    format: Annotated[ExportFormat, typer.Option(help="Of the file.")] = "onnx",
+    format: Annotated[
+        ExportFormat | None, typer.Option(help="Format; default: by the ending of --out, else onnx.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write; its name ends in .onnx, .pt2, .xml or .pte. [default: as MODEL's, here]"),
     ] = None,
     with_gains: Annotated[
         bool, typer.Option("--with-gains", help="Keep the cue as a second input: a factor for each node, 1 is neutral.")
+    ] = False,
+    parts: Annotated[
+        bool,
+        typer.Option("--parts", help="Write trunk and head apart: NAME.trunk.onnx and NAME.head.onnx for NAME.onnx."),
     ] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="For ONNX: write OUT.int8.onnx too, with accuracy before and after.")
@@ -43,8 +49,10 @@ def export(
         str | None,
         typer.Option(help="Images to compare logits on and, with --int8, to calibrate and evaluate; as hlnet eval's."),
     ] = None,
-    calibration_images: Annotated[int, typer.Option(min=1, help="With --int8: how many training images.")] = 128,
-    latency: Annotated[bool, typer.Option(help="Measure latency, beside torch's.")] = True,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="With --int8: number of training images to calibrate with.")
+    ] = 128,
+    latency: Annotated[bool, typer.Option(help="Measure latency, also of the network in torch.")] = True,
     workers: options.Workers = 2,
     data_root: options.DataRoot = None,
     as_json: options.Json = False,
@@ -61,59 +69,60 @@ def export(
 
         hlnet export cats.safetensors --int8 --data photos --json
 
-        hlnet export runs/digits/best.safetensors --format openvino --with-gains --out digits.xml
+        hlnet export runs/digits/best.safetensors --with-gains --out digits.xml    # OpenVINO, by the ending
+
+        hlnet export cats.safetensors --parts    # on a device, one trunk serves the heads of several experts
     """
-    from hlnet.cli.shared import output
+    from hlnet.cli.shared import export_tables, output
+    from hlnet.store.checkpoint import read_header
     from hlnet.store.export.export_model import export_model
-    from hlnet.store.export.runtimes import open_exported
-    from hlnet.store.export.writers import SUFFIXES, check_packages
+    from hlnet.store.export.runtimes import AsModule, open_exported
+    from hlnet.store.export.writers import SUFFIXES, check_packages, format_of
     from hlnet.store.locate import locate_model
 
+    format = format or (format_of(out) if out else "onnx")
     if int8 and format != "onnx":
         raise UsageError(f"--int8 is for --format onnx, not {format}")
     if int8 and data is None:
         raise UsageError("--int8 needs --data: labelled images to calibrate and evaluate with")
+    if int8 and parts:
+        raise UsageError("--int8 is for whole networks; leave it or --parts out")
     check_packages(format)
     source = locate_model(model)
     out = out or Path(source.stem + SUFFIXES[format])
-    net = options.load_model(source, "cpu")
+    net, fingerprint = options.load_model(source, "cpu"), read_header(source).fingerprint
     images = None if data is None else _images(net, data, data_root)
     with output.progress() as bar:
         bar.add_task(f"exporting to {format}", total=None)
-        written = export_model(source, out, format, with_gains, images)
-    runs = {"float32": open_exported(out, threads=1)}
+        written = export_model(net, out, format, with_gains, images, parts=parts, fingerprint=fingerprint)
+    runs = _opened(written)
     quantized: dict[str, Any] = {}
-    if int8:
-        assert data is not None
+    if int8 and data is not None:
         small = out.with_suffix(".int8.onnx")
         quantized = _quantize(net, out, small, data, data_root, calibration_images, workers)
-        runs["int8"] = open_exported(small, threads=1)
+        runs["int8"] = AsModule(open_exported(small, threads=1))
     times = _latency(net, runs) if latency else {}
-    found = {"classes": net.tree.classes, **written.model_dump(mode="json")}
+    figures = {"classes": net.tree.classes, **written.model_dump(mode="json")}
     if latency:
-        found["latency"] = {name: [run.model_dump(mode="json") for run in row] for name, row in times.items()}
+        figures["latency"] = {name: [run.model_dump(mode="json") for run in row] for name, row in times.items()}
     if int8:
-        found["int8"] = quantized
+        figures["int8"] = quantized
+    kind, classes = "images" if data else "images of noise", len(net.tree.classes)
+    output.result(as_json, figures, lambda: export_tables.show_export(written, times, quantized, kind, classes))
 
-    def show() -> None:
-        if times:
-            _show_latency(times, runs["float32"].runtime)
-        if quantized:
-            _show_int8(quantized, written)
-            output.show(f"int8: {quantized['bytes'] / 1e6:.1f} MB, written to {quantized['out']}")
-        kind = "images" if data else "images of noise"
-        output.show(
-            f"{written.runtime} gives torch's logits: on {written.images} {kind}, the largest difference is "
-            f"{written.max_difference:.1g}, the largest logit {written.largest_logit:.3g}"
-        )
-        count = len(net.tree.classes)
-        output.show(f"{counted(count, 'class')}, {written.bytes / 1e6:.1f} MB, written to {out}")
 
-    output.result(as_json, found, show)
+def _opened(written: Export) -> dict[str, AsModule]:
+    """The exported network in its runtime; of two files, also the trunk alone."""
+    from hlnet.store.export.runtimes import AsModule, open_exported
+
+    if written.trunk is None:
+        return {"float32": AsModule(open_exported(written.out, threads=1))}
+    trunk = open_exported(written.trunk, threads=1)
+    return {"float32": AsModule(trunk, open_exported(written.out, 1, trunk)), "trunk": AsModule(trunk)}
 
 
 def _images(net: TrainableNetwork, data: str, root: Path | None) -> Any:
-    """Some images of the validation part, from all over it."""
+    """Some validation images, spread over all of them."""
     import torch
 
     from hlnet.data.sources import load_data
@@ -125,7 +134,7 @@ def _images(net: TrainableNetwork, data: str, root: Path | None) -> Any:
 def _quantize(
     net: TrainableNetwork, out: Path, small: Path, data: str, root: Path | None, count: int, workers: int
 ) -> dict[str, Any]:
-    """Write the int8 file; what it is and does."""
+    """Write the int8 file, and measure its size and accuracy."""
     from hlnet.cli.shared import output
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import loader
@@ -147,45 +156,20 @@ def _quantize(
         "bytes": file_size(small),
         "calibration_images": min(count, len(train)),
         "images": len(val),
-        "accuracy": {name: found.model_dump(mode="json") for name, found in accuracies.items()},
+        "accuracy": {name: accuracy.model_dump(mode="json") for name, accuracy in accuracies.items()},
     }
 
 
-def _latency(net: TrainableNetwork, runs: dict[str, ExportedNet]) -> dict[str, list[Latency]]:
-    """Of the inference form in torch, and of each file in its runtime; in turn, with one thread."""
+def _latency(net: TrainableNetwork, runs: dict[str, AsModule]) -> dict[str, list[Latency]]:
+    """Latency of the inference form in torch and of each file in its runtime; in turn, with one thread."""
     from torch import nn
 
     from hlnet.cli.shared import output
     from hlnet.model.fast.optimize import optimize
     from hlnet.model.latency import measure_latency
-    from hlnet.store.export.runtimes import AsModule
 
-    batch = runs["float32"].batch
-    modules: dict[str, nn.Module] = {"torch": optimize(net)}
-    modules |= {name: AsModule(run) for name, run in runs.items()}
+    batch = runs["float32"].exported[0].batch
+    modules: dict[str, nn.Module] = {"torch": optimize(net), **runs}
     with output.progress() as bar:
         bar.add_task("timing", total=None)
         return measure_latency(modules, net.transform.input_size, (batch,) if batch else BATCHES, seconds=SECONDS)
-
-
-def _show_latency(times: dict[str, list[Latency]], runtime: str) -> None:
-    from hlnet.cli.shared import output
-
-    names = {"torch": "torch, optimised", "float32": runtime, "int8": f"{runtime}, int8"}
-    rows = [
-        [f"batch {row[0].batch_size}", *(f"{run.median_ms:.1f}" for run in row)]
-        for row in zip(*times.values(), strict=True)
-    ]
-    output.show_table("Milliseconds, one thread", ["", *(names[name] for name in times)], rows)
-
-
-def _show_int8(found: dict[str, Any], written: Export) -> None:
-    from hlnet.cli.shared import output
-
-    accuracy = found["accuracy"]
-    rows = [["top-1", *(output.percent(run["top1"]) for run in accuracy.values())]]
-    if accuracy["int8"]["top5"] is not None:
-        rows.append(["top-5", *(output.percent(run["top5"]) for run in accuracy.values())])
-    rows.append(["file, MB", f"{written.bytes / 1e6:.1f}", f"{found['bytes'] / 1e6:.1f}"])
-    title = f"On {counted(found['images'], 'image')}, calibrated on {found['calibration_images']} others"
-    output.show_table(title, ["", *accuracy], rows)

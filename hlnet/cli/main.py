@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -26,7 +27,7 @@ from hlnet.cli.predict import predict
 from hlnet.cli.profile import profile
 from hlnet.cli.show import show
 from hlnet.cli.train import TrainCommand, train
-from hlnet.errors import HlnetError
+from hlnet.errors import HlnetError, did_you_mean
 from hlnet.version import __version__
 
 app = typer.Typer(
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def usage_error(error: TyperException) -> str:
-    """What Typer found, in one line; of a value that does not fit, which value and what is expected.
+    """Typer's error on one line; for a wrong value, the value and what is expected.
 
     >>> usage_error(TyperException("No such command 'evl'."))
     "No such command 'evl'"
@@ -112,9 +113,10 @@ def usage_error(error: TyperException) -> str:
         option, _, _ = message.removeprefix("Invalid value for ").partition(": ")
         expected, _, _ = wrong[0]["msg"].removeprefix("Value error, ").partition(", unable to parse")
         _, _, choices = expected.partition(" is not one of ")
+        near = did_you_mean(str(wrong[0]["input"]), re.findall("'([^']+)'", choices))
         expected = f"one of {choices.rstrip('.')}" if choices else expected.removeprefix("Input should be ")
         expected = f"a number {expected}" if expected.startswith(("greater", "less")) else expected
-        message = f"{option.strip(chr(39))} '{wrong[0]['input']}': expected {expected}"
+        message = f"{option.strip(chr(39))} '{wrong[0]['input']}': expected {expected}{near and f'.{near}'}"
     path = getattr(getattr(error, "ctx", None), "command_path", "")
     return f"{message}{' See' if message.endswith('?') else '; see'} {path} --help" if message and path else message
 

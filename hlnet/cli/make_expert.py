@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hlnet.cli.shared import options
 from hlnet.errors import UsageError, some
+
+if TYPE_CHECKING:
+    from hlnet.expert.candidates import Candidate
+    from hlnet.expert.write import Calibration, ExpertSource
+    from hlnet.tree.construct.budget import Budget
 
 CALIBRATION = '"None of these"'
 OF_CALIBRATION = ("split", "max_false_positive", "score", "batch_size", "workers", "data_root", "device")
@@ -38,13 +44,13 @@ def make_expert(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would stay, and its cost; write nothing.")
+        bool, typer.Option("--dry-run", help="Show the classes that would stay, and the cost; write nothing.")
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Check that the kept weights are the full network's, and that the logits are, on random images.",
+            help="Check on random images that weights and logits are those of the full network.",
         ),
     ] = False,
     images: Annotated[
@@ -55,11 +61,11 @@ def make_expert(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images of its own and of other classes: fit the threshold of 'none of these', and the temperature.",
+            help="Images of its classes and of others: fit the threshold of 'none of these', and the temperature.",
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
-    split: Annotated[options.Split, typer.Option(help="Which part of DATA.", rich_help_panel=CALIBRATION)] = "val",
+    split: Annotated[options.Split, typer.Option(help="Part of DATA.", rich_help_panel=CALIBRATION)] = "val",
     max_false_positive: Annotated[
         float,
         typer.Option(help="Share of images of other classes that may be accepted.", rich_help_panel=CALIBRATION),
@@ -67,7 +73,8 @@ def make_expert(
     score: Annotated[
         options.Score | None,
         typer.Option(
-            help="Score that separates own images from others; default: probability after --loss bce, else energy.",
+            help="Score that separates images of its classes from others; default: probability after --loss bce, else "
+            "energy.",
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
@@ -97,69 +104,87 @@ def make_expert(
     _check(classes, each, selections, out, under, dry_run)
     _check_calibration(context, calibrate, out, dry_run, max_false_positive)
     if verify and (out is None or dry_run):
-        raise UsageError("--verify looks at the file that is written: give --out, and no --dry-run")
+        raise UsageError("--verify checks the file that is written: give --out, and no --dry-run")
     if images and not verify:
         raise UsageError("--images are what --verify runs on; give both")
     files_to_verify = [Path(file) for file in options.image_files(images or [], "--images")]
-    from hlnet.cli.shared import expert_tables, output, used_images
-    from hlnet.data.sources import load_data
+    from hlnet.cli.shared import expert_tables, output
     from hlnet.expert import write
     from hlnet.expert.candidates import candidates, choose, require_fit
     from hlnet.tree.construct.budget import Budget
 
-    several, writes = each is not None or selections is not None, out is not None and not dry_run
+    several, target = each is not None or selections is not None, None if dry_run else out
     budget = Budget.parse(under) if under else None
-    source = write.ExpertSource(model, whole=writes and (verify or several))
+    source = write.ExpertSource(model, whole=target is not None and (verify or several))
     tree, choices = source.tree, choose(source.tree, classes, each, selections)
     # Counting takes a second, and the profile of one expert counts again: only where it is needed.
     units = source.units if several or budget else []
     wanted = candidates(tree, units, choices) if units else []
-    if budget and several and writes:
-        over = [one.name for one in wanted if not budget.fits(one.cost)]
-        if over and len(over) < len(wanted):  # else there is nothing to write, and it is said below why
-            wanted = [one for one in wanted if one.name not in over]
-            choices = {one.name: choices[one.name] for one in wanted}
-            names = some(f"'{name}'" for name in over)
-            output.hint(f"over the budget of {budget.text(budget.limit)}, and not written: {names}")
-    found: list[dict[str, Any]] = [{} for _ in choices]
-    if out is not None and writes:
-        files = write.expert_files(source, choices, out, several)
+    if budget and several and target is not None:
+        wanted = _within_budget(wanted, budget)
+        choices = {one.name: choices[one.name] for one in wanted}
+    reports: list[dict[str, Any]] = [{} for _ in choices]
+    if target is not None:
+        files = write.expert_files(source, choices, target, several)
         if budget:
             require_fit(wanted, budget, tree, units)
         with output.progress() as bar:
-            # Whatever can be found wrong is, before the first file is written; and what is quick goes first.
-            on_step = output.phases(bar)
-            steps: list[write.Step] = []
+            # All that can be wrong is checked before the first file is written, and the quick checks come first.
+            on_step, steps = output.phases(bar), list[write.Step]()
             if calibrate is not None:
-                labelled = load_data(calibrate, split, data_root)
-                used_images.hint_before_fitting(model, source.provenance, labelled)
-                calibration = write.Calibration(
-                    labelled,
-                    max_false_positive=max_false_positive,
-                    score=score,
-                    device=options.pick_device(device),
-                    batch_size=batch_size,
-                    workers=workers,
-                    on_step=on_step,
-                )
-                calibration.check(source, choices, several)
-                steps = [calibration]
+                fit = {"max_false_positive": max_false_positive, "score": score, "batch_size": batch_size}
+                fit |= {"workers": workers, "device": options.pick_device(device), "on_step": on_step}
+                steps = [_calibration(source, choices, several, (model, calibrate, split, data_root), **fit)]
             if verify:
                 steps = [write.Verification(source, files_to_verify), *steps]
-            found = write.write_experts(source, list(zip(choices.values(), files, strict=True)), steps, on_step)
-    shown = expert_tables.MadeExperts(
-        source,
-        choices,
-        wanted,
-        budget,
-        several,
-        found,
-        out if writes else None,
-        counted=writes or (dry_run and classes is not None),
-    )
+            reports = write.write_experts(source, list(zip(choices.values(), files, strict=True)), steps, on_step)
+    counted = target is not None or (dry_run and classes is not None)
+    shown = expert_tables.MadeExperts(source, choices, wanted, budget, several, reports, target, counted)
     output.result(as_json, shown.json, shown.show)
     if dry_run and not as_json:
         output.hint("nothing was written: --dry-run")
+
+
+def _within_budget(wanted: list[Candidate], budget: Budget) -> list[Candidate]:
+    """The experts within the budget; all if none is, so that the refusal can name them."""
+    from hlnet.cli.shared import output
+
+    over = [f"'{one.name}'" for one in wanted if not budget.fits(one.cost)]
+    if not over or len(over) == len(wanted):
+        return wanted
+    output.hint(f"over the budget of {budget.text(budget.limit)}, and not written: {some(over)}")
+    return [one for one in wanted if budget.fits(one.cost)]
+
+
+def _calibration(
+    source: ExpertSource,
+    choices: Mapping[str, Collection[int]],
+    several: bool,
+    data: tuple[str, str, options.Split, Path | None],
+    **fit: Any,
+) -> Calibration:
+    """The step that fits "none of these".
+
+    Args:
+        source: the network.
+        choices: positions of each expert's classes, by its name.
+        several: whether they may be more than one.
+        data: the network's name, then --calibrate, --split and --data-root.
+        fit: as :class:`hlnet.expert.write.Calibration` takes it.
+
+    Raises:
+        DataError: if the data cannot serve for one of the experts.
+    """
+    from hlnet.cli.shared import used_images
+    from hlnet.data.sources import load_data
+    from hlnet.expert.write import Calibration
+
+    model, name, split, root = data
+    labelled = load_data(name, split, root)
+    used_images.hint_before_fitting(model, source.provenance, labelled)
+    calibration = Calibration(labelled, **fit)
+    calibration.check(source, choices, several)
+    return calibration
 
 
 def _check_calibration(
@@ -171,7 +196,7 @@ def _check_calibration(
         given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
         if given:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{named}: only --calibrate looks at that; give it, too, or leave this out")
+            raise UsageError(f"{named}: only --calibrate uses this; give both or none")
     elif out is None or dry_run:
         raise UsageError("--calibrate fits the file that is written: give --out, and no --dry-run")
     if not 0 < max_false_positive < 1:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from hlnet.cli.shared.processes import Share
+    from hlnet.cues.policy import CuePolicy
+    from hlnet.cues.table import CueMatching
     from hlnet.evaluation.prediction import Prediction
     from hlnet.model.fast.optimize import InferenceNet
 
-#: Labels for each image, where nobody says how many.
+#: Labels for each image, without --top.
 TOP = 5
 
 
@@ -41,7 +43,7 @@ def predict(
     ],
     top: Annotated[
         int | None,
-        typer.Option(min=1, help="Labels for each image; default: 5, or none where an answer may end early."),
+        typer.Option(min=1, help="Labels for each image; default: 5, or none if answers may end early."),
     ] = None,
     min_confidence: Annotated[
         float | None,
@@ -52,7 +54,7 @@ def predict(
         typer.Option(
             min=0.5,
             max=0.999,
-            help="Answer with a node that holds the image's class this often; hlnet calibrate fits that.",
+            help="Answer with a node that contains the image's class this often; needs hlnet calibrate.",
         ),
     ] = None,
     always: Annotated[
@@ -65,8 +67,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="folder|event|REGEX",
-            help="One answer for all images of a folder; of an event, taken within a minute of one another (event:10: "
-            "ten seconds); or of one match in the path.",
+            help="One answer for all images of a folder; of an event, that is a minute or less apart (event:10: ten "
+            "seconds); or with the same match of a pattern in their paths.",
         ),
     ] = None,
     cue: cue_options.CueOption = None,
@@ -80,9 +82,9 @@ def predict(
     hard: cue_options.Hard = False,
     form: Annotated[
         Format | None,
-        typer.Option("--format", help="Default: what --out ends in (.csv, .jsonl, .txt), and to stdout text."),
+        typer.Option("--format", help="Format; default: by the ending of --out (.csv, .jsonl, .txt), text on stdout."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write, in one step at the end; default: to stdout.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write, in one step at the end; default: stdout.")] = None,
     batch_size: options.BatchSize = 16,
     workers: options.Workers = 2,
     device: options.Device = "auto",
@@ -92,9 +94,9 @@ def predict(
     """Label images: the path down the tree, with the probability of each node on it.
 
     "animal 0.99 / cat 0.97 / tabby 0.41": the probability of a node is the sum over the classes under it. With
-    --min-confidence or --coverage, the answer stops at the last node that is certain enough. A network with a threshold
-    (make-expert --calibrate) answers "none of these" for images that score below it. A network of a single class
-    without a threshold prints its score.
+    --min-confidence or --coverage, the answer stops at the last node that is probable enough. A network with a
+    threshold (make-expert --calibrate) answers "none of these" for images that score below it. A network of a single
+    class without a threshold prints its score.
 
     Cues are outside information about the class: --cue, --text, a file of --cues for single images, a --prior. Cues
     with a reliability shift logits by Bayes' rule; cues with a factor scale features.
@@ -122,95 +124,142 @@ def predict(
         raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet.cli.shared import output
     from hlnet.cli.shared.processes import Share
-    from hlnet.cues.table import CueMatching
     from hlnet.data.bursts import grouping
     from hlnet.evaluation import prediction
     from hlnet.files import check_writable
     from hlnet.tree.selection import select_classes
 
     share = Share.ours()
-    if share.count > 1 and group_by is not None:
-        raise UsageError("--group-by needs all images in one process; several would each see a part of a group")
-    if share.count > 1 and out is None:
-        raise UsageError("several processes write one file; say which with --out")
-    if share.count > 1 and "-" in images:
-        raise UsageError("several processes cannot read one standard input; give folders or patterns in quotes")
+    _check_share(share, images, out, group_by)
     if not share.first:
-        output.say_no_hints()
+        output.silence_hints()
     files = options.image_files(images, "IMAGES")
     if out is not None and share.first:
         check_writable(out)
     net = options.load_optimized(model, _device(device, share), dtype)
-    matching, policy = None, None
-    how = (attention_signal, cue_mode, reliability)
-    if cue_options.wanted(cue, text, text_model, cues, prior, hard, *how):
-        if not cue_options.wanted(cue, text, cues) and (prior is None or cue_options.wanted(hard, *how)):
-            raise UsageError("these options say how cues act, but none is given; add --cue, --text or --cues")
-        everywhere = cue_options.cues_for_all(net.tree, cue or (), text, text_model, cue_mode)
-        if hard:
-            cue_options.check_hard_cues(net, model, *how, cues=everywhere)
-        policy = cue_options.cue_policy(*how, net, hard, prior)
-        matching = CueMatching(cue_options.cue_table(cues, net, everywhere))
-        if (
-            cues is not None
-            and "-" not in images
-            and not any(map(matching.cues_naming, options.image_files(images, "IMAGES")))
-        ):
-            matching.finish()  # which refuses a file for none of what may be many
-    ends = min_confidence is not None or coverage is not None
+    strengths = (attention_signal, cue_mode, reliability)
+    matching, policy = _cues(net, model, images, (cue, text, text_model), cues, prior, strengths, hard)
     if share.first:
         _hint_at_doubts(net, images)
-    if _are_few(images, batch_size):
-        workers = 0
-    found = prediction.predict(
-        *(net, share.of(files), top or TOP, batch_size, min_confidence, coverage, workers, matching, policy),
+    predictions = prediction.predict(
+        *(net, share.of(files), top or TOP, batch_size, min_confidence, coverage),
+        *(0 if _are_few(images, batch_size) else workers, matching, policy),
         always=always,
         group=None if group_by is None else grouping(group_by),
     )
-    asked = [] if always is None else [net.tree.classes[place] for place in select_classes(net.tree, always)]
-    if matching is not None and policy is not None and (given := matching.table.all_cues):
-        cue_options.log_stored_cues(net, policy, given)
-        if hard and matching.table.everywhere:
-            cue_options.log_hard_cues(net, matching.table.everywhere)
-    extra = (asked, group_by is not None)
-    line = writer(form, net.provenance.rejection, top is not None or not ends, *extra)
-    counts = _write(found, line, csv_row(columns(*extra)) if form == "csv" else "", out, share, images)
-    if counts is None:
+    named = [] if always is None else [net.tree.classes[i] for i in select_classes(net.tree, always)]
+    if matching is not None and policy is not None:
+        _log_cues(net, matching, policy)
+    with_labels = top is not None or (min_confidence is None and coverage is None)
+    line = writer(form, net.provenance.rejection, with_labels, named, group_by is not None)
+    head = csv_row(columns(named, group_by is not None)) if form == "csv" else ""
+    counts = _write(predictions, line, head, out, share, images)
+    if counts is not None:
+        if matching is not None and share.count == 1:  # of several processes, none has seen all images
+            matching.finish()
+        _report(counts, net, out, group_by is not None)
+
+
+def _check_share(share: Share, images: list[str], out: Path | None, group_by: str | None) -> None:
+    """Refuse options that several processes cannot serve."""
+    if share.count == 1:
         return
-    if matching is not None and share.count == 1:  # of several processes, none has seen all images
-        matching.finish()
+    if group_by is not None:
+        raise UsageError("--group-by needs all images in one process; several would each see a part of a group")
+    if out is None:
+        raise UsageError("several processes write one file; name it with --out")
+    if "-" in images:
+        raise UsageError("several processes cannot read one standard input; give folders or patterns in quotes")
+
+
+def _cues(
+    net: InferenceNet,
+    model: str,
+    images: list[str],
+    everywhere: tuple[list[str] | None, str | None, str | None],
+    file: Path | None,
+    prior: Path | None,
+    strengths: tuple[str | None, cue_options.CueMode | None, float | None],
+    hard: bool,
+) -> tuple[CueMatching | None, CuePolicy | None]:
+    """The cues of the images and how they act; nothing without an option.
+
+    Args:
+        net, model: the network, and its name in messages.
+        images: as the command line has them.
+        everywhere: the options of cues on every image: --cue, --text and --text-model.
+        file: of --cues.
+        prior, strengths, hard: as :func:`cue_options.cue_policy` takes them.
+    """
+    from hlnet.cues.table import CueMatching
+
+    cue, text, text_model = everywhere
+    if not cue_options.wanted(*everywhere, file, prior, hard, *strengths):
+        return None, None
+    if not cue_options.wanted(cue, text, file) and (prior is None or cue_options.wanted(hard, *strengths)):
+        raise UsageError("these options say how cues act, but none is given; add --cue, --text or --cues")
+    cues = cue_options.cues_for_all(net.tree, cue or (), text, text_model, strengths[1])
+    if hard:
+        cue_options.check_hard_cues(net, model, *strengths, cues=cues)
+    policy = cue_options.cue_policy(*strengths, net, hard, prior)
+    matching = CueMatching(cue_options.cue_table(file, net, cues))
+    if (
+        file is not None
+        and "-" not in images
+        and not any(map(matching.cues_naming, options.image_files(images, "IMAGES")))
+    ):
+        matching.finish()  # which refuses a file that has cues for none of the images
+    return matching, policy
+
+
+def _log_cues(net: InferenceNet, matching: CueMatching, policy: CuePolicy) -> None:
+    """Say how cues act where the command line does not, and how many classes hard cues leave."""
+    if given := matching.table.all_cues:
+        cue_options.log_stored_cues(net, policy, given)
+        if policy.hard and matching.table.everywhere:
+            cue_options.log_hard_cues(net, matching.table.everywhere)
+
+
+def _report(counts: Counter[str], net: InferenceNet, out: Path | None, grouped: bool) -> None:
+    """Say what was written.
+
+    Raises:
+        RunError: if images could not be read.
+    """
+    from hlnet.cli.shared import output
+
     if not counts["images"]:
         output.hint("no names of images came from standard input")
     if out is not None:
-        what = f" in {counted(counts['groups'], 'group')}" if group_by is not None else ""
-        rejected = f"{what}, {counts['rejected']} of them none of these" if net.provenance.rejection else what
-        output.hint(f"{counted(counts['images'], 'image')}{rejected}; the answers are in '{out}'")
+        groups = f" in {counted(counts['groups'], 'group')}" if grouped else ""
+        rejected = f", {counts['rejected']} of them none of these" if net.provenance.rejection else ""
+        output.hint(f"{counted(counts['images'], 'image')}{groups}{rejected}; the answers are in '{out}'")
     if counts["unread"]:
         raise RunError(f"{counts['unread']} of {counted(counts['images'], 'image')} could not be read")
 
 
 def _write(
-    found: Iterator[Prediction],
+    predictions: Iterator[Prediction],
     text: Callable[[Prediction], str],
     head: str,
     out: Path | None,
     share: Share,
     images: list[str],
 ) -> Counter[str] | None:
-    """Write all predictions, other processes' too, one by one; how many of what kind, or in another process nothing."""
+    """Write all predictions one by one, other processes' too, and count them; in another process, return ``None``."""
     from hlnet.cli.shared import output
     from hlnet.files import replacing
 
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
-        stack.enter_context(_tidy_end())
+        stack.enter_context(_clean_end())
         stream = sys.stdout
         if out is not None and share.first:
             draft = stack.enter_context(replacing(out))
             stream = stack.enter_context(draft.open("w", encoding="utf-8", newline=""))
         if share.first and output.stderr.is_terminal and (out is not None or not stream.isatty()):
-            found = _watched(found, stack.enter_context(output.progress()), images, share)
-        everything = found if out is None else _of_all(found, share, out, stack)
+            predictions = _with_progress(predictions, stack.enter_context(output.progress()), images, share)
+        everything = predictions if out is None else _gathered(predictions, share, out, stack)
         if everything is None:
             return None
         stream.write(head)
@@ -227,19 +276,21 @@ def _write(
     return counts
 
 
-def _of_all(found: Iterator[Prediction], share: Share, out: Path, stack: ExitStack) -> Iterator[Prediction] | None:
+def _gathered(
+    predictions: Iterator[Prediction], share: Share, out: Path, stack: ExitStack
+) -> Iterator[Prediction] | None:
     """The predictions of all processes, in the first one; ``None`` in the others."""
     from hlnet.cli.shared.processes import in_order
     from hlnet.evaluation.prediction import Prediction
 
     if share.count == 1:
-        return found
-    lines = stack.enter_context(in_order(share, (json.dumps(one.model_dump()) for one in found), out))
+        return predictions
+    lines = stack.enter_context(in_order(share, (json.dumps(one.model_dump()) for one in predictions), out))
     return None if lines is None else (Prediction(**json.loads(line)) for line in lines)
 
 
 @contextmanager
-def _tidy_end() -> Iterator[None]:
+def _clean_end() -> Iterator[None]:
     """A SIGTERM ends the command as Ctrl-C does, without half-written files."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -261,15 +312,15 @@ def _device(device: str, share: Share) -> str:
 
 
 def _hint_at_doubts(net: InferenceNet, images: list[str]) -> None:
-    """What a user may overlook."""
+    """Point out what a user may overlook."""
     from hlnet.cli.shared import output
     from hlnet.data.image_files import STDIN
 
     if STDIN in images and sys.stdin.isatty():
-        output.hint("reading names of images, one a line, up to the end of input (Ctrl-D)")
+        output.hint("reading names of images, one per line, up to the end of input (Ctrl-D)")
     if len(net.tree.classes) == 1 and net.provenance.rejection is None:
         output.hint(
-            "one class, and no threshold: a score ranks images; make-expert --calibrate finds from where it is a yes"
+            "one class, and no threshold: the score only ranks images; make-expert --calibrate fits a threshold"
         )
 
 
@@ -280,8 +331,10 @@ def _are_few(images: list[str], batch_size: int) -> bool:
     return are_files(images) and len(images) <= batch_size
 
 
-def _watched(found: Iterator[Prediction], bar: Progress, images: list[str], share: Share) -> Iterator[Prediction]:
-    """The predictions, with a bar; how many images there are is counted meanwhile, if it can be."""
+def _with_progress(
+    predictions: Iterator[Prediction], bar: Progress, images: list[str], share: Share
+) -> Iterator[Prediction]:
+    """The predictions, with a progress bar; the images are counted meanwhile, unless they come from a pipe."""
     from hlnet.data.image_files import STDIN, image_files
 
     task = bar.add_task("images", total=None)
@@ -291,6 +344,6 @@ def _watched(found: Iterator[Prediction], bar: Progress, images: list[str], shar
 
     if STDIN not in images:
         threading.Thread(target=count, daemon=True).start()
-    for one in found:
+    for one in predictions:
         bar.advance(task)
         yield one

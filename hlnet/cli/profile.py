@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -25,7 +25,7 @@ def profile(
         ),
     ],
     tree: Annotated[Path | None, typer.Option(help="Class tree file, for a preset or a timm model.")] = None,
-    nodes: Annotated[str | None, typer.Option(help="Instead of a tree: its nodes a level, such as 6,26,100.")] = None,
+    nodes: Annotated[str | None, typer.Option(help="Instead of a tree: nodes per level, such as 6,26,100.")] = None,
     classes: options.Classes = None,
     img_size: Annotated[int | None, typer.Option(min=8, help="Side of the image in pixels.")] = None,
     batch_size: Annotated[str, typer.Option(help="Batch sizes to time, such as 1,8.")] = "1",
@@ -36,11 +36,11 @@ def profile(
     ] = None,
     sweep: Annotated[
         Literal["split-point"] | None,
-        typer.Option(help="Instead: count the costs for each stage that the trunk may end at."),
+        typer.Option(help="Count the costs for each stage that the trunk may end at, instead."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="With --sweep: draw it, as .png, .svg or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --sweep: draw the costs, as .png, .svg or .pdf.")] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what the inference form does to the network.")
+        bool, typer.Option("--explain", help="List what the inference form does to the network.")
     ] = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
@@ -58,73 +58,77 @@ def profile(
 
         hlnet profile n3hl_resnet50 --nodes 6,26,100 --classes 0-4 --sweep split-point --plot splits.png
     """
-    from hlnet.cli.shared import output
+    from hlnet.cli.shared import output, profile_tables
     from hlnet.expert.cut import cut_expert
     from hlnet.model import cost
-    from hlnet.model.base import require_branches
-    from hlnet.model.hierarchical import HierarchicalNet
     from hlnet.model.latency import random_network, with_latency
-    from hlnet.model.presets import PRESETS, configure
-    from hlnet.model.transform import InputTransform
-    from hlnet.model.trunk import check_backbone, size_arguments
-    from hlnet.store.names import is_model_name
 
-    batches, counts = (
-        options.integers(batch_size, "--batch-size") or (1,),
-        options.integers(threads, "--threads") or (1,),
-    )
+    batches = options.integers(batch_size, "--batch-size") or (1,)
+    counts = options.integers(threads, "--threads") or (1,)
     options.check_picture(plot, "--plot")
     if plot and not sweep:
-        raise UsageError("--plot draws what --sweep counts; give --sweep split-point too")
+        raise UsageError("--plot draws the costs of --sweep; give --sweep split-point, too")
     if min(batches) < 1 or min(counts) < 1:
         raise UsageError("--batch-size and --threads must be at least 1")
-    net: HierarchicalNet | None = None
-    transform: InputTransform | None
-    parent_counts = None
-    if is_model_name(model) or Path(model).exists():
-        if tree or nodes or img_size or split_point is not None:
-            raise UsageError(
-                "--tree, --nodes, --img-size and --split-point are for presets; a checkpoint brings its own"
-            )
-        loaded = options.load_model(model, device)
-        mend = f"see the first column of hlnet profile {loaded.config.backbone} --nodes 1,{len(loaded.tree.classes)}"
-        require_branches(loaded, "to cost", mend, name=f"'{model}'")
-        assert isinstance(loaded, HierarchicalNet)
-        net = loaded
-        config, class_tree, transform = net.config, net.tree, net.transform
-        parent_counts = net.provenance.parent_counts
-    else:
-        if model not in PRESETS:
-            check_backbone(model)
-        class_tree = _tree(model, tree, nodes)
-        arguments = size_arguments(PRESETS.get(model, {}).get("backbone", model), img_size)
-        config, class_tree = configure(model, class_tree, backbone_args=arguments, split_point=split_point)
-        transform = InputTransform().adjusted(img_size) if img_size else None  # of which only the size counts here
+    network = _network(model, tree, nodes, img_size, split_point, device)
+    config, class_tree, transform, net = network
+    parent_counts = net.provenance.parent_counts if net is not None else None
     if sweep:
         if parent_counts:
             raise UsageError(f"'{model}' is an expert, whose costs elsewhere depend on the whole tree: sweep that")
         _sweep(config, class_tree, transform, classes, plot, as_json)
         return
-    found = cost.profile(config, class_tree, transform, classes, parent_counts)
+    report = cost.profile(config, class_tree, transform, classes, parent_counts)
     if net is None and (latency or explain):
         net = random_network(config, class_tree).to(options.pick_device(device))
         net.transform = net.transform.adjusted(img_size)
-    if latency:
-        assert net is not None
+    if latency and net is not None:
         with output.progress() as bar:
             bar.add_task("timing", total=None)
             expert = None if classes is None else cut_expert(net, classes)
-            found = with_latency(found, net, expert, batches, counts, dtype=dtype)
-    explained = _explained(net, batches, dtype) if explain and net is not None else []
+            report = with_latency(report, net, expert, batches, counts, dtype=dtype)
+    lines = _explained(net, batches, dtype) if explain and net is not None else []
+    figures = report.model_dump(mode="json") | ({"inference": lines} if explain else {})
+    output.result(as_json, figures, lambda: profile_tables.show_profile_report(report, lines))
 
-    def show() -> None:
-        output.show_profile(found)
-        for line in explained:
-            output.show(line)
-        if latency and found.expert and not found.full.latency:
-            output.hint("full: counted from its number of nodes, not timed; its weights are not in this file")
 
-    output.result(as_json, found.model_dump(mode="json") | ({"inference": explained} if explain else {}), show)
+class _Profiled(NamedTuple):
+    """A network to count: its config, tree and transform; and the network itself, of a checkpoint."""
+
+    config: NetworkConfig
+    tree: ClassTree
+    transform: InputTransform | None
+    net: HierarchicalNet | None
+
+
+def _network(
+    model: str, tree: Path | None, nodes: str | None, img_size: int | None, split_point: int | None, device: str
+) -> _Profiled:
+    """The network of a checkpoint, or of a preset or timm model with a tree."""
+    from hlnet.model.base import require_branches
+    from hlnet.model.hierarchical import HierarchicalNet
+    from hlnet.model.presets import PRESETS, configure
+    from hlnet.model.transform import InputTransform
+    from hlnet.model.trunk import check_backbone, size_arguments
+    from hlnet.store.names import is_model_name
+
+    if is_model_name(model) or Path(model).exists():
+        if tree or nodes or img_size or split_point is not None:
+            raise UsageError(
+                "--tree, --nodes, --img-size and --split-point are for presets; a checkpoint brings its own"
+            )
+        net = options.load_model(model, device)
+        mend = f"see the first column of hlnet profile {net.config.backbone} --nodes 1,{len(net.tree.classes)}"
+        require_branches(net, "to cost", mend, name=f"'{model}'")
+        assert isinstance(net, HierarchicalNet)
+        return _Profiled(net.config, net.tree, net.transform, net)
+    if model not in PRESETS:
+        check_backbone(model)
+    class_tree = _tree(model, tree, nodes)
+    arguments = size_arguments(PRESETS.get(model, {}).get("backbone", model), img_size)
+    config, class_tree = configure(model, class_tree, backbone_args=arguments, split_point=split_point)
+    transform = InputTransform().adjusted(img_size) if img_size else None  # of which only the size counts here
+    return _Profiled(config, class_tree, transform, None)
 
 
 def _sweep(
@@ -135,8 +139,8 @@ def _sweep(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Costs by split point: printed, and drawn if asked for."""
-    from hlnet.cli.shared import output
+    """Count, show and draw the costs for each split point."""
+    from hlnet.cli.shared import output, profile_tables
     from hlnet.model.split_points import sweep_split_points
 
     with output.progress() as bar:
@@ -148,29 +152,14 @@ def _sweep(
 
         plot_splits(splits, plot)
 
-    def show() -> None:
-        columns = ["stage", "channels", "1/side", "strides", "full M", "GMACs"]
-        columns += ["expert M", "GMACs"] if classes else []
-        rows = []
-        for split in splits:
-            stage = f"{'*' if split.chosen else ' '}{split.split_point} {split.stage}"
-            row = [stage, str(split.channels), str(split.reduction), ",".join(map(str, split.strides))]
-            for cost in (split.costs.full, split.costs.expert):
-                row += output.cost_cells(cost)[:2] if cost else []
-            rows.append(row)
-        plain = splits[0].costs.plain
-        output.show_table("Costs by the stage after which the trunk ends (--split-point)", columns, rows)
-        output.show("* as it is now. M: million parameters. 1/side: the image's side over the map's.")
-        params, gmacs, _ = output.cost_cells(plain)
-        output.show(f"The plain network: {params} M parameters, {gmacs} GMACs.")
-        if plot:
-            output.hint(f"drawn in {plot}")
-
-    output.result(as_json, [split.model_dump(mode="json") for split in splits], show)
+    figures = [split.model_dump(mode="json") for split in splits]
+    output.result(as_json, figures, lambda: profile_tables.show_splits(splits, classes is not None))
+    if plot and not as_json:
+        output.hint(f"drawn in {plot}")
 
 
 def _explained(net: HierarchicalNet, batches: tuple[int, ...], dtype: str) -> list[str]:
-    """What the inference form does for these sizes of batches."""
+    """The steps of the inference form, for these batch sizes."""
     import torch
 
     from hlnet.model.fast.optimize import optimize
@@ -193,7 +182,7 @@ def _tree(model: str, tree: Path | None, nodes: str | None) -> ClassTree:
     counts = options.integers(nodes, "--nodes")
     if counts is None:
         raise UsageError(
-            f"'{model}' needs a class tree: give --tree FILE, or --nodes with its nodes a level, such as 6,26,100"
+            f"'{model}' needs a class tree: give --tree FILE, or --nodes with the nodes per level, such as 6,26,100"
         )
     try:
         return ClassTree.balanced(counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from hlnet.errors import UsageError
 if TYPE_CHECKING:
     from hlnet.model.base import TrainableNetwork
     from hlnet.tree.class_tree import ClassTree
+    from hlnet.view.look import View
 
 
 def show(
@@ -34,7 +35,7 @@ def show(
         ),
     ] = None,
     level: Annotated[
-        int | None, typer.Option(help="Look at the blocks of this level above the nodes; 1 is nearest to the trunk.")
+        int | None, typer.Option(help="Show the blocks of this level above the nodes; 1 is nearest to the trunk.")
     ] = None,
     rgb: Annotated[
         bool, typer.Option("--rgb", help="Three channels as colours, as in the paper's Fig. 4, not their activity.")
@@ -56,7 +57,7 @@ def show(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Show what branches see in a few images, and what cues change.
+    """Draw the feature maps of branches on a few images, and the effect of cues.
 
     Writes one HTML page that loads nothing from the internet, and its pictures as PNG: feature maps of branches, as in
     the paper's Fig. 4; with --cam, class activation maps; with --cue, probabilities and the cued branch, without and
@@ -72,7 +73,7 @@ def show(
     from hlnet.cues.files import parse_cue
     from hlnet.model.plain import PlainNet
     from hlnet.view.look import MOST_IMAGES, look
-    from hlnet.view.page import best_classes, check_view_path, write_view
+    from hlnet.view.page import check_view_path, write_view
 
     check_view_path(out)
     files = list(islice(options.image_files(images, "IMAGES"), MOST_IMAGES + 1))
@@ -89,38 +90,49 @@ def show(
     cues = [parse_cue(text, net.tree, cue_mode) for text in cue or ()]
     cue_options.log_stored_cues(net, policy, cues)
     view = look(net, files, words, level, cues, policy, cam, rgb)
-    written = write_view(view, out, f"What {options.short_name(model)} sees", _about(net))
+    written = write_view(view, out, f"Feature maps of {options.short_name(model)}", _about(net))
+    output.result(as_json, lambda: _figures(view, files, written), lambda: _show(view, written[0]))
+
+
+def _figures(view: View, files: list[str], written: list[Path]) -> dict[str, Any]:
+    """The best classes of each image, without and under each cue, for machines."""
+    from hlnet.view.page import best_classes
+
     ranks = best_classes(view, 5)
-    if as_json:
-        told = [
-            {
-                "image": path,
-                "probabilities": _rounded(ranks[i]),
-                "cues": [
-                    {"node": row.node, "effect": row.told, "probabilities": _rounded(best_classes(view, 5, row)[i])}
-                    for row in view.cues
-                ],
-            }
-            for i, path in enumerate(files)
-        ]
-        output.show_json({"files": [str(path) for path in written], "images": told})
-        return
+    under = [(row, best_classes(view, 5, row)) for row in view.cues]
+    images = [
+        {
+            "image": path,
+            "probabilities": _rounded(ranks[i]),
+            "cues": [{"node": row.node, "effect": row.told, "probabilities": _rounded(cued[i])} for row, cued in under],
+        }
+        for i, path in enumerate(files)
+    ]
+    return {"files": [str(path) for path in written], "images": images}
+
+
+def _show(view: View, page: Path) -> None:
+    """The same as lines."""
+    from hlnet.cli.shared import output
+    from hlnet.view.page import best_classes
+
+    ranks = best_classes(view, 5)
     for i, name in enumerate(view.names):
         output.show(f"{name}: {_best(ranks[i])}")
         for row in view.cues:
             output.show(f"  cue on {row.node} ({row.told}): {_best(best_classes(view, 5, row)[i])}")
-    output.show(f"page: {written[0]}")
+    output.show(f"page: {page}")
 
 
 def _nodes(tree: ClassTree, texts: list[str]) -> list[str]:
-    """What stands between commas; names that hold some are known as a whole."""
-    found = []
+    """The names between commas; a name that holds commas is taken as a whole if the tree has it."""
+    names = []
     for text in texts:
         parts = [text] if text in tree.node_names.words else text.split(",")
-        found += [part.strip() for part in parts if part.strip()]
-    if not found:
+        names += [part.strip() for part in parts if part.strip()]
+    if not names:
         raise UsageError(f"--nodes {' '.join(map(repr, texts))} names no node; name some, such as 'animal/cat,tabby'")
-    return found
+    return names
 
 
 def _about(net: TrainableNetwork) -> str:

@@ -114,7 +114,7 @@ def _run(
     run, tree = _read_run(config, given, out, resume, overwrite)
     limit = options.byte_size(cache_size, "--cache-size")
     chosen = options.pick_device(device)
-    others = int(os.environ.get("RANK", "0")) > 0  # of several processes, one speaks
+    others = int(os.environ.get("RANK", "0")) > 0  # of several processes, the first one reports
     with output.quiet(others):
         net = build_network(run, read_tree(tree))
         if not others and isinstance(net.config, NetworkConfig):
@@ -127,10 +127,8 @@ def _run(
         return
     write_model_folder(net, out / MODEL_FOLDER)
     figures = summary(history, len(data[0]), len(data[1]), time.perf_counter() - started)
-    if as_json:
-        output.show_json({"out": str(out), **figures})
-    else:
-        output.show(_result(figures, out / MODEL_FOLDER))
+    text = _result(figures, out / MODEL_FOLDER)
+    output.result(as_json, {"out": str(out), **figures}, lambda: output.show(text))
 
 
 def _read_run(
@@ -146,12 +144,12 @@ def _read_run(
     from hlnet.training.state import STATE_FILE
 
     if resume and overwrite:
-        raise UsageError("--resume goes on with the run in --out, --overwrite replaces it; give one")
+        raise UsageError("--resume continues the run in --out, --overwrite replaces it; give one")
     if resume and config is None:
         if (out / CONFIG_FILE).exists():
             config = str(out / CONFIG_FILE)
         elif not {"data", "tree"} <= given.keys():
-            raise UsageError(f"'{out}' holds no run to go on with; give DATA and --tree to begin one there")
+            raise UsageError(f"'{out}' holds no run to resume; give DATA and --tree to begin one there")
     run = read_run_config(config, given)
     if run.data is None:
         raise UsageError("DATA is needed, unless a recipe (--config) has it")

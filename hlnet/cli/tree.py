@@ -113,7 +113,7 @@ def check(
             children = "–" if level == 1 else f"{min(counts)} – {max(counts)}"
             continued = sum(node.continued for node in found.levels[level - 1])
             rows.append([f"level {level}", str(found.counts[level - 1]), children, str(continued)])
-        output.show_table("The tree", ["", "nodes", "children a parent", "only continue a class"], rows)
+        output.show_table("The tree", ["", "nodes", "children per parent", "only continue a class"], rows)
         for oddity in oddities:
             output.show(f"{oddity.kind}: {oddity.message}")
         if not oddities:
@@ -168,7 +168,7 @@ def compare(
 @app.command()
 def convert(
     tree: Tree,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write; its suffix says the format.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write, in the format of its suffix.")],
     to: Annotated[
         str | None,
         typer.Option(help="canonical, nested, paths, edges, newick, node-link, children or folders."),
@@ -213,9 +213,9 @@ def match(
     ],
     as_json: options.Json = False,
 ) -> None:
-    """Say which wanted classes a tree or network has, and which it lacks; and what it has besides.
+    """Compare wanted classes with those of a tree or network: which it has, lacks, and has besides.
 
-    A name counts in another case or number, too, and so does a word that WordNet has for a class or what is above it.
+    Upper and lower case, singular and plural count as the same. So do WordNet's words for a class or for a node above.
 
     **Examples**
 

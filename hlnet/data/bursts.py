@@ -1,4 +1,4 @@
-"""Which images belong together: those of a folder, of an event, or whose names agree in a part."""
+"""Groups of images: those of a folder, of an event, or whose names agree in a part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXIF, _TAKEN, _CHANGED = 0x8769, 0x9003, 0x0132
 
 
 def grouping(rule: str) -> Callable[[str], str]:
-    """What names the group of an image, by a rule.
+    """A function from an image to its group's name, by a rule.
 
     Args:
         rule: ``folder``; ``event``, images of one folder of which each was taken within a minute of the one before it,

@@ -127,12 +127,14 @@ def trunk_features(net: TrainableNetwork, batches: Iterable[tuple[Tensor, ...]])
         with torch.no_grad(), torch.autocast(net.device.type, enabled=False):
             features = net.features(images.to(net.device)).half().cpu()
         if not features.isfinite().all():
-            raise DataError("the trunk's features exceed what float16 holds (65504); train without cached features")
+            raise DataError(
+                "the trunk's features exceed what float16 holds (65504): they cannot be cached (cache_views)"
+            )
         yield features, *rest
 
 
 class FeatureSource:
-    """What cached features are made from: a trunk, and the views of images that it is to see.
+    """Source of cached features: a trunk, and the views of images for it.
 
     Args:
         net: its ``features`` are taken.

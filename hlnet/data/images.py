@@ -66,7 +66,7 @@ class LabelledImages:
 
 
 def image_names(images: LabelledImages) -> list[str]:
-    """What each image of a data set is called in a file of cues: its path, in a shard after the shard's own.
+    """Name of each image in a file of cues: its path, in a shard after the shard's own.
 
     Images that are no files are called by their position: ``"0"``, ``"1"``, ….
     """

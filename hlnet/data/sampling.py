@@ -1,4 +1,4 @@
-"""What a training step sees depends on the seed, the epoch and the image alone.
+"""Order and augmentation of training images: functions of the seed, the epoch and the image alone.
 
 Notable here: the order of an epoch and the augmentation of an image are functions, not states. So a run that was killed
 goes on where it stood without any generator's state, and neither the number of worker processes nor that of machines

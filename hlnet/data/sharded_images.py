@@ -106,7 +106,7 @@ def _place(data: str, root: str | Path | None) -> tuple[Path, str]:
     name = _local(data.removeprefix(PREFIX), data)
     if root is None:
         hint = f"; for the folder of that name, write './{data}'" if Path(data).is_dir() else ""
-        raise UsageError(f"data source '{data}' needs the folder of its shards, with --data-root (root){hint}")
+        raise UsageError(f"data source '{data}' needs the folder of its shards as root (--data-root){hint}")
     folder = Path(_local(str(root), data))
     if ".tar" in name or "{" in name:
         pattern = re.sub(r"\|[0-9]*", "", name)  # timm wants the number of samples behind it; the index knows
@@ -114,7 +114,7 @@ def _place(data: str, root: str | Path | None) -> tuple[Path, str]:
         folder, pattern = (folder / name, "") if name and (folder / name).is_dir() else (folder, "")
     if not folder.is_dir():
         raise UsageError(
-            f"data source '{data}': there is no folder '{folder}'; give that of its shards with --data-root"
+            f"data source '{data}': there is no folder '{folder}'; give that of its shards as root (--data-root)"
         )
     return folder, pattern
 
@@ -123,7 +123,7 @@ def _local(name: str, data: str) -> str:
     if _REMOTE.match(name):
         raise UsageError(
             f"data source '{data}': '{one_line(name)}' is not on this machine; download the shards, "
-            "and give their folder with --data-root"
+            "and give their folder as root (--data-root)"
         )
     return name
 

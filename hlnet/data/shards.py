@@ -87,7 +87,7 @@ class ShardFile:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """What is in a tar file, sample by sample, in its order.
+    """Contents of a tar file, sample by sample, in its order.
 
     Attributes:
         file: the tar file.

@@ -37,7 +37,7 @@ class TreeData(Dataset[tuple[Tensor, int]]):
         left_out: how many images were left out.
         unknown: classes of the data that the tree lacks.
         absent: classes of the tree that the data lack.
-        labels: position in ``tree.classes`` of each kept image; -1 for outside ones.
+        labels: position in ``tree.classes`` of each kept image; -1 for out-of-distribution ones.
 
     Raises:
         DataError: if classes are missing on either side, or no image is left.

@@ -1,4 +1,4 @@
-"""Fitting what a network says of itself: probabilities that come true as often as they say, and "none of these"."""
+"""Fitting temperatures and thresholds: calibrated probabilities, path answers, and "none of these"."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def calibrate(
 
     The threshold comes from images of classes that the network lacks (:func:`conformal_threshold`), the
     temperature from images of its own (:func:`fit_temperature`; with one class there is none), or, where each class was
-    trained one against all (``bce``), from all images, for its probabilities speak of any image. Both belong to these
+    trained one-vs-rest (``bce``), from all images, for its probabilities speak of any image. Both belong to these
     weights and classes: a cut of the network, or training, drops them.
 
     Args:
         net: an expert, or any network.
         data: labelled images that it was not trained with, of its own classes and of others: ``outside=True``.
-        max_false_positive: the share of new outside images, drawn as these are, that may be accepted.
+        max_false_positive: the share of new out-of-distribution images, drawn as these are, that may be accepted.
         score: ``energy``, ``max-logit`` or ``probability``, see :func:`rejection_scores`; default:
             ``probability`` for a network trained with ``bce``, else ``energy``.
         batch_size, workers: as :func:`hlnet.loader` takes them.
@@ -59,12 +59,12 @@ def calibrate(
         what was fitted. Its ``metrics`` tell what was measured on these images: ``own_images``, ``outside_images``,
         ``own_accepted``, ``auroc``, ``fpr_at_95_tpr``, ``false_positive_bound`` (of 100 such fits, 95 stay under it)
         and, cross-fitted in five parts, each measured with what the other four give: ``outside_accepted``, where four
-        fifths of the outside images are enough for the rate, and, where there is a temperature, ``ece_before`` and
-        ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one).
+        fifths of the out-of-distribution images are enough for the rate, and, where there is a temperature,
+        ``ece_before`` and ``ece`` (:func:`calibration_error` at temperature 1 and at the fitted one).
 
     Raises:
         UsageError: if there is no such score, or the rate is not between 0 and 1.
-        DataError: if the data hold no outside images, or too few for that rate.
+        DataError: if the data hold no out-of-distribution images, or too few for that rate.
 
     Example:
         >>> import hlnet
@@ -83,7 +83,7 @@ def calibrate(
     check_outside(data, max_false_positive)
     if data.absent:
         log.warning(
-            "%s has no images of %s: were they there under another name, they would count as outside ones",
+            "%s has no images of %s: were they there under another name, they would count as out-of-distribution ones",
             data.images.name,
             some(data.absent),
         )
@@ -170,8 +170,8 @@ def calibrate_paths(
 
     if len(net.tree.classes) < 2:
         raise UsageError(
-            f"a network of one class ({net.tree.classes[0]}) has no path to choose; what it can say is 'none of "
-            "these': make-expert --calibrate fits that"
+            f"a network of one class ({net.tree.classes[0]}) has no path to choose, it can only reject images: "
+            "calibrate() fits a threshold for that (hlnet make-expert --calibrate)"
         )
     seen = set(data.labels)
     if absent := [name for place, name in enumerate(net.tree.classes) if place not in seen]:
@@ -201,14 +201,14 @@ def calibrate_paths(
 
 
 def check_outside(data: TreeData, max_false_positive: float) -> None:
-    """Before any image is read: whether there are enough outside ones.
+    """Before any image is read: whether there are enough out-of-distribution ones.
 
     Raises:
         UsageError, DataError: as :func:`calibrate`.
     """
     outside = data.labels.count(-1)
     if not outside and data.left_out:
-        raise UsageError("calibrate() takes data made with outside=True, whose outside images are not left out")
+        raise UsageError("calibrate() takes data made with outside=True, which keeps out-of-distribution images")
     if not outside:
         raise DataError(
             f"{data.images.name} holds no images of classes outside the network's, from which 'none of these' is "
@@ -235,7 +235,8 @@ def calibrate_own(
 ) -> Rejection:
     """Fit when a network says "none of these" without images of other classes; ``net.provenance`` holds it afterwards.
 
-    Of n own images' scores, let s be the k-th lowest, ``k = floor(a (n + 1))`` with a the share that may be rejected.
+    Of n in-distribution images' scores, let s be the k-th lowest, ``k = floor(a (n + 1))`` with a the share that may be
+    rejected.
     The threshold is s: a new image of these classes, drawn as these were, scores lower with probability at most a
     (split conformal prediction). Of images of other classes it promises nothing: how many are let through depends on
     how unlike they are, and only images of them can tell (:func:`calibrate`).
@@ -243,7 +244,7 @@ def calibrate_own(
     Args:
         net: any network.
         data: labelled images of its own classes that it was not trained with; others are passed over.
-        max_rejected: the share of new own images that may be rejected.
+        max_rejected: the share of new in-distribution images that may be rejected.
         score, batch_size, workers, on_batch: as :func:`calibrate` takes them.
 
     Returns:
@@ -251,7 +252,7 @@ def calibrate_own(
 
     Raises:
         UsageError: if there is no such score, or the share is not between 0 and 1.
-        DataError: if there are too few own images for that share.
+        DataError: if there are too few in-distribution images for that share.
 
     Example:
         >>> import hlnet
@@ -267,7 +268,9 @@ def calibrate_own(
     if score not in SCORES:
         raise UsageError(f"there is no score '{score}'; expected {', '.join(SCORES)}")
     if not 0 < max_rejected < 1:
-        raise UsageError(f"the largest share of own images to reject ({max_rejected:g}) must lie between 0 and 1")
+        raise UsageError(
+            f"the largest share of in-distribution images to reject ({max_rejected:g}) must lie between 0 and 1"
+        )
     (logits,), labels = logits_of(net, loader(data, batch_size, workers), on_batch=on_batch)
     scores = rejection_scores(logits[labels >= 0], score)
     if not scores.isfinite().all():

@@ -32,7 +32,7 @@ def folds(count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def fresh_accepted(outside: Tensor, max_false_positive: float) -> float | None:
-    """The share of outside images that a threshold fitted to others accepts; ``None`` if those are too few to fit one.
+    """Share of out-of-distribution images that a threshold fitted to others accepts; ``None`` if these are too few.
 
     Args:
         outside: ``[n]``, scores, as :func:`conformal_threshold` takes them.
@@ -48,7 +48,7 @@ def fresh_accepted(outside: Tensor, max_false_positive: float) -> float | None:
 
 
 def fresh_own_accepted(own: Tensor, max_rejected: float) -> float | None:
-    """The share of own images that a threshold fitted to others of them accepts; ``None`` if those are too few.
+    """Share of in-distribution images that a threshold fitted to others accepts; ``None`` if these are too few.
 
     Args:
         own: ``[n]``, scores, as :func:`own_threshold` takes them.

@@ -1,4 +1,4 @@
-"""The cue report: what right cues give, what wrong ones cost, and which way of cueing makes the best of both.
+"""The cue report: the gain of right cues, the cost of wrong ones, and the mechanism that makes the best of both.
 
 Notable here: the images serve in three parts. On the first, strengths are chosen; the best of many looks better there
 than it is. On the second, with strengths fixed, the way of cueing to store is chosen. Figures come from the third,
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hlnet.cues.cue import Mode, cue_evidence, curve_strength
 from hlnet.cues.oracle import WrongCue, confusable_classes, wrong_classes
+from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError, some
 from hlnet.evaluation.cue_sweep import Frontier, SweptLogits, frontier, named_classes, right_answers, sweep_gains
 from hlnet.evaluation.metrics.comparison import Interval, paired_bootstrap
@@ -75,7 +76,7 @@ class Choice(BaseModel):
 
 
 class CuedNetwork(BaseModel):
-    """What the report says of one network.
+    """Accuracy of one network under cues.
 
     Attributes:
         neutral: top-1 without a cue, on the part that reports.
@@ -99,17 +100,17 @@ class CuedNetwork(BaseModel):
 
 
 class CueReport(BaseModel):
-    """What :func:`attend` found.
+    """Accuracy under cues, as :func:`attend` measures it.
 
     Attributes:
         tuned_on, picked_on, reported_on: numbers of images that chose strengths, that chose the way to store, and that
             the figures come from.
         classes: that compete.
         level: of the nodes that were cued; ``None`` for classes.
-        wrong: what a wrong cue names where strengths are chosen.
+        wrong: wrong cues' target where strengths are chosen.
         reliability: of cues of which nothing is said.
         network: the network itself.
-        plain: the plain network beside it.
+        plain: the plain network, the baseline.
         attention: what to store in the network's file; ``None`` where nodes above the classes were cued.
     """
 
@@ -127,43 +128,43 @@ class CueReport(BaseModel):
 
 def attend(
     net: Network,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    plain: tuple[Network, Iterable[tuple[Tensor, Tensor]]] | None = None,
+    data: TreeData,
+    plain: Network | None = None,
     reliability: float = 0.9,
     wrong: WrongCue = "random",
     level: int | None = None,
     gains: Sequence[float] = GAINS,
-    data: str = "",
+    batch_size: int = 64,
+    workers: int = 0,
     seed: int = 0,
     on_batch: Callable[[], None] | None = None,
 ) -> CueReport:
-    """Measure cues on labelled images: by gain, bias and scale, right and wrong, beside a plain network.
+    """Measure right and wrong cues on labelled images: as gain, bias and scale, with a plain network as baseline.
 
     Images are divided into three parts within each class. On the first, the temperature is fitted and strengths are
     chosen, for each reliability the one of the highest top-1 at that share of right cues. On the second, the way to
     store is chosen: the bias, unless another is ahead of it by more than chance (its interval, which allows for the
     number of rivals). On the third everything is reported. Accuracy is linear in the share of wrong cues, so those
     under all right and all wrong ones give it. Gains that the file holds already, found before or trained for, are
-    reported beside; what is stored replaces them.
+    reported, too; the stored setting replaces them.
 
     For memory see :func:`hlnet.evaluation.cue_sweep.sweep_gains`; a third of that comes on top.
 
     Args:
         net: the network.
-        batches: its images and labels, of at least two classes.
-        plain: a plain network that has these classes, and the same images for it, in the same order and with the
-            same labels: positions in ``net.tree.classes``.
+        data: the images, with labels in the order of ``net.tree.classes``: at least two classes.
+        plain: a plain network that has these classes. It gets the same images, prepared as its own transform says.
         reliability: what the stored setting is for, above 0 and below 1.
-        wrong: what a wrong cue names where strengths are chosen; the frontiers have all three kinds.
+        wrong: wrong cues' target where strengths are chosen; the frontiers have all three kinds.
         level: cue the nodes of this level, 1 nearest to the trunk; default: classes.
         gains: that are tried; besides 1, neutral, and those that the network's file gives for the reliabilities.
-        data: what the images are, for the file.
+        batch_size, workers: as :func:`hlnet.loader` takes them.
         seed: of parts, wrong cues and bootstrap.
         on_batch: called after each batch.
 
     Raises:
         UsageError: for one class or fewer than three images, for a reliability out of range or a negative gain, if no
-            cue of the level can be wrong, or if the plain network lacks a class or has other images.
+            cue of the level can be wrong, or if the plain network lacks a class.
 
     Example:
         >>> import hlnet
@@ -173,7 +174,7 @@ def attend(
         >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> prepare = hlnet.eval_transform(net.transform)
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), tree, prepare, subset=True)
-        >>> report = attend(net, hlnet.loader(data, 64), gains=[1, 3])
+        >>> report = attend(net, data, gains=[1, 3])
         >>> gain = report.network.frontier("gain")
         >>> gain.right[0] == gain.wrong["random"][0] == report.network.neutral
         True
@@ -184,17 +185,19 @@ def attend(
         raise UsageError("a network of one class always answers with it: there is nothing that a cue could change")
     if any(not 0 <= gain < float("inf") for gain in gains):
         raise UsageError(f"gains must be numbers of at least 0, got {', '.join(f'{gain:g}' for gain in gains)}")
-    places = {} if plain is None else plain[0].tree.positions
-    if plain is not None and (lacking := [name for name in net.tree.classes if name not in places]):
-        raise UsageError(f"the plain network lacks classes of the network: {some(lacking)}")
+    positions = {} if plain is None else plain.tree.positions
+    if plain is not None and (lacking := [name for name in net.tree.classes if name not in positions]):
+        raise UsageError(f"the plain network lacks classes of the network: {some(lacking)}; take one that has them")
     gains = [1.0, *gains, *stored_gains(net, reliability).values()] if net.has_branches else []
-    swept = sweep_gains(net, batches, gains, on_batch)
-    beside = None
+    swept = sweep_gains(net, loader(data, batch_size, workers), gains, on_batch)
+    baseline = None
     if plain is not None:
-        columns = [places[name] for name in net.tree.classes]
-        beside = sweep_gains(plain[0], plain[1], (), on_batch)
-        beside = SweptLogits(beside.labels, beside.neutral[:, columns], {}, beside.provenance)
-    return report_cues(net.tree, swept, beside, reliability, wrong, level, data, seed)
+        if plain.transform != net.transform:
+            data = TreeData(data.images, net.tree, eval_transform(plain.transform), subset=True)
+        columns = [positions[name] for name in net.tree.classes]
+        baseline = sweep_gains(plain, loader(data, batch_size, workers), (), on_batch)
+        baseline = SweptLogits(baseline.labels, baseline.neutral[:, columns], {}, baseline.provenance)
+    return report_cues(net.tree, swept, baseline, reliability, wrong, level, data.images.name.strip("'"), seed)
 
 
 def stored_gains(net: Network, reliability: float = 0.9) -> dict[float, float]:
@@ -220,9 +223,10 @@ def report_cues(
     Args:
         tree: the network's.
         swept: the network's logits, :func:`sweep_gains`. Of a temperature that was fitted before, no
-            other is fitted; that of classes trained one against all is the sigmoids'.
+            other is fitted; that of classes trained one-vs-rest is the sigmoids'.
         plain: those of a plain network, its columns in the order of ``tree.classes``.
-        reliability, wrong, level, data, seed: as :func:`attend` takes them.
+        reliability, wrong, level, seed: as :func:`attend` takes them.
+        data: name of the images, for the stored setting.
 
     Raises:
         UsageError: for fewer than three images or one of another class, if no cue of the level can be wrong, or the
@@ -276,7 +280,7 @@ def _parts(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _targets(tree: ClassTree, swept: SweptLogits, tune: Tensor, level: int | None, seed: int) -> dict[str, Tensor]:
-    """What right cues and each kind of wrong ones name, ``[N, K]``."""
+    """Classes that right cues and each kind of wrong cues name, ``[N, K]``."""
     labels = swept.labels
     targets = {"right": named_classes(tree, labels, level)}
     for kind in KINDS:

@@ -47,7 +47,7 @@ class SweptLogits:
 
 
 class Frontier(BaseModel):
-    """What one mode of cue gives when right and costs when wrong, strength by strength.
+    """Accuracy under right and under wrong cues of one mode, by strength.
 
     Attributes:
         mode: ``gain``, ``bias`` or ``scale``.
@@ -131,7 +131,7 @@ def sweep_gains(
 
 
 def right_answers(swept: SweptLogits, named: Tensor, mode: Mode, strength: float | Tensor) -> Tensor:
-    """Which images are right when cues of one strength name these classes.
+    """Images that are right when cues of one strength name these classes.
 
     Args:
         swept: the logits.
@@ -185,7 +185,7 @@ def frontier(
 
 
 def named_classes(tree: ClassTree, classes: Tensor, level: int | None = None) -> Tensor:
-    """What cues on these classes, or on the nodes above them at a level, name: ``[N, K]``, boolean.
+    """Classes that cues on these classes, or on the nodes above them at a level, name: ``[N, K]``, boolean.
 
     Example:
         >>> tree = ClassTree.from_nested({"cat": ["tabby", "siamese"], "dog": ["beagle"]})

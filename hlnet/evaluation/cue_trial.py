@@ -123,7 +123,7 @@ class CueRuns:
 
     @property
     def wrong_share(self) -> float | None:
-        """How many of the cues from labels are to be wrong."""
+        """Share of wrong cues from labels."""
         labels, reliability = self.table.labels, self.attention.reliability
         if labels is None:
             return None
@@ -173,7 +173,7 @@ def _replaced(runs: Iterable[Iterable[tuple[Cue, ...]]], known: Mapping[Cue, Cue
 
 
 def right_share(run: Sequence[Sequence[Cue]], tree: ClassTree, labels: Sequence[int]) -> float | None:
-    """How many of the cued images have a cue that names their class; ``None`` if no image of the tree is cued."""
+    """Share of the cued images whose cue names their class; ``None`` if no image of the tree is cued."""
     cued = [(cues, label) for cues, label in zip(run, labels, strict=True) if cues and label >= 0]
     if not cued:
         return None
@@ -182,7 +182,7 @@ def right_share(run: Sequence[Sequence[Cue]], tree: ClassTree, labels: Sequence[
 
 
 def mixed(right: float, wrong: float, share: float) -> float:
-    """What is to be expected where a share of cues is wrong.
+    """Expected accuracy where a share of cues is wrong.
 
     Example:
         >>> mixed(1.0, 0.5, 0.25)

@@ -1,8 +1,8 @@
-"""Accuracy of full networks, experts and plain networks, with and without a cue; alone, and beside each other."""
+"""Accuracy of full networks, experts and plain networks, without and with cues; of one, or of several compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from pydantic import BaseModel, Field
@@ -15,7 +15,7 @@ from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError, some
 from hlnet.evaluation.cue_trial import CuedAccuracy, CueRuns, cued_accuracy
 from hlnet.evaluation.logits import columns_of, logits_of
-from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy
+from hlnet.evaluation.metrics.accuracy import Accuracy, accuracy, answer_counts
 from hlnet.evaluation.metrics.comparison import Comparison, compare
 from hlnet.evaluation.metrics.hierarchy import lca_heights
 from hlnet.evaluation.metrics.probability import calibration_error, class_probabilities
@@ -27,7 +27,7 @@ from hlnet.tree.selection import select_classes
 
 
 class Evaluation(BaseModel):
-    """What :func:`evaluate` found.
+    """Accuracy and calibration of a network on labelled images, as :func:`evaluate` measures them.
 
     Attributes:
         images: number of images used.
@@ -35,9 +35,9 @@ class Evaluation(BaseModel):
         classes: number of classes that compete.
         neutral: accuracy without a cue.
         temperature: what logits are divided by for probabilities, where it was fitted.
-        ece: expected calibration error of these, :func:`calibration_error`, to 4 decimals. Softmax
-            shares are of the network's own images, and ``None`` with one class. Probabilities of classes trained one
-            against all speak of any image: images of other classes count, and it is ``None`` where they were left out.
+        ece: expected calibration error of these, :func:`calibration_error`, to 4 decimals. For a
+            softmax it covers in-distribution images, and is ``None`` with one class. Probabilities of classes trained
+            one-vs-rest are of any image: images of other classes count, and it is ``None`` where they were left out.
         detection: how well images of other classes are told from the network's own, where that was asked for.
         cued: accuracy with cues, where these were asked for.
         served: what these images did for the network before: they trained its weights, chose its epoch, or fitted
@@ -56,25 +56,30 @@ class Evaluation(BaseModel):
     served: list[Use] = []
     labels: list[int] = Field(default=[], exclude=True, repr=False)
 
+    def confusion_matrix(self) -> Tensor:
+        """Counts of images by class (row) and answer without cues (column), ``[K, K]`` in the tree's order."""
+        return answer_counts(torch.tensor(self.neutral.answers), torch.tensor(self.labels), self.classes)
+
 
 def evaluate(
     net: Network,
     data: TreeData,
-    batches: Iterable[tuple[Tensor, Tensor]],
     classes: str | Iterable[str | int] | None = None,
     cues: CueTable | None = None,
     policy: CuePolicy | None = None,
-    on_batch: Callable[[], None] | None = None,
     score: Score | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_batch: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Accuracy on labelled images.
 
-    With ``classes``, only images of these count and only their logits compete: for a full or a plain network that is
-    the control beside an expert of the same classes.
+    With ``classes``, only images of these count and only their logits compete: so a full or a plain network is the
+    baseline of an expert of the same classes.
 
-    With ``cues`` or a ``policy``, accuracy under cues stands beside: of a file, or of each image's own label, as in the
-    paper's Sec. 4.4. The latter is an oracle, which says how much right cues could help; what wrong ones do is found
-    with it.
+    With ``cues`` or a ``policy``, accuracy under cues is measured, too: under cues of a file, or of each image's own
+    label, as in the paper's Sec. 4.4. The latter is an oracle, which says how much right cues could help; the accuracy
+    under wrong cues comes with it.
 
     How well images of other classes are recognised as such (``detection``) is measured for a network that holds a
     fitted threshold (:func:`hlnet.calibrate`), for a single class, where accuracy says nothing, and where a ``score``
@@ -82,15 +87,15 @@ def evaluate(
 
     Args:
         net: the network.
-        data: what the batches are drawn from.
-        batches: of ``data``; in its order, where there are cues.
+        data: the images, with labels in the order of ``net.tree.classes``.
         classes: a selection, as :func:`hlnet.select_classes` takes it; default: all the network's.
         cues: which cues images have; default, where a policy is given: :meth:`hlnet.cues.table.CueTable.from_labels`.
             An empty table leaves the policy's prior alone.
         policy: how cues act; default, where there are cues: as :class:`hlnet.CuePolicy`.
+        score: separates images of other classes: ``energy``, ``max-logit`` or ``probability``; default: the stored
+            one, or :func:`hlnet.evaluation.metrics.rejection.default_score`.
+        batch_size, workers: as :func:`hlnet.loader` takes them.
         on_batch: called after each batch.
-        score: what is to tell other classes: ``energy``, ``max-logit`` or ``probability``; default: the stored one, or
-            :func:`hlnet.evaluation.metrics.rejection.default_score`.
 
     Raises:
         UsageError: as :func:`hlnet.cues.effect.cue_effect`, or if the selected classes have no images.
@@ -101,14 +106,14 @@ def evaluate(
         >>> net = hlnet.create_model("test_resnet", tree=[str(digit) for digit in range(10)])
         >>> net.transform = InputTransform(input_size=(3, 32, 32))
         >>> data = hlnet.TreeData(hlnet.load_data("digits", "val"), net.tree, hlnet.eval_transform(net.transform))
-        >>> found = evaluate(net, data, hlnet.loader(data, 64), policy=hlnet.CuePolicy(strength=100))
-        >>> found.cued.source, found.images
+        >>> report = evaluate(net, data, policy=hlnet.CuePolicy(strength=100))
+        >>> report.cued.source, report.images
         ("each image's own label (an oracle)", 360)
     """
     kept = list(range(len(net.tree.classes))) if classes is None else list(select_classes(net.tree, classes))
     cued = CueRuns.for_network(net, data, kept, cues, policy) if cues or policy else None
     runs = [None, *cued.runs] if cued else [None]
-    logits, labels = logits_of(net, batches, runs, policy, on_batch, kept)
+    logits, labels = logits_of(net, loader(data, batch_size, workers), runs, policy, on_batch, kept)
     tree = net.tree.prune(kept)
     found = _evaluation(net, kept, tree, logits[0], labels, data.left_out, _detector(net, kept, score))
     found.served = net.provenance.uses_of(data.images.fingerprint())
@@ -128,7 +133,7 @@ def evaluate_with_baseline(
     workers: int = 0,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate several networks on the same images, restricted to the first one's classes: an expert and its controls.
+    """Evaluate several networks on the same images, restricted to the first one's classes: an expert and its baselines.
 
     Each is evaluated as by :func:`evaluate`, but for the class tree, which is the first one's for all. Classes are
     matched by name. Images are read once for all networks that want the same transform.
@@ -179,7 +184,7 @@ def evaluate_with_baseline(
     if cues or policy:  # all data are of the same images
         own = CueRuns.for_network(lead, next(iter(data.values())), kept, cues, policy)
         acting = {name: own if net is lead else own.fitting(net) for name, net in nets.items()}
-    places = {name: _places(lead, net) for name, net in nets.items()}
+    positions = {name: _positions(lead, net) for name, net in nets.items()}
     fingerprint = images.fingerprint()
     done, total = 0, sum(map(len, batches.values()))
     found = {}
@@ -188,7 +193,7 @@ def evaluate_with_baseline(
         start = 0
         for pixels, labels in batches[transform]:
             for name in group:
-                batch, given = [(pixels, places[name][labels])], acting[name]
+                batch, given = [(pixels, positions[name][labels])], acting[name]
                 runs = [None, *given.runs] if given else [None]
                 parts[name].append(logits_of(nets[name], batch, runs, policy, competing=columns[name], start=start))
             done, start = done + 1, start + len(labels)
@@ -240,8 +245,8 @@ def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, 
         >>> for net in nets.values():
         ...     net.transform = InputTransform(input_size=(3, 32, 32))
         >>> found = evaluate_with_baseline(nets, hlnet.load_data("digits", "val"))
-        >>> told = compare_evaluations(found["a"], found["b"], tree).neutral
-        >>> told.top1.mean == (told.only_first - told.only_second) / told.images
+        >>> paired = compare_evaluations(found["a"], found["b"], tree).neutral
+        >>> paired.top1.mean == (paired.only_first - paired.only_second) / paired.images
         True
     """
     labels = torch.tensor(first.labels)
@@ -259,11 +264,36 @@ def compare_evaluations(first: Evaluation, second: Evaluation, tree: ClassTree, 
 
     neutral = pair(first.neutral, second.neutral)
     assert neutral is not None
-    found = EvaluationComparison(neutral=neutral)
+    comparison = EvaluationComparison(neutral=neutral)
     if first.cued and second.cued:
-        found.cued = pair(first.cued.accuracy, second.cued.accuracy)
-        found.wrong = pair(first.cued.wrong, second.cued.wrong)
-    return found
+        comparison.cued = pair(first.cued.accuracy, second.cued.accuracy)
+        comparison.wrong = pair(first.cued.wrong, second.cued.wrong)
+    return comparison
+
+
+def compare_with_first(
+    evaluations: Mapping[str, Evaluation], rivals: Collection[str], tree: ClassTree, seed: int = 0
+) -> dict[str, EvaluationComparison]:
+    """Compare the first of several evaluations with some of the others.
+
+    With one class all answers are the same, so there is nothing to compare: the result is empty.
+
+    Args:
+        evaluations: of one call of :func:`evaluate_with_baseline`, by name.
+        rivals: names of those that the first is compared with.
+        tree, seed: as :func:`compare_evaluations` takes them.
+
+    Raises:
+        UsageError: as :func:`compare_evaluations`.
+
+    Example:
+        >>> compare_with_first({}, [], ClassTree.parallel(["cat", "dog"]))
+        {}
+    """
+    first = next(iter(evaluations.values()), None)
+    if first is None or first.classes < 2:
+        return {}
+    return {name: compare_evaluations(first, evaluations[name], tree, seed) for name in rivals}
 
 
 # ---------------------------------------------------------------------- helpers
@@ -281,16 +311,17 @@ def _detector(net: Network, kept: Sequence[int], score: Score | None) -> tuple[S
 
 def _columns(name: str, net: Network, classes: Sequence[str]) -> list[int]:
     """Positions of the classes in a network, by name."""
-    if lacking := [found for found in classes if found not in net.tree.positions]:
+    if lacking := [word for word in classes if word not in net.tree.positions]:
         raise UsageError(
-            f"'{name}' lacks the class{'es' if len(lacking) > 1 else ''} {some(lacking)}, so it cannot stand beside"
+            f"'{name}' lacks the class{'es' if len(lacking) > 1 else ''} {some(lacking)}, so the two cannot be "
+            "compared; select classes that both have"
         )
-    return [net.tree.positions[found] for found in classes]
+    return [net.tree.positions[word] for word in classes]
 
 
-def _places(lead: Network, net: Network) -> Tensor:
-    """From a position in the first network's classes to that in another's; -1, and what it lacks, to -1."""
-    return torch.tensor([*(net.tree.positions.get(found, -1) for found in lead.tree.classes), -1])
+def _positions(lead: Network, net: Network) -> Tensor:
+    """From a position in the first network's classes to that in another's; -1, and a class that it lacks, to -1."""
+    return torch.tensor([*(net.tree.positions.get(name, -1) for name in lead.tree.classes), -1])
 
 
 def _evaluation(

@@ -18,7 +18,7 @@ from hlnet.model.base import Network
 
 @dataclass
 class Batch:
-    """What the network says of some images or groups of them.
+    """Logits of some images or groups of them.
 
     Attributes:
         names, errors: of all; an error is empty where there is none.

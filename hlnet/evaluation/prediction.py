@@ -37,7 +37,7 @@ class Label(BaseModel):
 
     Attributes:
         path_probabilities: of each node on the path, level 1 first: the sum over the classes under it. Of classes that
-            were trained one against all (``bce``), given that exactly one of them is there, so the last may differ from
+            were trained one-vs-rest (``bce``), given that exactly one of them is there, so the last may differ from
             ``probability``, which speaks of this class alone. ``None`` for a network of one class.
     """
 
@@ -49,7 +49,7 @@ class Label(BaseModel):
 
 
 class PathAnswer(BaseModel):
-    """How far down the tree an answer goes, where it may end at an inner node.
+    """An answer that may end at an inner node.
 
     Attributes:
         path: of the node that is the answer; empty for the trunk, "not sure".
@@ -113,13 +113,13 @@ def predict(
     """The most probable classes of each image, in the order given; or of each group of images.
 
     Probabilities are the softmax over the network's own classes: an expert shares them out among the few that it has,
-    whatever the image shows. Where classes were trained one against all (``bce``), each has its own, and they need not
+    whatever the image shows. Where classes were trained one-vs-rest (``bce``), each has its own, and they need not
     add up to 1. A fitted temperature counts (:func:`hlnet.calibrate`), and so does the threshold fitted with it: an
     image that scores lower is rejected.
 
     With ``min_confidence`` or ``coverage``, an image is also answered with a node of the tree. The way down begins at
     the trunk and takes the likeliest child at each node, where the probability of a node is the sum over the classes
-    under it; the answer is the deepest node on that way which is likely enough. Of classes trained one against all,
+    under it; the answer is the deepest node on that way which is likely enough. Of classes trained one-vs-rest,
     these are probabilities given that exactly one of them is there, the softmax of the same logits.
 
     Args:
@@ -185,15 +185,15 @@ def predict(
 
 
 def _threshold(net: Network, min_confidence: float | None, coverage: float | None) -> float | None:
-    """How likely a node must be to be answered."""
+    """Least probability of a node that may be the answer."""
     if min_confidence is None and coverage is None:
         return None
     if min_confidence is not None and coverage is not None:
         raise UsageError("a least confidence and a coverage both say where an answer ends; give one")
     if len(net.tree.classes) == 1:
         raise UsageError(
-            f"the network has one class ({net.tree.classes[0]}), so no answer can end before it; whether an image "
-            "shows it at all is what make-expert --calibrate fits"
+            f"the network has one class ({net.tree.classes[0]}), so no answer can end before it; to reject images, "
+            "fit a threshold with calibrate() (hlnet make-expert --calibrate)"
         )
     if min_confidence is not None:
         if not 0 <= min_confidence <= 1:
@@ -204,8 +204,8 @@ def _threshold(net: Network, min_confidence: float | None, coverage: float | Non
     assert coverage is not None
     if net.provenance.conformal is None:
         raise UsageError(
-            "the network was not fitted for a coverage: run hlnet calibrate MODEL --data DATA first, with images that "
-            "it was not trained on"
+            "the network has no thresholds for a coverage: run hlnet calibrate MODEL --data DATA, or "
+            "calibrate_paths(), first, with images that it was not trained on"
         )
     return threshold_for(net.provenance.conformal, coverage)
 
@@ -340,7 +340,7 @@ def _answers(
 
 
 def _ends(net: Network, shares: Tensor, threshold: float, paths: TreePaths) -> list[PathAnswer]:
-    """Where the answers end."""
+    """The nodes that the answers end at."""
     tree, down = net.tree, paths.descend(shares)
     found = []
     rows = zip(down.leaves.tolist(), down.probabilities.tolist(), paths.answered(down, threshold).tolist(), strict=True)

@@ -30,6 +30,9 @@ from hlnet.store.checkpoint import (
 from hlnet.store.remote_file import RemoteFile, in_parts
 from hlnet.tree.selection import select_classes
 
+#: Substitute for an expert of a plain network.
+RESTRICT_PLAIN = "hlnet eval --classes, or evaluate(…, classes=…), restricts it to some of its classes"
+
 
 def cut_expert(source: TrainableNetwork | str | Path, classes: str | int | Iterable[str | int]) -> HierarchicalNet:
     """The expert for the selected classes, in evaluation mode.
@@ -57,7 +60,7 @@ def cut_expert(source: TrainableNetwork | str | Path, classes: str | int | Itera
         ((1, 2), True)
     """
     if isinstance(source, TrainableNetwork):
-        require_branches(source, "to choose from")
+        require_branches(source, "to choose from", RESTRICT_PLAIN)
     if not isinstance(source, HierarchicalNet | str | Path):
         raise UsageError(
             f"{with_article(type(source).__name__)} cannot be cut; give a network, before hlnet.optimize, or a file"
@@ -112,7 +115,7 @@ def _read_cut(source: Path | RemoteFile, classes: str | int | Iterable[str | int
     """The expert's header and weights, read from a file."""
     with opened(source) as file:
         header = header_of(file, source)
-        require_branches(header, "to choose from", name=f"'{source}'")
+        require_branches(header, "to choose from", RESTRICT_PLAIN, name=f"'{source}'")
         pruned, rows = _pruned(header, classes)
         wanted: dict[str, list[tuple[int, int]] | None] = {}  # None: the whole tensor
         for name in file.keys():  # noqa: SIM118 - not a mapping

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +19,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hlnet.data.images import LabelledImages
-from hlnet.data.sampling import seeded
+from hlnet.data.sampling import Seeded, seeded
 from hlnet.data.tree_data import TreeData, eval_transform, loader, train_transform
 from hlnet.errors import RunError, UsageError, did_you_mean, some, with_article
 from hlnet.evaluation.logits import logits_of
-from hlnet.expert.graft_training import GraftEpoch, NewBranches, OnBatch, Seen, images_a_step, look, train_branches
+from hlnet.expert.graft_training import (
+    GraftEpoch,
+    NewBranches,
+    OnBatch,
+    extract_features,
+    images_per_step,
+    train_branches,
+)
 from hlnet.expert.grow import TRUNK, find_parent, grow, inner_nodes
 from hlnet.expert.verify import verify_expert
 from hlnet.model.base import require_branches
 from hlnet.model.hierarchical import HierarchicalNet, level_of
+from hlnet.training.cached import cache_features
 from hlnet.training.stopping import translate_memory_errors
 from hlnet.training.train_config import TrainConfig
 from hlnet.tree.class_tree import ClassTree
@@ -89,6 +98,9 @@ def graft(
     on_epoch: Callable[[GraftEpoch], None] | None = None,
     on_batch: OnBatch | None = None,
     described: dict[str, Any] | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    cache_size: int | None = None,
 ) -> tuple[HierarchicalNet, GraftReport]:
     """Add classes to a trained network.
 
@@ -108,14 +120,19 @@ def graft(
         on_epoch: called after each epoch.
         on_batch: called after each batch.
         described: what else the weights' provenance shall tell of the graft, such as the data's name.
+        cache_dir: keep the trunk's features in a file in this folder, for later runs too, as :func:`hlnet.train` does;
+            default: in memory.
+        cache_size: most bytes that the features take, and all files in ``cache_dir`` together.
 
     Returns:
         the grown network, in evaluation mode, of the last epoch; and what was measured of it.
 
     Raises:
-        UsageError: if ``net`` has no branches, a class is there already or has no images, or a node does not exist.
+        UsageError: if ``net`` has no branches, a class is there already or has no images, a node does not exist, or the
+            features would exceed ``cache_size``.
         DataError: if an image cannot be read, or features do not fit float16.
-        RunError: if the loss stops being a number, memory is full, or an old logit has changed.
+        RunError: if the loss stops being a number, memory or disk is full, or an old logit has changed.
+        Stopped: if SIGINT or SIGTERM comes while features are cached.
 
     Example:
         >>> import hlnet
@@ -144,16 +161,17 @@ def graft(
     alone = TreeData(train_images, columns.prune(range(old, len(columns.classes))), plain, subset=True)
     net.eval()
     with translate_memory_errors():
-        places = _places(net.tree, look(net, alone, config, 1, [], partial(tell, "new images")), list(new), given)
+        places = _places(net.tree, _logits(net, alone, config, partial(tell, "new images")), list(new), given)
         with seeded(config.seed):
             parents = {name: place.under for name, place in places.items()}
             branches = NewBranches(net, parents, new, config).to(net.device)
-        seen = look(net, train_data, config, config.cache_views, list(branches.by_parent), partial(tell, "features"))
-        train_branches(branches, seen, config, columns, tell, on_epoch)
-        del seen
+        watch = partial(tell, "features")
+        features = cache_features(net, train_data, config.cache_views, config, cache_dir, cache_size, watch)
+        train_branches(net, branches, extract_features(net, features, config), config, columns, tell, on_epoch)
+        del features
         grown = grow(net, branches.by_parent)
         difference = _verified(net, grown)
-        figures = _measured(grown, columns, old, loader(val_data, images_a_step(config), config.workers), tell)
+        figures = _measured(grown, columns, old, loader(val_data, images_per_step(config), config.workers), tell)
     negatives = sum(label < old for label in train_data.labels)
     report = GraftReport(
         places=places,
@@ -316,11 +334,23 @@ def _check_images(train_data: TreeData, val_data: TreeData, columns: ClassTree, 
         log.warning("images of classes that are neither in the tree nor new are left out: %s", some(train_data.unknown))
 
 
-def _places(tree: ClassTree, seen: Seen, new: list[str], given: Mapping[str, str]) -> dict[str, Place]:
-    """Where each new class goes; labels are positions among these."""
+def _logits(
+    net: HierarchicalNet, data: TreeData, config: TrainConfig, tell: Callable[[int, int], None]
+) -> tuple[Tensor, Tensor]:
+    """What the network says of these images, and their labels."""
+    seeded_data = Seeded(data, config.seed, config.skip_unreadable)
+    batches = loader(seeded_data, images_per_step(config), config.workers)
+    steps = count(1)
+    (logits,), labels = logits_of(net, batches, on_batch=lambda: tell(next(steps), len(batches)))
+    return logits, labels
+
+
+def _places(tree: ClassTree, said: tuple[Tensor, Tensor], new: list[str], given: Mapping[str, str]) -> dict[str, Place]:
+    """Where each new class goes, by logits and labels; these are positions among the new classes."""
     places = {}
+    logits, labels = said
     for label, name in enumerate(new):
-        shares = seen.logits[seen.labels == label].double().softmax(1).mean(0)
+        shares = logits[labels == label].double().softmax(1).mean(0)
         path, share = best_parent(tree, shares)
         if name in given:
             path = given[name]

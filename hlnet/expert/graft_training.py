@@ -1,8 +1,9 @@
-"""What grafting trains: the new classes' branches, on what the old network has said once.
+"""Training of a graft: only the branches of the new classes, on cached outputs of the old network.
 
-Notable here: the old network sees each image a few times, in evaluation mode, before the first epoch. What its nodes
-hand to the new branches and what it says of its own classes are kept; after that only the new branches run. Their loss
-is over all logits, so that they learn to compete with classes that cannot move.
+Notable here: each image passes the trunk a few times, in evaluation mode, before the first epoch. Its features are
+cached as :func:`hlnet.train` caches them, and the old network's logits are kept. After that only the new
+branches run, and the few old ones on the way to them. Their loss is over all logits, so that they learn to compete with
+classes that cannot move.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from hlnet.data.sampling import EpochSampler, Seeded, mixed
-from hlnet.data.tree_data import TreeData, loader
-from hlnet.errors import DataError, RunError
+from hlnet.data.features import CachedFeatures
+from hlnet.data.sampling import EpochSampler, mixed
+from hlnet.errors import RunError
 from hlnet.expert.grow import new_branches, node_output
 from hlnet.model.hierarchical import HierarchicalNet
 from hlnet.training.losses import make_loss, prior_logit
@@ -38,72 +39,43 @@ class GraftEpoch(BaseModel):
     seconds: float
 
 
-class _Rows:
-    """Rows that come batch by batch, in memory once."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.filled = total, 0
-        self.rows = torch.empty(0)
-
-    def add(self, rows: Tensor) -> None:
-        if not self.filled:
-            self.rows = torch.empty(self.total, *rows.shape[1:], dtype=rows.dtype)
-        self.rows[self.filled : self.filled + len(rows)] = rows
-        self.filled += len(rows)
-
-
 @dataclass
-class Seen:
-    """What the old network says of V views of N images: view after view.
+class ExtractedFeatures:
+    """Outputs of the old network on V views of N images: view after view.
 
     Attributes:
+        features: the trunk's, ``[V, N, C, h, w]``, in memory or in a file.
         labels: ``[V * N]``.
         logits: of its own classes, ``[V * N, K]``.
-        features: what each parent hands to its children, float16, ``[V * N, C, h, w]``.
-        pooled: what the rows of classes see, ``[V * N, C]``; and their part of the logits, ``[V * N, K]``. Empty for
+        pooled, rows: inputs of the class rows, ``[V * N, C]``, and their part of the logits, ``[V * N, K]``. Empty for
             networks without rows.
     """
 
+    features: CachedFeatures
     labels: Tensor
     logits: Tensor
-    features: list[Tensor]
     pooled: Tensor
     rows: Tensor
 
 
-def look(
-    net: HierarchicalNet,
-    data: TreeData,
-    config: TrainConfig,
-    views: int,
-    parents: list[str],
-    tell: Callable[[int, int], None],
-) -> Seen:
-    """Run the old network over all images.
-
-    Raises:
-        DataError: if an image cannot be read, or a feature does not fit float16.
-    """
-    total = views * len(data)
-    source = Seeded(data, config.seed, config.skip_unreadable)
-    batches = loader(source, images_a_step(config), config.workers, sampler=range(total))  # type: ignore[arg-type]
-    labels, logits, features = _Rows(total), _Rows(total), [_Rows(total) for _ in parents]
-    pooled, rows_logits, class_rows = _Rows(total), _Rows(total), net.head.class_rows
-    for step, (images, targets) in enumerate(batches, start=1):
+def extract_features(net: HierarchicalNet, features: CachedFeatures, config: TrainConfig) -> ExtractedFeatures:
+    """Run the old network's branches over the cached features of all images."""
+    stored, class_rows = features.stored.flatten(0, 1), net.head.class_rows
+    logits, pooled, rows_logits = [], [], []
+    for rows in torch.arange(len(stored)).split(images_per_step(config)):
         with torch.no_grad(), torch.autocast(net.device.type, enabled=False):
-            trunk = net.features(images.to(net.device))
-            labels.add(targets)
-            logits.add(net.head(trunk).float().cpu())
+            inputs = _tree_input(net, stored[rows])
+            total = net.head.tree_logits(inputs)
             if class_rows is not None:
-                pooled.add(class_rows.pool(net.head.seen(trunk)).float().cpu())
-                rows_logits.add(class_rows(class_rows.pool(net.head.seen(trunk))).float().cpu())
-            for path, rows in zip(parents, features, strict=True):
-                output = node_output(net.head, trunk, path).half().cpu()
-                if not output.isfinite().all():
-                    raise DataError(f"features of node '{path}' exceed what float16 holds (65504); choose another one")
-                rows.add(output)
-        tell(step, len(batches))
-    return Seen(labels.rows, logits.rows, [rows.rows for rows in features], pooled.rows, rows_logits.rows)
+                pooled.append(class_rows.pool(inputs).float().cpu())
+                rows_logits.append(class_rows(class_rows.pool(inputs)).float().cpu())
+                total = total + class_rows(class_rows.pool(inputs))
+            logits.append(total.float().cpu())
+    views = len(features.stored)
+    empty = [torch.empty(0)]
+    return ExtractedFeatures(
+        features, features.labels.repeat(views), *(torch.cat(part or empty) for part in (logits, pooled, rows_logits))
+    )
 
 
 class NewBranches(nn.Module):
@@ -148,21 +120,23 @@ class NewBranches(nn.Module):
 
 
 def train_branches(
+    net: HierarchicalNet,
     branches: NewBranches,
-    seen: Seen,
+    extracted: ExtractedFeatures,
     config: TrainConfig,
     columns: ClassTree,
     tell: OnBatch,
     on_epoch: Callable[[GraftEpoch], None] | None,
 ) -> None:
-    """Train the branches in place.
+    """Train the branches in place; the network, whose features these are, stays as it is.
 
     Raises:
         RunError: if the loss stops being a number.
     """
     device = next(branches.parameters()).device
-    images = len(seen.labels) // config.cache_views
-    size = images_a_step(config)
+    stored = extracted.features.stored.flatten(0, 1)
+    images = len(extracted.features)
+    size = images_per_step(config)
     sampler = EpochSampler(range(images), config.seed, size)
     steps = -(-len(sampler) // size)
     optimizer = make_optimizer(branches, config)
@@ -176,15 +150,18 @@ def train_branches(
         drawn = torch.Generator().manual_seed(mixed(config.seed, epoch, 1))
         chosen += images * torch.randint(config.cache_views, chosen.shape, generator=drawn)
         for step, rows in enumerate(chosen.split(size), start=1):
-            logits = branches([features[rows].to(device).float() for features in seen.features])
-            labels, old = seen.labels[rows].to(device), seen.logits[rows].to(device)
-            if not len(seen.pooled):
+            with torch.no_grad():
+                below = _tree_input(net, stored[rows])
+                inputs = [node_output(net.head, below, path).float() for path in branches.by_parent]
+            logits = branches(inputs)
+            labels, old = extracted.labels[rows].to(device), extracted.logits[rows].to(device)
+            if not len(extracted.pooled):
                 logits = torch.cat([old, logits], dim=1)
                 loss = loss_of(logits, labels)
             else:
-                new = branches.rows(seen.pooled[rows].to(device))
+                new = branches.rows(extracted.pooled[rows].to(device))
                 logits = torch.cat([old, logits + new], dim=1)
-                alone = torch.cat([seen.rows[rows].to(device), new], dim=1)
+                alone = torch.cat([extracted.rows[rows].to(device), new], dim=1)
                 loss = loss_of(logits, labels) + config.rows_loss * loss_of(alone, labels)
             if not torch.isfinite(loss):
                 raise RunError(f"the loss became {loss.item()} in epoch {epoch}, step {step}; try a lower lr")
@@ -199,12 +176,17 @@ def train_branches(
                 totals += torch.stack([loss * len(rows), right, loss.new_tensor(len(rows))]).cpu()
             tell(f"epoch {epoch}", step, steps)
         if on_epoch:
-            loss_sum, hits, seen_images = totals.tolist()
+            loss_sum, hits, count = totals.tolist()
             seconds = time.perf_counter() - started
-            on_epoch(GraftEpoch(epoch=epoch, loss=loss_sum / seen_images, top1=hits / seen_images, seconds=seconds))
+            on_epoch(GraftEpoch(epoch=epoch, loss=loss_sum / count, top1=hits / count, seconds=seconds))
     branches.eval()
 
 
-def images_a_step(config: TrainConfig) -> int:
+def _tree_input(net: HierarchicalNet, features: Tensor) -> Tensor:
+    """The tree's input, from the trunk's features in float16 on the CPU."""
+    return net.head.seen(features.to(net.device, net.dtype))
+
+
+def images_per_step(config: TrainConfig) -> int:
     """The batch size; ``auto`` is a CPU's."""
     return config.batch_size if isinstance(config.batch_size, int) else CPU_BATCH

@@ -97,12 +97,12 @@ def new_branches(net: HierarchicalNet, under: str, classes: Mapping[str, str | N
     return branches
 
 
-def node_output(head: BranchTree, features: Tensor, under: str) -> Tensor:
+def node_output(head: BranchTree, seen: Tensor, under: str) -> Tensor:
     """What an inner node hands to its children, ``[B, C, h, w]``; only the nodes on the way to it run.
 
     Args:
         head: the branches.
-        features: of the trunk.
+        seen: what the tree sees of the trunk's features, :meth:`hlnet.model.hierarchical.BranchTree.seen`.
         under: path of the node; of ``/``, the output is what the tree sees.
     """
     level, place = inner_nodes(head.tree)[under]
@@ -110,7 +110,7 @@ def node_output(head: BranchTree, features: Tensor, under: str) -> Tensor:
     while level:
         chain.append((level - 1, place))
         level, place = level - 1, head.tree.levels[level - 1][place].parent
-    x = head.seen(features)
+    x = seen
     for depth, row in reversed(chain):
         branch: BranchLevel = head.levels[depth]  # type: ignore[assignment]
         x = branch(x, branch.family(slice(row, row + 1)), None)[:, 0]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hlnet.errors import UsageError, with_article
+from hlnet.expert.cut import RESTRICT_PLAIN
 from hlnet.model.base import TrainableNetwork, require_branches
 from hlnet.model.hierarchical import HierarchicalNet, level_of
 from hlnet.model.plain import PlainNet
@@ -118,7 +119,7 @@ class _Part:
             kind = "plain" if isinstance(source, PlainNet) else "hierarchical"
             self.header = Header(kind, source.config, source.tree, source.transform, source.provenance, "")  # type: ignore[arg-type]
             self.weights = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items()}
-        require_branches(self.header, "to merge", name=self.name)
+        require_branches(self.header, "to merge", RESTRICT_PLAIN, name=self.name)
         self.tree = self.header.tree
         before = self.header.provenance
         self.parent, self.parent_counts = before.parent, before.parent_counts
@@ -150,7 +151,7 @@ class _Part:
             changed = sum(not torch.equal(self.weights[name], other.weights[name]) for name in trunk)
             reason = f"{changed} of the trunk's {len(trunk)} tensors differ" if changed else ""
         if not reason and self.header.provenance.one_vs_rest != other.header.provenance.one_vs_rest:
-            reason = "one was trained one against all (bce), the other with a softmax"
+            reason = "one was trained one-vs-rest (bce), the other with a softmax"
         if reason:
             parents = "" if self.parent == other.parent and self.parent else ", and comes from another parent"
             raise UsageError(

@@ -19,7 +19,7 @@ from hlnet.data.images import LabelledImages, open_image
 from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import HlnetError, UsageError, some
 from hlnet.evaluation.calibration import calibrate, check_outside
-from hlnet.expert.cut import cut_checkpoint
+from hlnet.expert.cut import RESTRICT_PLAIN, cut_checkpoint
 from hlnet.expert.verify import Reference
 from hlnet.files import replacing
 from hlnet.model.base import require_branches
@@ -58,7 +58,7 @@ class ExpertSource:
         self.file = in_parts(model, whole)
         with opened(self.file) as file:
             header = header_of(file, self.file)
-        require_branches(header, "to choose from", name=f"'{model}'")
+        require_branches(header, "to choose from", RESTRICT_PLAIN, name=f"'{model}'")
         assert isinstance(header.config, NetworkConfig)
         self.config, self.tree, self.transform = header.config, header.tree, header.transform
         self.provenance, self.parent_counts = header.provenance, header.provenance.parent_counts
@@ -119,7 +119,7 @@ def expert_files(source: ExpertSource, names: Iterable[str], out: Path, several:
     files = [out / name for name in file_names(names)] if several else [out]
     for path in files:
         if source.path is not None and path.resolve() == source.path.resolve():
-            raise UsageError(f"--out: '{path}' is the model itself; choose another name")
+            raise UsageError(f"the expert's file '{path}' is the model itself; choose another name")
     return files
 
 

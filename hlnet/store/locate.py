@@ -1,4 +1,4 @@
-"""Where models live: a file, a folder, or a repository on the Hugging Face Hub."""
+"""Locations of models: a file, a folder, or a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from huggingface_hub import errors, hf_hub_download, hf_hub_url
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # it is documented
 
 from hlnet.errors import HlnetError, RunError, UsageError, one_line
+from hlnet.files import nearby
 from hlnet.store.names import BEST_FILE, FOLDER, HUB, MODEL_FILE
 from hlnet.version import __version__
 
@@ -53,7 +54,8 @@ def locate_model(name: str | Path) -> Path:
     if text and path.is_dir():
         return _inside(path, text)
     if not path.is_file():
-        raise UsageError(f"there is no model file '{name}'{_perhaps_on_the_hub(text)}")
+        near = nearby(text, [".safetensors"])
+        raise UsageError(f"there is no model file '{name}'{_expected(text)}{near and f'.{near}'}")
     return path
 
 
@@ -117,9 +119,11 @@ def _parsed(name: str) -> tuple[str, str | None]:
     return repo_id, revision or None
 
 
-def _perhaps_on_the_hub(name: str) -> str:
-    likely = REPO_ID.fullmatch(name) and not name.endswith(".safetensors")
-    return f"; for a model on the Hub, write '{HUB}{name}'" if likely else ""
+def _expected(name: str) -> str:
+    """The rest of the message on a file that is not there."""
+    if REPO_ID.fullmatch(name) and not name.endswith(".safetensors"):
+        return f"; for a model on the Hub, write '{HUB}{name}'"
+    return f"; expected a .safetensors file, a run or model folder, or {HUB}OWNER/NAME"
 
 
 def _text(name: str | Path) -> str:

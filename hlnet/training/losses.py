@@ -1,4 +1,4 @@
-"""Losses of training: plain, one against all, and the two of Bertinetto et al. that know the class tree.
+"""Losses of training: plain, one-vs-rest, and the two of Bertinetto et al. that know the class tree.
 
 Notable here: the hierarchical cross-entropy, a sum of conditionals along the path to a class, telescopes into a sum of
 plain cross-entropies, one a level, all with weights of at least 0; so nothing cancels, classes that end early need no
@@ -60,7 +60,7 @@ def make_loss(config: TrainConfig, tree: ClassTree) -> TrainingLoss:
 
 
 class TrainingLoss(nn.Module, ABC):
-    """What the losses share: the check of shapes, and the precision. A subclass says what the loss is in ``mean``."""
+    """Base of the losses: checks shapes and raises the precision. A subclass defines ``mean``."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar.

@@ -7,13 +7,14 @@ the help pages need the declarations.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hlnet.errors import UsageError, did_you_mean
 from hlnet.files import read_text
@@ -33,12 +34,12 @@ class NetworkSettings(Settings):
     shared_width: int | None = setting(
         None, "Width of the blocks between trunk and tree that all classes share; 0 for none.", NETWORK, ge=0
     )
-    shared_blocks: int | None = setting(None, "How many these are.", NETWORK, ge=1)
+    shared_blocks: int | None = setting(None, "Number of these blocks.", NETWORK, ge=1)
     shared_stride: int | None = setting(None, "Stride of the first of them.", NETWORK, ge=1)
     class_rows: bool | None = setting(
         None, "Add to each logit a linear row of its class on what all classes share, pooled.", NETWORK
     )
-    sharing: str | None = setting(None, "What siblings share: none, shortcut, or reduce (and shortcut).", NETWORK)
+    sharing: str | None = setting(None, "Parts that siblings share: none, shortcut, or reduce (and shortcut).", NETWORK)
     rank_leaves: bool | None = setting(
         None, "Leaves of the last width's rank: a 1x1 convolution instead of a block.", NETWORK
     )
@@ -63,9 +64,7 @@ class RunConfig(Settings):
     data: str | None = setting(
         None, "Folder with train/ and val/, 'digits', or one of timm's sources; default: the recipe's.", MAIN
     )
-    data_root: str | None = setting(
-        None, "Where timm's data sources (torch/…, hfds/…, wds/…) keep their files.", IMAGES
-    )
+    data_root: str | None = setting(None, "Folder of timm's data sources (torch/…, hfds/…, wds/…).", IMAGES)
     allow_missing: bool = setting(
         False, "Leave out images of classes that the tree lacks; classes may have no images.", RUN
     )
@@ -81,9 +80,18 @@ class RunConfig(Settings):
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training.")
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.network.plain and self.train.cue_aware:
+            raise ValueError(
+                "cue_aware training scales the features of branches, and a plain network has none: leave cue_aware or "
+                "plain out"
+            )
+        return self
+
     @property
     def described(self) -> dict[str, Any]:
-        """What ``config.toml`` tells besides the network, its input and the training."""
+        """Entries of ``config.toml`` other than the network, its input and the training."""
         top = self.model_dump(include={"data", "data_root", "allow_missing"}, exclude_none=True)
         return top | {"network": self.network.model_dump(include={"pretrained", "trunk_weights"}, exclude_none=True)}
 
@@ -116,7 +124,7 @@ def read_run_config(source: str | Path | None = None, given: Mapping[str, Any] |
 
     Args:
         source: a shipped recipe's name or a TOML file; default: only defaults. Paths of a tree, of data and of weights
-            are relative to the file's folder, or, where it has none of that name, to where we are.
+            are relative to the file's folder, or, else to the current folder.
         given: what replaces the file's settings, nested as in the file.
 
     Raises:
@@ -196,4 +204,7 @@ def _wrong(error: ValidationError, name: str) -> UsageError:
         return UsageError(f"{name}: {message}")
     setting = place[1] if place[0] in ("network", "train") and len(place) > 1 else place[0]
     option = "--" + setting.replace("_", "-")
-    return UsageError(f"{name}: {setting} ({option}) {first['input']!r}: {message}")
+    if first["type"] == "literal_error":
+        choices = re.findall("'([^']+)'", first["ctx"]["expected"])
+        message += f".{did_you_mean(str(first['input']), choices)}"
+    return UsageError(f"{name}: {setting} ({option}) {first['input']!r}: {message.removesuffix('.')}")

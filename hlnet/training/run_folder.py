@@ -150,7 +150,8 @@ class RunFolder:
                 setting = name.removeprefix("train.")
                 raise UsageError(
                     f"the run in '{self.out}' began with {setting} {theirs.get(name)!r}, now it is {ours.get(name)!r}; "
-                    f"give the same (hlnet train --resume --out {self.out} needs nothing else), or --overwrite"
+                    f"give the same (hlnet train --resume --out {self.out} takes all settings from there), or start "
+                    "anew (resume=False; --overwrite)"
                 )
         return state
 
@@ -175,7 +176,7 @@ class RunFolder:
         )
 
     def _remove_drafts(self) -> None:
-        """What a run that was killed while writing has left."""
+        """Remove the drafts of a run that was killed while writing."""
         assert self.out is not None
         for folder in (self.out, self.out / MODEL_FOLDER):  # and no deeper, where other runs may be at work
             remove_drafts(folder)

@@ -1,4 +1,4 @@
-"""How settings are declared: once, each with its default, bounds, description and panel.
+"""Declaration of settings: once, each with its default, bounds, description and panel.
 
 Notable here: the options of ``hlnet train``, the tables in ``docs/training.md`` and the attributes in the docstrings of
 the models are all made from these declarations. Only pydantic is imported, so that help pages need nothing heavier.
@@ -96,7 +96,7 @@ def declared(model: type[Settings], table: str = "") -> Iterator[Setting]:
 
 
 def _type_and_bounds(annotation: Any, bounds: dict[str, float]) -> tuple[Any, dict[str, float]]:
-    """What stands behind ``Annotated`` and ``| None``."""
+    """The type inside ``Annotated`` and ``| None``, and its bounds."""
     parts = get_args(annotation)
     if get_origin(annotation) is Annotated:
         return _type_and_bounds(parts[0], bounds | _bounds(parts[1:]))

@@ -1,4 +1,4 @@
-"""What a training run needs to go on after it was stopped: one file, always whole.
+"""The state that a stopped training run resumes from: one file, always whole.
 
 Notable here: no generator's state is among it. Order, augmentation and dropout are functions of seed, epoch and step
 (``hlnet.data.sampling``), so weights, moments and counters are all there is.
@@ -88,7 +88,9 @@ class RunState:
         except OSError as error:
             raise RunError(f"cannot read '{path}': {error.strerror or error}") from error
         except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"'{path}' is damaged or not a run's state; start anew with --overwrite") from error
+            raise CheckpointError(
+                f"'{path}' is damaged or not a run's state; start anew (resume=False; --overwrite)"
+            ) from error
 
 
 def _fields(state: RunState) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a long run ends before its time: signals, lost workers, full memory."""
+"""Early ends of a long run: signals, lost workers, full memory."""
 
 from __future__ import annotations
 

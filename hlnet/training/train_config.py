@@ -17,7 +17,7 @@ LossName = Literal["cross-entropy", "bce", "hierarchical", "soft-labels"]
 class TrainConfig(Settings):
     """Settings of a training."""
 
-    frozen_trunk: bool = setting(False, "Train only what lies behind the trunk.", TRUNK)
+    frozen_trunk: bool = setting(False, "Train only the layers behind the trunk.", TRUNK)
     unfreeze_epochs: NonNegativeInt = setting(
         0, "Unfreeze one more of a frozen trunk's stages every so many epochs, from its end; 0 for never.", TRUNK
     )
@@ -34,7 +34,7 @@ class TrainConfig(Settings):
     mixup: NonNegativeFloat = setting(0.0, "timm's mixup alpha; 0 for none.", IMAGES)
     cutmix: NonNegativeFloat = setting(0.0, "timm's cutmix alpha; 0 for none.", IMAGES)
     skip_unreadable: bool = setting(
-        False, "Put another image in the place of one that cannot be read, instead of stopping.", IMAGES
+        False, "Replace an image that cannot be read by another one, instead of stopping.", IMAGES
     )
     epochs: PositiveInt = setting(30, "Passes over the training images.", TRAINING)
     batch_size: PositiveInt | Literal["auto"] = setting(

@@ -1,4 +1,4 @@
-"""What the classes are: trees of named nodes.
+"""Class trees: trees of named nodes.
 
 class_tree         ClassTree: levels of nodes; pruning is a choice of rows
 nodes              a node, and what may be written for it

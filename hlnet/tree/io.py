@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hlnet.errors import RunError, TreeError, UsageError, did_you_mean, one_line
-from hlnet.files import IMAGE_SUFFIXES, folder_beside, in_order, is_hidden, replacing
+from hlnet.files import IMAGE_SUFFIXES, folder_beside, in_order, is_hidden, nearby, replacing
 from hlnet.tree import graphs, tables
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.hierarchy import Hierarchy
@@ -82,7 +82,7 @@ def read_tree(
     path = _shipped(str(source)[len(PRESET) :]) if str(source).startswith(PRESET) else Path(source)
     try:
         if not str(source) or not path.exists():
-            raise UsageError(f"there is no file or folder '{source}' to read a class tree from")
+            raise _missing(str(source))
         found = _nested_folders(path) if path.is_dir() else _read_file(path, format, header)
         if isinstance(found, Hierarchy):
             return found.to_tree(levels)
@@ -224,6 +224,16 @@ def _shipped(name: str) -> Path:
     return SHIPPED / f"{name}.tree.json"
 
 
+def _missing(source: str) -> UsageError:
+    """The error for a tree that is not there, with the nearest that are."""
+    is_preset = source in shipped_trees()
+    near = f" Did you mean '{PRESET}{source}'?" if is_preset else nearby(source, (*SUFFIXES, ".txt"))
+    return UsageError(
+        f"there is no class tree '{source[:200]}': expected a tree file ({', '.join(SUFFIXES)}, .txt), a folder of "
+        f"image folders or {PRESET}NAME{near and f'.{near}'}"
+    )
+
+
 def _read_file(path: Path, format: str | None, header: bool | None) -> Any:
     """The hierarchy that a file of another program's format holds, or what a nested or canonical one does."""
     suffix = path.suffix.lower()
@@ -233,7 +243,7 @@ def _read_file(path: Path, format: str | None, header: bool | None) -> Any:
             f"not '{path.suffix}'.{did_you_mean(suffix, SUFFIXES)}"
         )
     if format == "folders":
-        raise UsageError(f"'{path}' is a file; --format folders reads a folder")
+        raise UsageError(f"'{path}' is a file, and the format 'folders' reads a folder")
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if format == "list" or (format is None and suffix == ".txt"):

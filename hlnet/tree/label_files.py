@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hlnet.errors import TreeError, some
+from hlnet.tree.class_tree import MAX_LEVELS
 from hlnet.tree.graphs import checked
 from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.nodes import is_wordnet_id
@@ -20,9 +21,10 @@ def read_labels(data: Any) -> Hierarchy | None:
     The log says in one line how it was read.
 
     - Keras: ``{"0": ["n01440764", "tench"]}``, an index with an id and a name;
-    - Hugging Face: ``{"0": "tench"}``, or a ``config.json`` that holds it as ``id2label``;
+    - Hugging Face: ``{"0": "tench"}``, or a ``config.json`` that holds it as ``id2label``; also in groups, as
+      ``{"fish": {"0": "tench"}}``;
     - ``{"n01440764": "tench"}``, an id with a name; and lists of such pairs;
-    - Ultralytics: the ``names`` of a data file (``path``, ``train``, ``val``, ``nc``);
+    - Ultralytics: the ``names`` of a data file (``path``, ``train``, ``val``, ``nc``), or of one with nothing else;
     - COCO: ``categories``, each with a ``name``, an ``id`` and perhaps a ``supercategory``;
     - Open Images: ``LabelName`` with a list ``Subcategory``.
 
@@ -71,16 +73,40 @@ def _identified(data: Any) -> Hierarchy | None:
     return Hierarchy("", [Hierarchy(name, id=identifier) for identifier, name in pairs])
 
 
+def _numbered_groups(data: Any, levels: int = MAX_LEVELS) -> Hierarchy | None:
+    """``{"fish": {"0": "tench"}}``: groups, at any depth, whose classes have their indices before their names."""
+    if not isinstance(data, Mapping) or not data or any(map(_is_index, data)) or not levels:
+        return None
+    groups = []
+    for name, below in data.items():
+        found = _indexed(below) or _numbered_groups(below, levels - 1)
+        if found is None:
+            return None
+        groups.append(Hierarchy(name, found.children))
+    return Hierarchy("", groups)
+
+
 def _ultralytics(data: Any) -> Hierarchy | None:
+    """A data file, alone or under one key; or its ``names`` alone, which would be no group worth having."""
+    if not isinstance(data, Mapping):
+        return None
+    if len(data) == 1 and "names" not in data:
+        (data,) = data.values()
     if not isinstance(data, Mapping) or "names" not in data:
         return None
-    if not {*data} & {"path", "train", "val", "test", "nc", "download", "yaml_file", "kpt_shape"}:
-        return None
     names = data["names"]
-    if isinstance(names, Mapping):
-        return _indexed(names)
     if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
-        return Hierarchy("", [Hierarchy(str(name), index=i) for i, name in enumerate(names)])
+        names = dict(enumerate(map(str, names)))
+    if len(data) == 1:
+        return _indexed(names)
+    if not {*data} & _DATA_FILE:
+        return None
+    if isinstance(names, Mapping) and names:
+        values = names.values()
+        if all(_is_index(index) for index in values) and not all(map(_is_index, names)):  # {"cat": 0}
+            names = {index: name for name, index in names.items()}
+        if found := _indexed({index: str(name) if isinstance(name, int) else name for index, name in names.items()}):
+            return found
     raise TreeError("its 'names' are neither a list nor numbered names")
 
 
@@ -137,6 +163,8 @@ def _refuse_others(data: Any) -> None:
     """
     if isinstance(data, Mapping) and data.get("type") in {"FeatureCollection", "Feature", "Topology"}:
         raise TreeError("it is a map in GeoJSON, not a class tree")
+    if isinstance(data, Mapping) and {"train", "val"} <= {*data} <= _DATA_FILE:
+        raise TreeError("it is a data file (train, val) without the 'names' of its classes; give their image folder")
     if isinstance(data, list) and data and all(isinstance(item, Mapping) for item in data):
         keys = some(sorted({f"'{key}'" for item in data[:20] for key in item}))
         raise TreeError(
@@ -153,10 +181,13 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(item, str) for item in value)
 
 
+#: Keys of an Ultralytics data file besides ``names``.
+_DATA_FILE = {"path", "train", "val", "test", "nc", "download", "yaml_file", "kpt_shape"}
 _READERS: dict[str, Callable[[Any], Hierarchy | None]] = {
     "original indices with class names": _indexed,
     "ids with class names": _identified,
     "the 'names' of an Ultralytics data file, which holds no tree": _ultralytics,
+    "groups of original indices with class names": _numbered_groups,
     "COCO's categories": _coco,
     "Open Images' hierarchy": _open_images,
 }

@@ -1,4 +1,4 @@
-"""How two trees differ, what is odd about one, and how high its nodes stand."""
+"""Differences of two trees, oddities of one, and heights of its nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TreeComparison(BaseModel):
-    """How far two trees agree on the classes that they share.
+    """Agreement of two trees on the classes that they share.
 
     Attributes:
         classes: how many they share.
@@ -100,7 +100,7 @@ class Oddity:
 
 
 def check_tree(tree: ClassTree) -> list[Oddity]:
-    """What is odd about a tree, level by level.
+    """Oddities of a tree, level by level.
 
     - *level*: a level with as many nodes as the one above, not all just classes continued: it groups nothing.
     - *chain*: a node, not just a class continued, that is its parent's only child: it costs and tells nothing apart.
@@ -116,7 +116,7 @@ def check_tree(tree: ClassTree) -> list[Oddity]:
 
 
 def node_heights(tree: ClassTree) -> NDArray[np.int64]:
-    """How many nodes lie on the longest way down from each node to a class: 0 for a class, 1 for a parent of classes.
+    """Height of each node, the longest way down to a class: 0 for a class, 1 for a parent of classes.
 
     Nodes that merely continue a class do not count: they are as high as their class, 0.
 
@@ -196,7 +196,7 @@ def _matched(first: ClassTree, second: ClassTree) -> dict[str, int]:
 
 
 def _inside(tree: ClassTree, positions: list[int]) -> csc_array:
-    """Which nodes lie above each of these classes, ``[classes, nodes]``: sparse, each set of classes once."""
+    """Nodes above each of these classes, ``[classes, nodes]``: sparse, each set of classes once."""
     above = tree.ancestors()[positions].astype(np.int64).tocsc()
     # The first node that has each set: chains, and nodes that only other classes told apart, count once.
     sets: dict[bytes, int] = {}

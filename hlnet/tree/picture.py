@@ -290,7 +290,7 @@ def _notes(tree: ClassTree, sheet: _Sheet, chosen: Sequence[Sequence[int]]) -> l
     """The legend: lines of ``(kind of line before it, text)``."""
     classes = f"{len(tree.classes)} {'classes' if len(tree.classes) > 1 else 'class'}"
     drawn = len(sheet.forest.rows)
-    notes = [("", f"{classes} · nodes a level {', '.join(map(str, tree.counts))}")]
+    notes = [("", f"{classes} · nodes per level {', '.join(map(str, tree.counts))}")]
     if drawn < tree.num_levels:
         what = "level 1 is" if drawn == 1 else f"levels 1 to {drawn} are"
         notes.append(("", f"only {what} drawn, with the number of classes at the ends"))

@@ -74,7 +74,7 @@ def select_classes(tree: ClassTree, selection: str | int | Iterable[str | int]) 
 
 
 def known_part(tree: ClassTree, selection: str) -> str:
-    """What of a selection the tree has, as a selection; empty if there is nothing.
+    """The part of a selection that the tree has, as a selection; empty if it has none.
 
     Terms that it does not know are left out; what only takes away says nothing alone.
 

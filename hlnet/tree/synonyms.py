@@ -23,7 +23,7 @@ _WORDS = re.compile(r"\w[\w']*([ _-]\w[\w']*)*")
 
 
 class Wanted(NamedTuple):
-    """What a tree has for a word.
+    """A tree's classes for a word.
 
     Attributes:
         word: what was wanted.
@@ -37,7 +37,7 @@ class Wanted(NamedTuple):
 
 
 def match_classes(tree: ClassTree, words: Iterable[str]) -> tuple[list[Wanted], list[str]]:
-    """Which of the wanted classes a tree has, and under which names; and which classes it has besides.
+    """The wanted classes that a tree has, with their names there; and its other classes.
 
     Args:
         tree: the tree.

@@ -64,7 +64,9 @@ def read_table(
         first.pop()
     below = rows.cells[1:] if headed else rows.cells
     if not below:
-        raise TreeError("there is no class below the header; if the first row is a class, give --no-header")
+        raise TreeError(
+            "there is no class below the header; if the first row is a class, read it with header=False (--no-header)"
+        )
     width = len(first) if headed else max(len(cells) for _, cells in below)
     for number, cells in below:
         if any(cells[width:]):
@@ -77,7 +79,7 @@ def read_table(
             raise TreeError("a table of edges has a column of parents and one of children; head them parent,child")
         columns.parent, columns.key = columns.levels
     if kind == "paths" and columns.parent is not None:
-        raise TreeError("the header speaks of parents, so this is a table of edges; --format edges reads it")
+        raise TreeError("the header speaks of parents, so this is a table of edges; the format 'edges' reads it")
     if columns.parent is not None and columns.key is not None:
         root, remarks = _from_edges(below, columns), [f"parents in {_heading(columns, columns.parent)}"]
     else:
@@ -224,7 +226,7 @@ def _report(rows: Rows, headed: bool, columns: Columns, remarks: list[str], clas
         parts += [f"ranks {ranks}{' (put in order)' if columns.reordered else ''}"] if columns.levels else []
     else:
         shown = rows.delimiter.join(first[1])
-        parts.append(f"no header: row {first[0]} ('{shown[:60]}') was taken for a class (else give --header)")
+        parts.append(f"no header: row {first[0]} ('{shown[:60]}') was taken for a class (else header=True, --header)")
     for what, column in (("id", columns.id), ("index", columns.index)):
         if column is not None:
             parts.append(f"{what} in {_heading(columns, column) or f'column {column + 1}'}")

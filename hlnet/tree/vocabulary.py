@@ -1,4 +1,4 @@
-"""What words of English mean in a class tree: the nodes of that name, and the classes that WordNet puts under them.
+"""English words in a class tree: the nodes of that name, and the classes that WordNet puts under them.
 
 Notable here: a word may have several senses, of which those count that the tree has. WordNet's ids on nodes tell, or
 else names; and a word that WordNet knows better than the tree ("poodle") means the nearest node that it is a kind of.

@@ -114,7 +114,9 @@ def serve(app: Starlette, port: int = PORT, on_ready: Callable[[str], None] | No
             listening.bind((HOST, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or "it must lie in 0..65535"
-            raise UsageError(f"port {port} cannot be used ({reason}); another --port, or 0 for any free one") from error
+            raise UsageError(
+                f"port {port} cannot be used ({reason}); give another one, or 0 for any free port"
+            ) from error
         address = f"http://{HOST}:{listening.getsockname()[1]}/"
 
         class Server(uvicorn.Server):  # type: ignore[name-defined,misc]

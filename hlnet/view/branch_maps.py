@@ -1,4 +1,4 @@
-"""What a branch sees: the outputs of single blocks of the tree (paper, Fig. 4).
+"""Feature maps of branches: the outputs of single blocks of the tree (paper, Fig. 4).
 
 Notable here: only blocks on the way from the trunk to the chosen nodes run, siblings among them together, on their rows
 of the stacked weights.

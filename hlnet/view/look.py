@@ -1,4 +1,4 @@
-"""What a network sees in a few images, and what cues change in that: all that ``hlnet show`` draws.
+"""Feature maps, probabilities and effects of cues on a few images, for ``hlnet show``.
 
 Notable here: the trunk runs once for all of it, and what is compared is on one scale: feature maps of one level, class
 activation maps of one layer, a branch with and without a cue.
@@ -72,7 +72,7 @@ class CuedBranch:
 
 @dataclass(frozen=True)
 class CueRow:
-    """What one cue does to all images.
+    """Effect of one cue on all images.
 
     Attributes:
         node: what the cue names.
@@ -93,7 +93,7 @@ class CueRow:
 
 @dataclass(frozen=True)
 class View:
-    """What :func:`look` found.
+    """Maps and probabilities of a few images, of :func:`look`.
 
     Attributes:
         names: of the images.

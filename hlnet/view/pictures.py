@@ -41,7 +41,7 @@ class Look:
 ACTIVITY = Look("viridis", "activity", "mean magnitude over a block's channels")
 EVIDENCE = Look("magma", "share of the logit", "Grad-CAM: what speaks for the class, black where nothing does")
 CHANNELS = Look("", "", "a block's three most varying channels as red, green and blue, each over its own range")
-SCALED = "what one bar spans shares its scale, from 0 to the value that 99.5 % of its places stay below"
+SCALED = "maps along one colour bar share its scale, from 0 to the 99.5th percentile of their values"
 
 
 @own_style()

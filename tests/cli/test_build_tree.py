@@ -10,7 +10,7 @@ from helpers import command_line, tree_material
 from helpers.command_line import as_json, invoke
 from helpers.tree_material import described, groups_of
 
-from hlnet.tree.construct.controls import balanced_tree, random_tree
+from hlnet.tree.construct.baselines import balanced_tree, random_tree
 from hlnet.tree.construct.levels import cut_to_levels
 from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.io import read_tree, shipped_trees
@@ -47,7 +47,7 @@ def test_read(build, at, line, counts):
 def test_a_tree_in_text_and_where_it_is(at, tmp_path):
     out, err = invoke(f"build-tree {{n}} --out {tmp_path}/x.tree.json", **at)
     first, *lines, last = out.splitlines()
-    assert first == "trunk · nodes a level: 2, 4, 6" and err == ""
+    assert first == "trunk · nodes per level: 2, 4, 6" and err == ""
     assert [line.strip("│├└─ ") for line in lines] == [
         "thing", "Öl 5", "saw 4", "beast", "bird", "rook 3", "owl 2", "mammal", "cat 0", "dog 1",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from hlnet.errors import DataError, RunError
 from hlnet.evaluation.metrics.rejection import rejection_scores
 from hlnet.model.provenance import Provenance, Rejection
 from hlnet.model.transform import InputTransform
-from hlnet.store.export.export_model import describe
+from hlnet.store.export.about import describe
 from hlnet.store.export.quantize import quantize_onnx, spread, unnormalised
 from hlnet.store.export.runtimes import open_exported
 
@@ -84,7 +84,7 @@ def test_int8_keeps_accuracy_and_says_so(trained):
     assert (said["bytes"], small["bytes"]) == (files["digits.onnx"], files["digits.int8.onnx"])
     assert small["bytes"] < 0.5 * said["bytes"]
     val = hlnet.TreeData(hlnet.load_data("digits", "val"), TREE, eval_transform(net.transform), subset=True)
-    expected = hlnet.evaluate(net, val, hlnet.loader(val, 64)).neutral
+    expected = hlnet.evaluate(net, val).neutral
     assert small["images"] == len(val) and small["calibration_images"] == 128
     assert small["accuracy"]["float32"] == expected.model_dump()
     assert expected.top1 > 0.8 and abs(small["accuracy"]["int8"]["top1"] - expected.top1) < 0.03
@@ -177,12 +177,35 @@ def test_tables_for_a_person_and_gains_that_the_example_leaves_neutral(trained, 
     assert example(out, photos) == example(trained[1] / "digits.onnx", photos)
 
 
+def test_format_follows_the_ending_of_out(trained, tmp_path):
+    source, out = trained[1] / "digits.safetensors", tmp_path / "digits.pt2"
+    said = json.loads(invoke(f"export {source} --out {out} --no-latency --json"))
+    assert (said["format"], said["out"]) == ("torch-export", str(out)) and open_exported(out).runtime == "torch.export"
+
+
+def test_trunk_and_head_are_two_files_and_timed(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "SECONDS", 0.0)
+    source, out = trained[1] / "digits.safetensors", tmp_path / "digits.pt2"
+    said = " ".join(invoke(f"export {source} --out {out} --parts").split())
+    files = [str(tmp_path / f"digits.{part}.pt2") for part in ("trunk", "head")]
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(files)
+    for word in (f"written to {files[0]} and {files[1]}", "torch.export, trunk", "batch 8", "torch, optimised"):
+        assert word in said
+    trunk = open_exported(files[0])
+    images = torch.rand(2, 3, 32, 32)
+    whole = open_exported(trained[1] / "digits.onnx")(images)
+    assert np.abs(open_exported(files[1], trunk=trunk)(trunk(images)) - whole).max() < 1e-4
+
+
 @pytest.mark.parametrize(
     ("options", "told", "code"),
     [
         ("--format openvino --int8 --data digits", "--int8 is for --format onnx", 2),
         ("--int8", "--int8 needs --data", 2),
-        ("--out x.pt2", "ends in .onnx", 2),
+        ("--int8 --data digits --parts", "--int8 is for whole networks", 2),
+        ("--out x.pt2 --format onnx", "ends in .onnx", 2),
+        ("--out x.bin", "the ending says the format, and it is none of .onnx (onnx), .pt2", 2),
+        ("--out x.pt2 --int8 --data digits", "--int8 is for --format onnx, not torch-export", 2),
         ("--data no/such/folder", "there is no data folder", 2),
         ("--out {file}/x.onnx", "is a file and no folder", 1),
     ],

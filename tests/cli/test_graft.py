@@ -40,6 +40,7 @@ SMALL = "--data {data} --epochs 1 --views 1 --workers 0 --batch-size 4 --device 
 
 def test_command_writes_what_the_library_makes(at, tmp_path):
     line = f"graft {{net}} {SMALL} --classes yellow=lemon,blue --under lemon=warm --under / --lr 0.01 --seed 3"
+    line += f" --cache-dir {tmp_path}/cache --cache-size 1MB"
     found = as_json(f"{line} --out {tmp_path}/grown.safetensors", **at)
     net = load_checkpoint(at["net"])
     images = [hlnet.load_data(at["data"], split) for split in ("train", "val")]
@@ -60,7 +61,9 @@ def test_command_writes_what_the_library_makes(at, tmp_path):
         )
     (record,) = written.provenance.recipe["grafts"]
     assert record["fingerprint"] == read_header(at["net"]).fingerprint and record["data"] == at["data"]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
     out, err = invoke(f"{line} --out {tmp_path}/again.safetensors", **at)
+    assert "features are read from" in err
     assert "lemon" in out and "top-1, all" in out and "verified" in out and "epoch   1/1" in err
     assert "4 new" not in err and "8 old and 8 new training images" in out
 
@@ -78,6 +81,8 @@ ERRORS = """
 2 | --classes blue --out new.safetensors --under wram | no inner node 'wram'. Did you mean 'warm'
 2 | --classes blue --out new.safetensors --under bleu=warm | no new class is called 'bleu'
 2 | --classes blue --out new.safetensors --lr 0 | lr 0
+2 | --classes blue --out new.safetensors --cache-size 1e3 | --cache-size '1e3' & 20GB
+2 | --classes blue --out new.safetensors --cache-size 100 | more than the limit of 100B & cache_views & cache_size
 2 | --classes blue --out new.safetensors --device warp | --device 'warp'
 2 | --classes blue --out new.safetensors --data nowhere | no data folder 'nowhere'
 """

@@ -107,7 +107,7 @@ def test_eval_gives_the_numbers_of_the_library(at, options, kind, signal):
     images = hlnet.TreeData(hlnet.load_data(at["photos"], split), net.tree, hlnet.eval_transform(net.transform))
     classes = "bird,0" if "bird" in options else None
     policy = signal and hlnet.CuePolicy(strength=signal)
-    told = hlnet.evaluate(net, images, hlnet.loader(images, 64), classes, policy=policy)
+    told = hlnet.evaluate(net, images, classes, policy=policy)
     assert found == told.model_dump(mode="json")
     assert signal != 1.0 or found["cued"]["accuracy"] == found["cued"]["wrong"] == found["neutral"]
 

@@ -248,7 +248,7 @@ def test_bar_learns_how_many_there_are(at):
         (["-"], Share(), None),
     ):
         bar = Bar()
-        assert list(command._watched(iter("abc"), bar, [str(word) for word in words], share)) == ["a", "b", "c"]
+        assert list(command._with_progress(iter("abc"), bar, [str(word) for word in words], share)) == ["a", "b", "c"]
         end = time.monotonic() + 30
         while bar.total != total and time.monotonic() < end:
             time.sleep(0.005)
@@ -258,7 +258,7 @@ def test_bar_learns_how_many_there_are(at):
 @pytest.mark.parametrize("to_file", [True, False])
 def test_bar_is_drawn_where_results_are_not(tmp_path, monkeypatch, to_file):
     drawn, out = [], tmp_path / "x.txt" if to_file else None
-    monkeypatch.setattr(command, "_watched", lambda found, bar, images, share: drawn.append(images) or found)
+    monkeypatch.setattr(command, "_with_progress", lambda found, bar, images, share: drawn.append(images) or found)
     monkeypatch.setattr(output.stderr, "_force_terminal", True)
     found = Prediction(image="x.png")
     for terminal in (False, True):

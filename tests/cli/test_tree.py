@@ -39,7 +39,7 @@ def lines_of(text):
 )
 def test_show(at, options, shown):
     out, err = invoke(f"tree show {{n}} {options}", **at)
-    assert lines_of(out) == ["trunk · nodes a level: 2, 4, 6", *shown.split(", ")] and err == ""
+    assert lines_of(out) == ["trunk · nodes per level: 2, 4, 6", *shown.split(", ")] and err == ""
 
 
 def test_limit_is_of_all_nodes(at):

@@ -57,4 +57,4 @@ def test_other_images_are_passed_over_in_silence(at):
     assert expert.provenance.uses_of(val.fingerprint()) == ["epoch"]
     fewer = LabelledImages(val.name, val.classes, val.labels[:-1], val.load)
     data = hlnet.TreeData(fewer, net.tree, hlnet.eval_transform(net.transform))
-    assert hlnet.evaluate(net, data, hlnet.loader(data, 64)).served == []
+    assert hlnet.evaluate(net, data).served == []

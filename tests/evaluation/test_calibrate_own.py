@@ -51,10 +51,10 @@ def test_command_says_what_it_cannot_promise(tmp_path):
     hlnet.save_checkpoint(net, tmp_path / "net.safetensors")
     line = f"calibrate {tmp_path}/net.safetensors --data digits --reject-own 0.1 --workers 0 --device cpu"
     _, hints = invoke(line)
-    assert "Of images of other classes nothing is promised" in hints
+    assert "For images of other classes nothing is promised" in hints
     told = as_json(line)
     stored = read_header(tmp_path / "net.safetensors").provenance
     assert told["rejection"]["threshold"] == stored.rejection.threshold and stored.rejection.max_own_rejected == 0.1
     assert stored.conformal is not None and stored.temperature is not None
     _, hints = invoke(f"eval {tmp_path}/net.safetensors --data digits --workers 0 --device cpu")
-    assert "fitted to own images alone" in hints
+    assert "fitted without images of other classes" in hints

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.evaluated_nets import BCE, TREE, build, noise
+from helpers.evaluated_nets import BCE, TRANSFORM, TREE, build, noise
 from helpers.naive import randomise
+from PIL import Image
 from scipy.stats import binom
 
 from hlnet.cues.cue import Cue, cue_evidence, curve_strength
@@ -15,7 +16,8 @@ from hlnet.cues.effect import cue_effect
 from hlnet.cues.oracle import label_cues, wrong_classes
 from hlnet.cues.policy import CuePolicy
 from hlnet.cues.table import CueTable
-from hlnet.data.tree_data import loader
+from hlnet.data.images import LabelledImages
+from hlnet.data.tree_data import TreeData, eval_transform, loader
 from hlnet.errors import UsageError
 from hlnet.evaluation.cue_picture import cue_figure, plot_cue_report
 from hlnet.evaluation.cue_report import RELIABILITIES, attend, report_cues, stored_gains
@@ -61,7 +63,7 @@ def test_frontier_begins_at_no_cue_and_is_what_evaluate_finds(swept):
     labels = torch.tensor(data.labels)
     wrong = wrong_classes(TREE, labels, seed=3)
     curve = frontier(found, named_classes(TREE, labels), {"random": named_classes(TREE, wrong)}, "gain", GAINS)
-    measured = evaluate(net, data, loader(data, 7), cues=CueTable.from_labels(seed=3), policy=CuePolicy(strength=3.0))
+    measured = evaluate(net, data, cues=CueTable.from_labels(seed=3), policy=CuePolicy(strength=3.0), batch_size=7)
     assert curve.right[0] == curve.wrong["random"][0] == pytest.approx(measured.neutral.top1)
     assert curve.right[1] == pytest.approx(measured.cued.accuracy.top1)
     assert curve.wrong["random"][1] == pytest.approx(measured.cued.wrong.top1)
@@ -142,7 +144,7 @@ def thirds(labels):
 def report():
     net, data = build(), noise(count=40)
     plain = build("plain")
-    return net, attend(net, loader(data, 7), (plain, loader(data, 7)), gains=GAINS, data="noise")
+    return net, attend(net, data, plain, gains=GAINS, batch_size=7)
 
 
 def test_report_has_wrong_cues_beside_every_right_one(report):
@@ -221,8 +223,12 @@ def test_report_on_nodes_above(level):
     torch.manual_seed(0)
     net = HierarchicalNet(NetworkConfig(backbone="test_resnet", widths=(4, 4, 4), strides=(1, 1, 1)), DEEP)
     randomise(net.head)
-    images, labels = torch.randn(42, 3, 32, 32), torch.arange(7).repeat(6)
-    found = attend(net.eval(), [(images, labels)], level=level, gains=(3.0,))
+    net.transform = TRANSFORM
+    pixels = np.random.default_rng(0).integers(0, 256, (42, 32, 32, 3), np.uint8)
+    noisy = LabelledImages("noise", DEEP.classes, tuple(range(7)) * 6, lambda i: Image.fromarray(pixels[i]))
+    data = TreeData(noisy, DEEP, eval_transform(TRANSFORM))
+    images, labels = torch.stack([image for image, _ in data]), torch.tensor(data.labels)
+    found = attend(net.eval(), data, level=level, gains=(3.0,))
     assert found.attention is None and set(found.network.frontiers[0].wrong) == {"random", "sibling"}
     strong = found.network.frontier("bias")
     within = [{"1": "x", "2": "x", "3": "y", "4": "z", "5": "z", "6": "z", "7": "w"}[name] for name in DEEP.classes]
@@ -335,7 +341,7 @@ def test_gains_that_the_file_holds_are_reported():
     net, data = build(), noise(count=40)
     for attention in (trained_attention(), FittedAttention(reliability=0.75, gain=((2.0, 3.0),))):
         net.provenance.attention = attention
-        found = attend(net, loader(data, 7), gains=GAINS)
+        found = attend(net, data, gains=GAINS, batch_size=7)
         gains = {p: curve_strength(attention.gain, cue_evidence(p, 1, 6)) for p in RELIABILITIES}
         assert stored_gains(net) == gains and set(gains.values()) <= set(found.network.frontier("gain").strengths)
         labels, rest = torch.tensor(data.labels), thirds(torch.tensor(data.labels))[2]
@@ -347,7 +353,7 @@ def test_gains_that_the_file_holds_are_reported():
         assert choice.strength == gains[0.99] and choice.right == pytest.approx(float(right[rest].mean()))
         metrics = {way: found.attention.metrics[f"{way}_top1"] for way in ("stored", "gain")}
         assert metrics == {way: found.network.choice(way, 0.9).top1 for way in metrics}
-    assert {choice.way for choice in attend(net, loader(data, 7), level=1, gains=(2,)).network.choices} == {
+    assert {choice.way for choice in attend(net, data, level=1, gains=(2,)).network.choices} == {
         *("gain", "bias", "scale", "bayes")
     }
 
@@ -370,20 +376,31 @@ def test_curves_that_could_not_be_read_are_refused(curve):
 
 def test_what_cannot_be_reported_is_refused():
     net, data = build(), noise()
-    batches = list(loader(data, 7))
     with pytest.raises(UsageError, match="reliability"):
-        attend(net, batches, reliability=1.0)
+        attend(net, data, reliability=1.0)
     with pytest.raises(UsageError, match="at least 0, got -1"):
-        attend(net, batches, gains=(-1.0,))
+        attend(net, data, gains=(-1.0,))
     with pytest.raises(UsageError, match="one class"):
-        attend(build(tree=ClassTree.from_nested({"cat": ["tabby"]})), batches)
+        attend(build(tree=ClassTree.from_nested({"cat": ["tabby"]})), data)
     small = ClassTree.from_nested([name for name in TREE.classes if name != "axe"])
     with pytest.raises(UsageError, match="lacks classes of the network: axe"):
-        attend(net, batches, (build("plain", small), batches))
+        attend(net, data, build("plain", small))
+    swept = sweep_gains(net, loader(data, 7), gains=[1])
     with pytest.raises(UsageError, match="not those of the network"):
-        attend(net, batches, (build("plain"), batches[::-1]), gains=())
+        report_cues(TREE, swept, replace(swept, labels=swept.labels.flip(0)))
     with pytest.raises(UsageError, match="confusable"):
-        attend(net, batches, wrong="confusable", level=1)
+        attend(net, data, wrong="confusable", level=1)
+
+
+def test_the_plain_network_gets_images_prepared_its_own_way():
+    net, plain, data = build(), build("plain"), noise(count=30)
+    plain.transform = TRANSFORM.model_copy(update={"mean": (0.1,) * 3})
+    own = TreeData(data.images, TREE, eval_transform(plain.transform), subset=True)
+    seen = []
+    plain.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    attend(net, data, plain, gains=(), batch_size=7)
+    assert [len(batch) for batch in seen] == [7, 7, 7, 7, 2]
+    assert torch.equal(torch.cat(seen), torch.stack([image for image, _ in own]))
 
 
 @pytest.mark.parametrize("level, wrong", [(None, "random"), (None, "sibling"), (1, "random")])

@@ -71,7 +71,7 @@ def test_confusion_matrix_is_scikit_learns(classes, images):
 def test_evaluation_is_a_choice_of_columns(kind, classes, kept):
     net, data, ticks = build(kind), noise(), []
     logits, labels = by_hand(net, data)
-    found = evaluate(net.train(), data, loader(data, 7), classes, on_batch=lambda: ticks.append(1))
+    found = evaluate(net.train(), data, classes, on_batch=lambda: ticks.append(1), batch_size=7)
     used = [i for i in range(len(labels)) if labels[i] in kept]
     names = [TREE.classes[i] for i in kept]
     targets = torch.tensor([list(kept).index(labels[i]) for i in used])
@@ -85,8 +85,8 @@ def test_expert_is_the_full_network_restricted(selection):
     full = build()
     expert = cut_expert(full, selection)
     ours, whole = noise(expert.tree, subset=True), noise()
-    found = evaluate(expert, ours, loader(ours, 8), policy=signal_of(1.7))
-    assert found == evaluate(full, whole, loader(whole, 8), selection, policy=signal_of(1.7))
+    found = evaluate(expert, ours, policy=signal_of(1.7), batch_size=8)
+    assert found == evaluate(full, whole, selection, policy=signal_of(1.7), batch_size=8)
     assert found.images + found.left_out == 40
 
 
@@ -106,7 +106,7 @@ def test_signal_is_the_gain_of_the_right_leaf(signal):
     for run, expected in zip(runs, (neutral, cued), strict=True):
         torch.testing.assert_close(run, expected, rtol=1e-4, atol=1e-4)
     assert (cued - neutral).abs().max() > 1e-2
-    found = evaluate(net, data, loader(data, 7), policy=signal_of(signal))
+    found = evaluate(net, data, policy=signal_of(signal), batch_size=7)
     assert_scores(found.neutral, neutral, labels, TREE.classes)
     assert_scores(found.cued.accuracy, cued, labels, TREE.classes)
     assert found.cued.attention.strength == signal and "oracle" in found.cued.source
@@ -116,14 +116,14 @@ def test_signal_of_one_is_neutral():
     net, data = build(), noise()
     (neutral, cued), _ = logits_of(net, loader(data, 7), [None, label_cues(TREE, data.labels)], CuePolicy(strength=1.0))
     assert torch.equal(neutral, cued)
-    found = evaluate(net, data, loader(data, 7), policy=signal_of(1.0))
+    found = evaluate(net, data, policy=signal_of(1.0), batch_size=7)
     assert found.cued.accuracy == found.cued.wrong == found.neutral
 
 
 def test_bad_signal_is_refused():
     data = noise()
     with pytest.raises(UsageError, match=r"gain -0\.1 must be at least 0"):
-        evaluate(build(), data, loader(data, 7), policy=signal_of(-0.1))
+        evaluate(build(), data, policy=signal_of(-0.1), batch_size=7)
     for signal in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match=r"equal to -?1000000"):
             signal_of(signal)
@@ -132,15 +132,15 @@ def test_bad_signal_is_refused():
 def test_plain_network_takes_no_cue():
     data = noise()
     with pytest.raises(UsageError, match="plain network"):
-        evaluate(build("plain"), data, loader(data, 7), policy=signal_of(1.0))
+        evaluate(build("plain"), data, policy=signal_of(1.0), batch_size=7)
 
 
 def test_selection_without_images_is_refused():
     data = noise()
     with pytest.raises(UsageError, match="no image"):
-        evaluate(build(), data, loader(data, 7), "axe")
+        evaluate(build(), data, "axe", batch_size=7)
     with pytest.raises(SelectionError):
-        evaluate(build(), data, loader(data, 7), "newt")
+        evaluate(build(), data, "newt", batch_size=7)
 
 
 # ---------------------------------------------------------------------- calibration, and images of other classes
@@ -150,7 +150,7 @@ def test_selection_without_images_is_refused():
 @pytest.mark.parametrize("score", SCORES)
 def test_stored_threshold_is_tried_on_own_and_outside_images(selection, score):
     expert, data = expert_of(selection, score)
-    found = evaluate(expert, data, loader(data, 7)).detection
+    found = evaluate(expert, data, batch_size=7).detection
     logits, labels = by_hand(expert, data)
     scores, own = rejection_scores(logits, score), labels >= 0
     assert (found.own, found.outside, found.score) == (int(own.sum()), int((~own).sum()), score)
@@ -167,7 +167,7 @@ def test_stored_threshold_is_tried_on_own_and_outside_images(selection, score):
 def test_outside_images_change_no_accuracy():
     expert, data = expert_of("cat,beagle")
     only = noise(expert.tree, subset=True)
-    found, own = (evaluate(expert, given, loader(given, 7), policy=signal_of(1.8)) for given in (data, only))
+    found, own = (evaluate(expert, given, policy=signal_of(1.8), batch_size=7) for given in (data, only))
     changed = {"detection"}
     assert found.model_dump(exclude=changed) == own.model_dump(exclude=changed) and found.left_out == 16
     assert (own.detection.outside, own.detection.auroc, own.detection.outside_accepted) == (0, None, None)
@@ -179,7 +179,7 @@ def test_detection_is_measured_where_it_is_asked_for():
     full, whole = build(), noise()
 
     def detected(net, data, *arguments, **options):
-        return evaluate(net, data, loader(data, 7), *arguments, **options).detection
+        return evaluate(net, data, *arguments, batch_size=7, **options).detection
 
     assert detected(plain_expert, noise(plain_expert.tree, outside=True)) is None
     assert detected(full, whole) is None and detected(full, whole, "cat") is None
@@ -202,21 +202,19 @@ def test_calibration_error_is_that_of_the_stored_temperature(outside):
     logits, labels = by_hand(expert, data)
     own = labels >= 0
     expected = calibration_error(class_probabilities(logits, temperature=2.5)[own], labels[own])
-    found = evaluate(expert, data, loader(data, 7))
+    found = evaluate(expert, data, batch_size=7)
     assert found.temperature == 2.5 and found.ece == pytest.approx(expected, abs=1e-4)
     expert.provenance.temperature = None
     plain = calibration_error(logits.softmax(1)[own], labels[own])
-    assert (
-        evaluate(expert, data, loader(data, 7)).ece == pytest.approx(plain, abs=1e-4) and abs(plain - expected) > 0.01
-    )
+    assert evaluate(expert, data, batch_size=7).ece == pytest.approx(plain, abs=1e-4) and abs(plain - expected) > 0.01
 
 
 def test_calibration_of_detectors_counts_images_of_other_classes():
     expert, data = expert_of("dog", "probability", recipe=BCE)
     logits, labels = by_hand(expert, data)
     expected = calibration_error((logits / 2.5).sigmoid(), labels)
-    assert evaluate(expert, data, loader(data, 7)).ece == pytest.approx(expected, abs=1e-4)
+    assert evaluate(expert, data, batch_size=7).ece == pytest.approx(expected, abs=1e-4)
     only = noise(expert.tree, subset=True)
-    assert evaluate(expert, only, loader(only, 7)).ece is None  # not known without them
+    assert evaluate(expert, only, batch_size=7).ece is None  # not known without them
     single, data = expert_of("saw", "probability", recipe=BCE)
-    assert evaluate(single, data, loader(data, 7)).ece is not None
+    assert evaluate(single, data, batch_size=7).ece is not None

@@ -16,7 +16,7 @@ from hlnet.cli.main import app
 from hlnet.cues.policy import CuePolicy
 from hlnet.cues.table import CueTable
 from hlnet.data.sources import load_data
-from hlnet.data.tree_data import TreeData, eval_transform, loader
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import UsageError
 from hlnet.evaluation.evaluate import evaluate, evaluate_with_baseline
 from hlnet.expert.cut import cut_expert
@@ -44,11 +44,11 @@ def test_beside_is_each_networks_own_evaluation(selection, signal):
     )
     assert list(found) == list(nets) and sorted(loaded) == list(range(40))  # once for all three
     assert ticks == [(done, 6) for done in range(1, 7)]
-    assert found["expert"] == evaluate(expert, data, loader(data, 7), policy=signal and signal_of(signal))
+    assert found["expert"] == evaluate(expert, data, policy=signal and signal_of(signal), batch_size=7)
     names = ",".join(expert.tree.classes)
     for name, cue in (("full", signal), ("plain", None)):
         whole = noise(nets[name].tree)
-        alone = evaluate(nets[name], whole, loader(whole, 7), names, policy=cue and signal_of(cue), score="energy")
+        alone = evaluate(nets[name], whole, names, policy=cue and signal_of(cue), score="energy", batch_size=7)
         assert found[name].neutral.per_class == alone.neutral.per_class
         assert found[name].neutral.top1 == alone.neutral.top1 and found[name].cued == alone.cued
         assert (found[name].images, found[name].left_out) == (alone.images, alone.left_out)
@@ -71,7 +71,7 @@ def test_beside_reads_images_once_for_each_transform():
     assert sorted(loaded) == sorted(2 * list(range(40)))
     assert {run.detection for run in found.values()} == {None} and {run.classes for run in found.values()} == {3}
     data = TreeData(images, TREE, eval_transform(small.transform))
-    assert found["small"] == evaluate(small, data, loader(data, 16), "dog,tabby")
+    assert found["small"] == evaluate(small, data, "dog,tabby", batch_size=16)
 
 
 def test_beside_measures_all_or_none():
@@ -158,7 +158,7 @@ def test_command_shows_tables_and_writes_the_curve(files, tmp_path):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{cats} --beside {cats}", "stands beside itself"),
+        ("{cats} --beside {cats}", "the same model is given twice"),
         ("{full} --beside {cats}", "lacks the classes"),
         ("{full} --roc roc.png", "--roc needs images of other classes"),
         ("{cats} --roc roc.xlsx", "--roc 'roc.xlsx'"),

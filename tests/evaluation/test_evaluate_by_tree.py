@@ -16,7 +16,6 @@ from hlnet.cues.cue import Cue
 from hlnet.cues.policy import CuePolicy
 from hlnet.cues.table import CueTable
 from hlnet.data.sources import load_data
-from hlnet.data.tree_data import loader
 from hlnet.errors import RunError, UsageError
 from hlnet.evaluation.cue_trial import CueRuns
 from hlnet.evaluation.evaluate import Evaluation, compare_evaluations, evaluate, evaluate_with_baseline
@@ -49,7 +48,7 @@ def test_figures_by_the_tree_are_of_the_classes_that_compete(kind, classes, kept
     logits, labels = by_hand(net, data)
     used = [i for i in range(len(labels)) if labels[i] in kept]
     targets = torch.tensor([list(kept).index(labels[i]) for i in used])
-    found = evaluate(net, data, loader(data, 7), classes).neutral
+    found = evaluate(net, data, classes, batch_size=7).neutral
     expected = measure_hierarchy(logits[used][:, list(kept)], targets, TREE.prune(kept))
     assert found.hierarchical.model_dump() == {
         name: pytest.approx(value, abs=1e-9) for name, value in expected.model_dump().items()
@@ -66,7 +65,7 @@ def test_likeliest_nodes_are_those_of_the_stored_temperature():
     kept = labels >= 0
     for temperature in (30.0, None):
         expert.provenance.temperature = temperature
-        found = evaluate(expert, data, loader(data, 7)).neutral.hierarchical
+        found = evaluate(expert, data, batch_size=7).neutral.hierarchical
         expected = measure_hierarchy(logits[kept], labels[kept], expert.tree, temperature)
         assert found.level_accuracy_summed == expected.level_accuracy_summed
         assert found.path_consistency == expected.path_consistency
@@ -76,22 +75,22 @@ def test_likeliest_nodes_are_those_of_the_stored_temperature():
 def test_where_the_tree_groups_nothing_it_has_no_figures(selection):
     expert = cut_expert(build(), selection)
     data = noise(expert.tree, subset=True)
-    assert evaluate(expert, data, loader(data, 7)).neutral.hierarchical is None
+    assert evaluate(expert, data, batch_size=7).neutral.hierarchical is None
     data = noise(flat())
     net = build("plain", flat())
-    assert evaluate(net, data, loader(data, 7)).neutral.hierarchical is None
+    assert evaluate(net, data, batch_size=7).neutral.hierarchical is None
 
 
 def test_cued_answers_have_figures_by_the_tree_too():
     data = noise()
-    found = evaluate(build(), data, loader(data, 7), "cat,dog", policy=RELIABLE)
+    found = evaluate(build(), data, "cat,dog", policy=RELIABLE, batch_size=7)
     right, neutral = found.cued.accuracy.hierarchical, found.neutral.hierarchical
     assert right.lca_height < neutral.lca_height < found.cued.wrong.hierarchical.lca_height
 
 
 def test_json_holds_the_figures_but_not_the_answers():
     data = noise()
-    found = evaluate(build(), data, loader(data, 7))
+    found = evaluate(build(), data, batch_size=7)
     told = json.loads(found.model_dump_json())
     assert told == found.model_dump(mode="json") and "labels" not in told and "answers" not in told["neutral"]
     assert told["neutral"]["hierarchical"]["level_nodes"] == [4, 6]
@@ -237,7 +236,7 @@ def test_a_prior_alone_reaches_networks_beside():
     found = evaluate_with_baseline(nets, noise().images, **given)
     for name, net in nets.items():
         data = noise()
-        alone = evaluate(net, data, loader(data, 7), **given).cued
+        alone = evaluate(net, data, batch_size=7, **given).cued
         assert found[name].cued.accuracy.top1 == alone.accuracy.top1 and alone.images == 0
 
 
@@ -258,9 +257,9 @@ def test_plain_network_beside_is_cued_by_the_bias():
     tree.provenance.attention = FittedAttention(reliability=0.8, gain=((2.0, 1.5),))
     policy = CuePolicy(mode="gain", reliability=0.8)
     found = evaluate_with_baseline({"tree": tree, "plain": plain}, data.images, policy=policy)
-    assert found["tree"].cued == evaluate(tree, data, loader(data, 7), policy=policy).cued
+    assert found["tree"].cued == evaluate(tree, data, policy=policy, batch_size=7).cued
     assert found["tree"].cued.attention.mode == "gain"
-    alone = evaluate(plain, data, loader(data, 7), policy=RELIABLE)
+    alone = evaluate(plain, data, policy=RELIABLE, batch_size=7)
     assert found["plain"].cued == alone.cued and alone.cued.accuracy.top1 > alone.neutral.top1
     strength = evaluate_with_baseline({"tree": tree, "plain": plain}, data.images, policy=signal_of(1.8))
     assert strength["plain"].cued is None and strength["tree"].cued is not None
@@ -377,7 +376,7 @@ def test_baseline_and_other_networks_together(files):
 
 def test_one_class_is_not_compared(files):
     told = shown(files, "{tree} --classes beagle --compare {plain}")
-    assert "nothing to test" in told and "McNemar" not in told
+    assert "cannot be compared" in told and "McNemar" not in told
     assert "compare" not in json.loads(shown(files, "{tree} --classes beagle --compare {plain} --json"))
 
 
@@ -385,8 +384,8 @@ def test_one_class_is_not_compared(files):
     ("line", "error", "words"),
     [
         ("{tree} --baseline {many}", UsageError, "is no plain network (train --plain); --compare takes any"),
-        ("{tree} --baseline {tree}", UsageError, "a model stands beside itself"),
-        ("{tree} --compare {tree}", UsageError, "a model stands beside itself"),
+        ("{tree} --baseline {tree}", UsageError, "the same model is given twice"),
+        ("{tree} --compare {tree}", UsageError, "the same model is given twice"),
         ("{tree} --compare nope", UsageError, "there is no model file 'nope'"),
         ("{tree} --confusion x.bmp", UsageError, "--confusion 'x.bmp': its name must end in .png, .svg, .pdf, .csv"),
         ("{many} --confusion blocked/x.png", RunError, "cannot write into 'blocked'"),  # before it looks at the data

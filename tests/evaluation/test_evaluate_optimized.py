@@ -34,11 +34,11 @@ def test_evaluation_is_the_same(kind, signal):
     test = signal and CuePolicy(strength=signal)
     if kind == "plain" and signal:
         with pytest.raises(UsageError, match="no branches whose features"):
-            evaluate(fast, data, loader(data, 7), policy=test)
+            evaluate(fast, data, policy=test, batch_size=7)
         return
     for classes in (None, "cat"):
-        expected = evaluate(net, data, loader(data, 7), classes, policy=test)
-        assert evaluate(fast, data, loader(data, 7), classes, policy=test) == expected
+        expected = evaluate(net, data, classes, policy=test, batch_size=7)
+        assert evaluate(fast, data, classes, policy=test, batch_size=7) == expected
     cued = label_cues(net.tree, data.labels) if signal else None
     runs = [logits_of(form, loader(data, 4), [None, cued], test)[0] for form in (fast, net)]
     for found, expected in zip(*runs, strict=True):

@@ -9,13 +9,14 @@ from helpers.naive import randomise
 from PIL import Image
 
 import hlnet
+from hlnet.data.feature_cache import cached_features
 from hlnet.data.images import LabelledImages
-from hlnet.data.tree_data import TreeData, eval_transform
+from hlnet.data.tree_data import TreeData, eval_transform, train_transform
 from hlnet.errors import DataError, RunError, TreeError, UsageError
 from hlnet.expert import graft as grafting
 from hlnet.expert.cut import cut_expert
 from hlnet.expert.graft import best_parent, graft, graft_config
-from hlnet.expert.graft_training import NewBranches, look, train_branches
+from hlnet.expert.graft_training import NewBranches, extract_features, train_branches
 from hlnet.expert.grow import grow, node_output
 from hlnet.model.fast.optimize import optimize
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
@@ -130,6 +131,25 @@ def test_a_graft_can_be_repeated_grafted_cut_and_kept(trained, tmp_path):
     hlnet.profile(twice.config, twice.tree, twice.transform)
 
 
+def test_features_are_bounded_and_kept_as_those_of_a_training(trained, tmp_path):
+    data, config = (squares(50, 2), squares(25, 3)), quick(trained, epochs=2)
+    with pytest.raises(UsageError, match=r"50 images in 2 views, .* need .*, more than the limit of 1.0KB"):
+        graft(trained, ["blue", "yellow", "white"], *data, config=config, cache_size=1000)
+    told, made = [], []
+    for folder in (None, tmp_path, tmp_path):
+        asked = {"cache_dir": folder, "on_batch": lambda phase, *_: told.append(phase)}
+        made.append(graft(trained, ["blue", "yellow", "white"], *data, config=config, **asked)[0].state_dict())
+        told.append("done")
+    runs = " ".join(told).split("done")[:3]
+    assert ["features" in run for run in runs] == [True, True, False]
+    assert all(torch.equal(tensor, other[name]) for other in made[1:] for name, tensor in made[0].items())
+    (file,) = tmp_path.glob("*.npy")
+    columns = grafting._columns(OLD, dict.fromkeys(("blue", "yellow", "white")))
+    augment = train_transform(trained.transform, config.aa, config.scale, config.hflip, config.reprob)
+    kept = cached_features(trained, TreeData(data[0], columns, augment), 2, folder=tmp_path, on_batch=pytest.fail)
+    assert kept.stored.shape[:2] == (2, 50) and list(tmp_path.glob("*.npy")) == [file]
+
+
 def test_the_best_place_is_what_the_images_are_taken_for():
     """A network that calls everything green, by a bias."""
     net = build(OLD).float()
@@ -189,8 +209,8 @@ def test_a_step_is_one_of_the_plain_loss():
     ours = NewBranches(net, {"blue": "cold"}, {}, config)
     randomise(ours.by_parent["cold"])
     grown = grow(net, ours.by_parent).train()
-    seen = look(net, data, config, 1, ["cold"], lambda step, steps: None)
-    train_branches(ours, seen, config, columns, lambda *_: None, None)
+    seen = extract_features(net, cached_features(net, data), config)
+    train_branches(net, ours, seen, config, columns, lambda *_: None, None)
     for module in (
         grown.trunk,
         grown.head,
@@ -199,11 +219,11 @@ def test_a_step_is_one_of_the_plain_loss():
     frozen = grow(net, ours.by_parent)
     batch, labels = torch.stack([data[i][0] for i in range(2)]), torch.tensor([1, 2])  # red, green, blue
     level = grown.head.levels[1]
-    features = node_output(net.head, net.trunk(batch), "cold").half().float().detach()
+    features = node_output(net.head, net.trunk(batch).half().float(), "cold").detach()
     level.train()
     small = level(features, level.family(slice(2, 3)), None)[:, 0].mean((2, 3))
     new = small @ grown.head.leaves.weight[2] + grown.head.leaves.bias[2]
-    logits = torch.cat([net(batch).detach(), new[:, None]], dim=1)
+    logits = torch.cat([net.head(net.trunk(batch).half().float()).detach(), new[:, None]], dim=1)
     torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).backward()
     for name, tensor in grown.head.named_parameters():
         if tensor.grad is not None:
@@ -218,9 +238,13 @@ def test_views_are_drawn_anew_and_columns_are_in_the_order_asked_for():
     data = TreeData(
         squares(10), grafting._columns(OLD, {"blue": None, "yellow": None, "white": None}), torch_noise, True
     )
-    seen = look(net, data, config, 3, ["/", "warm"], lambda step, steps: None)
-    assert seen.labels.tolist() == 3 * [data.labels[i] for i in range(10)] and seen.features[0].dtype == torch.float16
-    views = seen.features[1].view(3, 10, *seen.features[1].shape[1:])
+    seen = extract_features(net, cached_features(net, data, 3), config)
+    assert seen.labels.tolist() == 3 * [data.labels[i] for i in range(10)]
+    views = seen.features.stored
+    assert views.dtype == torch.float16 and views.shape[:2] == (3, 10)
+    with torch.no_grad():
+        assert torch.allclose(seen.logits, net.head(views.flatten(0, 1).float()), atol=1e-5)
+        below = [node_output(net.head, views[0, :2].float(), path) for path in ("warm", "/")]
     assert all(not torch.equal(one, other) for one, other in pairwise(views))
     images = torch.stack([noise for noise, _ in (torch.utils.data.default_collate([data[0]]) for _ in range(2))])
     assert not torch.equal(images[0], images[1])
@@ -230,7 +254,7 @@ def test_views_are_drawn_anew_and_columns_are_in_the_order_asked_for():
     for tree, values in zip(branches.trees, ([1.0, 3.0], [2.0]), strict=True):
         tree.leaves.weight.data.zero_()
         tree.leaves.bias.data.copy_(torch.tensor(values))
-    logits = branches.eval()([seen.features[1][:2].float(), seen.features[0][:2].float()])
+    logits = branches.eval()(below)
     assert logits.tolist() == [[1, 2, 3]] * 2
     exempt = branches.no_weight_decay()
     assert {name for name, tensor in branches.named_parameters() if tensor.dim() < 3} - exempt == {
@@ -312,8 +336,9 @@ def test_a_name_that_only_the_best_place_makes_wrong_is_refused():
 
 def test_features_that_float16_cannot_hold_are_refused():
     net = build(OLD).float()
-    net.head.levels[0].shortcut_bn_bias.data.fill_(1e5)
-    with pytest.raises(DataError, match="'warm' exceed what float16 holds"):
+    forward = net.trunk.forward
+    net.trunk.forward = lambda images: forward(images) + 1e5
+    with pytest.raises(DataError, match="features exceed what float16 holds"):
         graft(net, ["blue"], squares(10), squares(10), "warm", quick(net, epochs=1))
 
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
+from hlnet.data.feature_cache import cached_features
 from hlnet.data.images import LabelledImages
 from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.expert.cut import cut_checkpoint, cut_expert
 from hlnet.expert.graft import graft_config
-from hlnet.expert.graft_training import NewBranches, look, train_branches
+from hlnet.expert.graft_training import NewBranches, extract_features, train_branches
 from hlnet.expert.grow import grow, inner_nodes, new_branches, node_output
 from hlnet.expert.merge import merge_experts
 from hlnet.expert.verify import Reference
@@ -122,7 +123,7 @@ def test_grown_network_is_the_old_one_and_small_trees(drawn, lean, data):
             pooled = None if branch.class_rows is None else branch.class_rows.pool(seen)
             expected = by_hand(net, path, branch, pooled)
             torch.testing.assert_close(found[:, [place[leaf.name] for leaf in branch.tree.leaves]], expected)
-            own = branch.tree_logits(node_output(net.head, net.trunk(IMAGES), path))
+            own = branch.tree_logits(node_output(net.head, net.head.seen(net.trunk(IMAGES)), path))
             torch.testing.assert_close(own if pooled is None else own + branch.class_rows(pooled), expected)
         cut = cut_expert(grown, [leaf.path for leaf in tree.leaves])
         assert cut.tree == tree and torch.equal(logits(cut), logits(net))
@@ -139,7 +140,7 @@ def test_a_new_sibling_trains_only_what_is_its_own(lean):
     )
     trained = {name for name, parameter in branch.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in branch.named_parameters()} - kept.keys()
-    x = node_output(net.head, net.trunk(IMAGES), "cat").detach()
+    x = node_output(net.head, net.head.seen(net.trunk(IMAGES)), "cat").detach()
     optimizer = torch.optim.SGD([p for p in branch.parameters() if p.requires_grad], lr=0.1)
     branch.tree_logits(x).sum().backward()
     optimizer.step()
@@ -173,10 +174,10 @@ def test_a_grafts_loss_counts_the_rows_alone():
         config = graft_config(net, epochs=1, batch_size=6, cache_views=1, workers=0, smoothing=0.0, rows_loss=weight)
         torch.manual_seed(0)
         branches = NewBranches(net, {"blue": "cold"}, {}, config)
-        seen = look(net, data, config, 1, ["cold"], lambda *_: None)
+        seen = extract_features(net, cached_features(net, data), config)
         rows = branches.rows(seen.pooled).detach()
         told = []
-        train_branches(branches, seen, config, columns, lambda *_: None, told.append)
+        train_branches(net, branches, seen, config, columns, lambda *_: None, told.append)
         losses[weight] = told[0].loss
     pooled = net.head.class_rows.pool(net.head.seen(net.trunk(torch.stack([image for image, _ in data]))))
     alone = torch.cat([net.head.class_rows(pooled), rows], dim=1)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from helpers import quick
 from hlnet.cli import main as cli
-from hlnet.training import loop
+from hlnet.training import trainer
 
 COLOURS = {"red": (255, 0, 0), "yellow": (255, 255, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 #: Everything random is on: crops, flips, RandAugment, erasing.
@@ -107,7 +107,7 @@ def _run(words, log, prepare, environment):
 
 def paused(ready):
     """Let the second step tell, by a file, that it is under way, and wait until somebody removes that."""
-    step = loop._Run._step
+    step = trainer.Trainer._step
 
     def waiting(self, number, count, *rest):
         if (number, count) == (1, 2):
@@ -115,7 +115,7 @@ def paused(ready):
             wait_for(lambda: not ready.exists())
         step(self, number, count, *rest)
 
-    loop._Run._step = waiting
+    trainer.Trainer._step = waiting
 
 
 def wait_for(condition, *processes, seconds=300):

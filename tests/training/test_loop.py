@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hlnet.cli import main as cli
 from hlnet.data.sources import load_data
-from hlnet.data.tree_data import TreeData, eval_transform, loader
+from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import DataError
 from hlnet.evaluation.evaluate import evaluate
 from hlnet.model.hierarchical import HierarchicalNet, NetworkConfig
@@ -42,7 +42,7 @@ def test_it_learns_and_writes_what_it_did(tmp_path, kind):
     data = squares(8, 1)
     for name, epoch in (("best", best), ("last", history[-1])):
         loaded = load_checkpoint(tmp_path / f"{name}.safetensors")
-        found = evaluate(loaded, data, loader(data, 3)).neutral
+        found = evaluate(loaded, data, batch_size=3).neutral
         assert found.top1 == pytest.approx(epoch.val_top1, abs=1e-6)
         metrics = {"epoch": epoch.epoch, "val_top1": epoch.val_top1, "val_loss": epoch.val_loss}
         assert loaded.provenance.metrics == metrics and TrainConfig(**loaded.provenance.recipe["train"]) == settings
@@ -134,7 +134,7 @@ def test_interrupted_epoch_leaves_the_files_of_the_last(tmp_path, moment):
     for name in ("best", "last"):
         loaded, data = load_checkpoint(cut / f"{name}.safetensors"), squares(8, 1)
         assert loaded.provenance.metrics["epoch"] == 1
-        assert evaluate(loaded, data, loader(data, 8)).neutral.top1 == pytest.approx(float(row["val_top1"]), abs=1e-6)
+        assert evaluate(loaded, data, batch_size=8).neutral.top1 == pytest.approx(float(row["val_top1"]), abs=1e-6)
 
 
 def test_new_run_clears_the_folder_of_the_old(tmp_path):

@@ -16,7 +16,7 @@ from hlnet.data.sources import load_data
 from hlnet.data.tree_data import TreeData, eval_transform
 from hlnet.errors import DataError, RunError
 from hlnet.store.checkpoint import load_checkpoint
-from hlnet.training import loop
+from hlnet.training import trainer
 from hlnet.training.loop import train
 
 
@@ -84,7 +84,7 @@ def test_full_memory_is_told(monkeypatch):
     def fail(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes\nand")
 
-    monkeypatch.setattr(loop._Run, "_step", fail)
+    monkeypatch.setattr(trainer.Trainer, "_step", fail)
     with pytest.raises(RunError, match=r"^the memory is full \(.*\); try a smaller batch_size, or smaller images$"):
         fit(build())
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hlnet.cli import main as cli
 from hlnet.errors import CheckpointError, RunError, UsageError
-from hlnet.training import loop
+from hlnet.training import trainer
 
 # What is random, counts, or is averaged, in one of these at least.
 RUNS = {
@@ -220,14 +220,14 @@ def test_second_interrupt_ends_it_at_once(short, tmp_path):
 def test_stopped_after_the_last_step_of_an_epoch(short, tmp_path, monkeypatch):
     """Also where an epoch is one step."""
     command, _ = short
-    out, validate = tmp_path / "run", loop._Run._validate
+    out, validate = tmp_path / "run", trainer.Trainer._validate
 
     def stop(self, number):
         if number == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return validate(self, number)
 
-    monkeypatch.setattr(loop._Run, "_validate", stop)
+    monkeypatch.setattr(trainer.Trainer, "_validate", stop)
     result = CliRunner().invoke(cli.app, shlex.split(f"{command} --batch-size 32 --epochs 2 --out {out}"))
     assert result.exit_code == 130 and "stopped after epoch 1; go on with" in result.stderr
     assert [row["epoch"] for row in runs.figures(out)] == ["1"]
@@ -244,7 +244,7 @@ def test_lost_workers_of_a_stopped_run_are_no_error(line, tmp_path, monkeypatch)
         subprocess.run(["kill", "-TERM", *map(str, [os.getpid(), *workers])], check=True)
         time.sleep(0.5)
 
-    monkeypatch.setattr(loop._Run, "_step", stop)
+    monkeypatch.setattr(trainer.Trainer, "_step", stop)
     result = CliRunner().invoke(cli.app, shlex.split(f"{line} {RUNS['defaults']} --out {tmp_path}/run"))
     assert result.exit_code == 130 and "stopped" in result.stderr, result.exception
 

@@ -6,6 +6,7 @@ from helpers.short_trainings import build, config, fit, squares
 from PIL import Image
 
 import hlnet.training.loop
+import hlnet.training.trainer
 from hlnet.data.tree_data import TreeData
 from hlnet.errors import RunError, UsageError
 from hlnet.expert.cut import cut_expert
@@ -22,7 +23,7 @@ from hlnet.tree.class_tree import ClassTree
 def test_best_weights_are_of_the_epoch_that_the_history_says(tmp_path, monkeypatch, moment):
     """Also when the run ended between the state and the best weights, and the next epoch is worse than that one."""
     top1 = iter([0.5, 0.9, 0.4, 0.4, 0.4])
-    monkeypatch.setattr(hlnet.training.loop._Run, "_validate", lambda self, number: (1.0, next(top1)))
+    monkeypatch.setattr(hlnet.training.trainer.Trainer, "_validate", lambda self, number: (1.0, next(top1)))
     real, calls = getattr(RunFolder, moment), []
 
     def dying(self, *arguments):

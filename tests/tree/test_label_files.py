@@ -20,11 +20,38 @@ from hlnet.tree.strict_yaml import read_yaml
         ([["n01440764", "tench"], ["n01443537", "goldfish"]],
          [("tench", None, "n01440764"), ("goldfish", None, "n01443537")]),
         (read_yaml("path: pets\ntrain: train\nnc: 2\nnames: {0: cat, 1: dog}\n"), [("cat", 0, None), ("dog", 1, None)]),
-        (read_yaml("train: a\nval: b\nnames: [cat, dog]\n"), [("cat", 0, None), ("dog", 1, None)]),
+        *((read_yaml(text), [("cat", 0, None), ("dog", 1, None)]) for text in (
+            "train: a\nval: b\nnames: [cat, dog]\n",
+            "names: {0: cat, 1: dog}\n",
+            "names: {1: dog, 0: cat}\n",
+            "names: [cat, dog]\n",
+            "names:\n- cat\n- dog\n",
+            "nc: 2\nnames: [cat, dog]\n",
+            "names: {cat: 0, dog: 1}\nnc: 2\n",
+            "pets:\n  path: x\n  train: [a, b]\n  val: b\n  names: {0: cat, 1: dog}\n",
+        )),
+        (read_yaml("names: {0: 7, 1: no}\nnc: 2\n"), [("7", 0, None), ("no", 1, None)]),
+        (read_yaml("names: {3: {}}\nother: {}\n"), None),
+        (read_yaml("names: {given: [anna], family: [berg]}\n"), None),
+        (read_yaml("names: {anna: 0, berg: 1}\n"), None),
     ],
 )  # fmt: skip
 def test_flat_label_files(data, leaves):
-    assert [(leaf.name, leaf.index, leaf.id) for leaf in read_labels(data).leaves()] == leaves
+    found = read_labels(data)
+    assert (found and [(leaf.name, leaf.index, leaf.id) for leaf in found.leaves()]) == leaves
+    assert found is None or found.to_tree().num_levels == 1
+
+
+def test_groups_of_numbered_names():
+    pets = {"cats": {"3": "tabby", "1": "siamese"}, "dogs": {"0": "beagle"}}
+    nested = {"pets": pets, "tools": {"2": ["n04", "saw"]}}
+    tree = read_labels(nested).to_tree()
+    assert tree.to_nested() == {
+        "pets": {"cats": {"siamese": 1, "tabby": 3}, "dogs": {"beagle": 0}},
+        "tools": {"saw": 2},
+    }
+    assert tree.ids["tools/saw"] == "n04"
+    assert read_labels({"pets": {"0": "cat", "dog": "n1"}}) is None
 
 
 COCO = [
@@ -53,8 +80,11 @@ def test_what_is_none_of_them(data):
 
 
 @pytest.mark.parametrize(
-    "data, words", [([{"label": "a"}], "'label', a format"), ({"type": "FeatureCollection"}, "GeoJSON")]
-)
+    "data, words", [([{"label": "a"}], "'label', a format"), ({"type": "FeatureCollection"}, "GeoJSON"),
+                    ({"path": "a", "train": "b", "val": "c", "nc": 2}, "without the 'names'"),
+                    ({"train": "b", "nc": 2, "names": "coco.names"}, "neither a list nor numbered names"),
+                    ({"train": "b", "nc": 2, "names": {"cat": None}}, "neither a list nor numbered names")],
+)  # fmt: skip
 def test_what_is_known_and_no_tree(data, words):
     with pytest.raises(TreeError, match=words):
         read_labels(data)

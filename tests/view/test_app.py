@@ -142,7 +142,7 @@ def test_files_that_are_too_large_are_refused(address, monkeypatch):
 
 def test_a_taken_port_is_named(address, live):
     taken = urlsplit(address).port
-    with pytest.raises(UsageError, match=rf"port {taken} cannot be used .*another --port, or 0 for any free one"):
+    with pytest.raises(UsageError, match=rf"port {taken} cannot be used .*another one, or 0 for any free one"):
         serve(create_app(live), taken)
 
 
@@ -258,7 +258,7 @@ def same(page, answer):
     table = cost(page)
     assert table["classes"][:2] == [str(answer.full.classes), str(answer.now.classes)]
     assert table["GMACs"][:2] == [f"{answer.full.gmacs:.3f}", f"{answer.now.gmacs:.3f}"]
-    assert table["nodes a level"][1] == ", ".join(map(str, answer.now.nodes))
+    assert table["nodes per level"][1] == ", ".join(map(str, answer.now.nodes))
     assert list(shown(page)) == [found.path for found in answer.maps]
     for found in answer.maps:
         pictures = [image.get_attribute("src") for image in shown(page)[found.path].query_selector_all("img")]
@@ -331,3 +331,15 @@ def test_the_tree_is_searched(page):
     page.fill("#query", "")
     assert all(item.is_visible() for item in page.query_selector_all("#tree li"))  # unfolded as before
     assert len(page.query_selector_all("#tree li")) == len({node.path for row in TREE.levels for node in row})
+
+
+@pytest.mark.parametrize("width", [360, 375, 412])
+def test_nothing_is_cut_off_on_a_phone(page, width):
+    press(page, "[aria-label='cue cat']", "[aria-label='cut dog/boxer']")
+    page.set_viewport_size({"width": width, "height": 800})
+    cells = page.query_selector_all("th, td, label, figure, .panel, #drop, button")
+    places = [cell.bounding_box() for cell in cells if cell.is_visible()]
+    assert len(places) > 30 and all(place["x"] >= 0 and place["x"] + place["width"] <= width for place in places)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = "[...document.querySelectorAll('.panel')].filter(panel => panel.scrollWidth > panel.clientWidth).length"
+    assert page.evaluate(cut) == 0

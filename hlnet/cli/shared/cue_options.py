@@ -1,4 +1,4 @@
-"""Options that say what cues name and how they act."""
+"""Options of cues: their targets, and how they act."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ AttentionSignal = Annotated[
     str | None,
     option(
         metavar="NUMBER|auto",
-        help="How strongly a cue acts: the factor of a gain or scale (1 is neutral), the shift of a bias; auto takes "
-        "what 'hlnet attend' stored.",
+        help="Strength of a cue: the factor of a gain or scale (1 is neutral), or the shift of a bias; auto takes the "
+        "one that 'hlnet attend' stored.",
     ),
 ]
 Mode = Annotated[
@@ -45,7 +45,7 @@ Mode = Annotated[
 ]
 Reliability = Annotated[
     float | None,
-    option(help="How often a cue is right, between 0 and 1, in place of a strength; below chance it inhibits."),
+    option(help="How often a cue is right, between 0 and 1, instead of a strength; below chance it inhibits."),
 ]
 CuesFile = Annotated[
     Path | None,
@@ -61,19 +61,19 @@ CueOption = Annotated[
 ]
 Text = Annotated[
     str | None,
-    option("--text", help="Cue every image on what this names: a sound (meow), a caption, a noun."),
+    option("--text", help="Cue every image on the classes that this names: a sound (meow), a caption, a noun."),
 ]
 TextModel = Annotated[
     str | None,
     option(
         "--text-model",
         metavar="NAME|FOLDER",
-        help="Find what --text means by this embedding model of sentence-transformers, not by its words.",
+        help="Interpret --text by this embedding model of sentence-transformers, not by its words.",
     ),
 ]
 Prior = Annotated[
     Path | None,
-    option("--prior", metavar="FILE", help="How frequent nodes are where images come from: node,probability."),
+    option("--prior", metavar="FILE", help="Frequencies of nodes where the images come from: node,probability."),
 ]
 Hard = Annotated[bool, option("--hard", help="Hard cues: run only the classes that they name.")]
 
@@ -86,11 +86,11 @@ def cue_policy(
     hard: bool = False,
     prior: Path | None = None,
 ) -> CuePolicy:
-    """How cues act, by these options.
+    """The policy of these options.
 
     Raises:
-        UsageError: for a signal that is no number, or ``auto`` where none is stored; for a reliability beside a signal,
-            or outside 0 to 1.
+        UsageError: for a signal that is no number, or ``auto`` where none is stored; for a reliability outside 0 to 1,
+            or together with a signal.
     """
     from hlnet.cues.cue import MOST
     from hlnet.cues.policy import CuePolicy
@@ -115,7 +115,7 @@ def cue_policy(
             raise UsageError(f"--attention-signal {signal} must lie between {least:g} and {MOST:g} ({told})")
     if signal == "auto" and net.provenance.attention is None:
         raise UsageError(
-            "--attention-signal auto: the model holds no fitted attention; 'hlnet attend' finds and stores it"
+            "--attention-signal auto: the model holds no fitted strength; 'hlnet attend --save' stores one"
         )
     return CuePolicy(
         mode=mode, strength=strength, reliability=reliability, hard=hard, prior=read_prior(prior, net.tree)
@@ -123,10 +123,10 @@ def cue_policy(
 
 
 def log_stored_cues(net: Network, policy: CuePolicy, cues: Iterable[Cue] | None) -> None:
-    """Say, where cues go by what the file holds, what that is.
+    """Report the stored strength if cues act by it.
 
     Args:
-        cues: that are given; ``None`` are cues from labels, which say nothing themselves.
+        cues: that are given; ``None`` are cues from labels, which have no strength of their own.
     """
     if not policy.hard and (cues is None or any(cue.is_silent for cue in cues)):
         policy.log_stored(net.provenance, len(net.tree.classes))
@@ -160,7 +160,7 @@ def read_prior(path: Path | None, tree: ClassTree) -> dict[str, float] | None:
 
 
 def check_hard_cues(net: Network, model: str, *strengths: object, cues: Iterable[Cue] = ()) -> None:
-    """Refuse what --hard cannot do, or would pass over; but what a file says of reliability may stand there.
+    """Refuse what --hard cannot do, or would ignore; only the reliabilities of a file may be there.
 
     Raises:
         UsageError: for a plain network, or if one of these options or cues says how strongly it acts.
@@ -169,9 +169,7 @@ def check_hard_cues(net: Network, model: str, *strengths: object, cues: Iterable
 
     require_branches(net, "to skip", "leave --hard out", name=f"'{model}'")
     if wanted(*strengths) or not all(cue.is_silent for cue in cues):
-        raise UsageError(
-            "--hard takes cues as facts, which have no strength; leave out what says how strongly they act"
-        )
+        raise UsageError("--hard takes cues as facts, which have no strength; leave strengths and reliabilities out")
 
 
 def log_hard_cues(net: InferenceNet, everywhere: Sequence[Cue]) -> None:
@@ -181,7 +179,7 @@ def log_hard_cues(net: InferenceNet, everywhere: Sequence[Cue]) -> None:
 
     left = len(hard_cue_classes(net.tree, everywhere))
     cost, full = hard_cue_gmacs(net, [everywhere, ()])
-    output.hint(f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs an image")
+    output.hint(f"{left} of {len(net.tree.classes)} classes run, at {cost:.3f} instead of {full:.3f} GMACs per image")
 
 
 def cues_for_all(
@@ -196,13 +194,13 @@ def cues_for_all(
     from hlnet.cues.files import parse_cue
     from hlnet.cues.words import cues_from_text
 
-    found = [parse_cue(one, tree, mode) for one in written]
+    cues = [parse_cue(one, tree, mode) for one in written]
     if text is None:
         if text_model is not None:
-            raise UsageError("--text-model says how to understand a --text, and none is given")
-        return found
+            raise UsageError("--text-model interprets a --text, and none is given; add --text")
+        return cues
     heard = cues_from_embedding(text, tree, text_model) if text_model else cues_from_text(text, tree)
     if not heard:
         why = "no node is near it" if text_model else "no word of it is known"
         raise UsageError(f"--text '{text}' gives no cue: {why}, or it names all classes; name nodes with --cue")
-    return found + heard
+    return cues + heard

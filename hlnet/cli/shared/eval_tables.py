@@ -1,22 +1,97 @@
-"""What ``hlnet eval`` shows: accuracy, by class and by tree; "none of these"; cues; and one network against another."""
+"""Tables of ``hlnet eval``: accuracy, by class and by tree; "none of these"; cues; and one network against another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hlnet.cli.shared import output
-from hlnet.errors import counted
+from hlnet.cli.shared import options, output
+from hlnet.errors import counted, some
 
 if TYPE_CHECKING:
     from hlnet.evaluation.evaluate import Evaluation, EvaluationComparison
     from hlnet.evaluation.metrics.accuracy import Accuracy
     from hlnet.evaluation.metrics.comparison import Interval
     from hlnet.evaluation.metrics.rejection import Detection
+    from hlnet.model.base import Network
     from hlnet.model.cost import Cost
 
-#: Classes that are shown without being asked for; of more, the worst and the best few.
+#: Most classes that are shown without --per-class; of more, the worst and the best few.
 MOST_CLASSES, FEW = 20, 5
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Evaluations of one network, or of several on the same images.
+
+    Attributes:
+        evaluations: by the name of the network, the main one first.
+        comparisons: of the main one with others, by their names.
+        costs: by name; empty for one network.
+        rivals: names that the main one was to be compared with.
+        baseline: the plain one of these.
+        per_class: whether all classes are shown.
+        net: the main network.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    comparisons: Mapping[str, EvaluationComparison]
+    costs: Mapping[str, Cost]
+    rivals: Sequence[str]
+    baseline: str | None
+    per_class: bool
+    net: Network
+
+    @property
+    def first(self) -> Evaluation:
+        """The main network's."""
+        return next(iter(self.evaluations.values()))
+
+    def detections(self) -> dict[str, Detection]:
+        """Those that have a ROC curve, by the names shown."""
+        short = _short_names(self.evaluations)
+        runs = {short[name]: run.detection for name, run in self.evaluations.items()}
+        return {name: detection for name, detection in runs.items() if detection and detection.roc}
+
+    def json(self) -> dict[str, Any]:
+        """All of it, for machines."""
+        runs = {name: run.model_dump(mode="json") for name, run in self.evaluations.items()}
+        for name, cost in self.costs.items():
+            runs[name]["cost"] = cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
+        first = runs.pop(next(iter(runs)))
+        tests = {name: test.model_dump(mode="json") for name, test in self.comparisons.items()}
+        return first | ({"beside": runs} if runs else {}) | ({"compare": tests} if tests else {})
+
+    def show(self, files: Mapping[str, Path]) -> None:
+        """The same as tables; then the files that were written, by what they hold."""
+        short = _short_names(self.evaluations)
+        runs = {short[name]: run for name, run in self.evaluations.items()}
+        show_evaluations(runs, {short[name]: cost for name, cost in self.costs.items()}, self.per_class)
+        for name, test in self.comparisons.items():
+            show_comparison(next(iter(runs)), short[name], test)
+        if self.rivals and not self.comparisons:
+            output.hint("with one class every answer is right, so the networks cannot be compared")
+        self._hint_at_doubts()
+        for content, path in files.items():
+            output.hint(f"the {content} is in '{path}'")
+
+    def _hint_at_doubts(self) -> None:
+        """Point out what a reader of the tables may overlook."""
+        first, classes = self.first, self.net.tree.classes
+        if self.net.provenance.rejection and first.classes < len(classes):
+            output.hint(f"the stored threshold is for all {len(classes)} classes together: --classes leaves it out")
+        if first.detection and first.detection.outside and first.classes == len(classes):
+            absent = [name for name in classes if name not in first.neutral.per_class]
+            if absent:
+                output.hint(
+                    f"no images of {some(absent)}: under another name, they would have counted as of other classes"
+                )
+        if self.baseline is not None and first.cued and not self.evaluations[self.baseline].cued:
+            output.hint(
+                "the plain network was not cued: with --reliability, cues act on it as a bias (see hlnet attend)"
+            )
 
 
 def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_class: bool) -> None:
@@ -48,7 +123,7 @@ def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_c
         output.hint(f"{counted(lead.left_out, 'image')} of other classes left out")
     for name, run in found.items():
         if run.cued is not None:
-            _tell_cues(f"{name}: " if costs else "", run)
+            _show_cues(f"{name}: " if costs else "", run)
 
 
 def show_comparison(first: str, second: str, found: EvaluationComparison) -> None:
@@ -67,11 +142,19 @@ def show_comparison(first: str, second: str, found: EvaluationComparison) -> Non
     if any(heights):
         rows.append(["LCA height", *("–" if height is None else f"{height.mean:+.3f}" for height in heights)])
         rows.append(["95 % interval", *("–" if height is None else _ends(height, 1, 3) for height in heights)])
-    output.show_table(f"{first} less {second}, on the same {counted(found.neutral.images, 'image')}", ["", *runs], rows)
-    output.hint("intervals and p tell how much hangs on the choice of images, not on the seed of a training")
+    output.show_table(
+        f"{first} minus {second}, on the same {counted(found.neutral.images, 'image')}", ["", *runs], rows
+    )
+    output.hint("intervals and p cover the choice of images, not the seed of a training")
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _short_names(names: Collection[str]) -> dict[str, str]:
+    """Short names for the heads of columns; the full ones where two short ones are the same."""
+    short = {name: options.short_name(name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
 def _ends(found: Interval, factor: float, digits: int) -> str:
@@ -134,8 +217,8 @@ def _show_classes(columns: Sequence[str], runs: Sequence[Accuracy], all_of_them:
     output.hint(f"all {len(rows)} classes: --per-class, or --json")
 
 
-def _tell_cues(name: str, run: Evaluation) -> None:
-    """Where cues came from, and what they changed."""
+def _show_cues(name: str, run: Evaluation) -> None:
+    """The source of the cues, and the change in top-1 that they made."""
     cued = run.cued
     assert cued is not None
     change = 100 * (cued.accuracy.top1 - run.neutral.top1)
@@ -159,11 +242,11 @@ def _tell_cues(name: str, run: Evaluation) -> None:
         told += f" The prior, on all images, is in these; alone it makes {alone:+.2f} points."
     output.show(told)
     if cued.gmacs is not None:
-        output.show(f"Only what is cued ran: {cued.gmacs:.3f} GMACs an image in the mean, instead of all.")
+        output.show(f"Only the cued classes ran: {cued.gmacs:.3f} GMACs per image on average.")
 
 
 def _show_detection(found: dict[str, Detection]) -> None:
-    """How well images of other classes are told from a network's own."""
+    """Separation of in-distribution and out-of-distribution images."""
     runs, lead = list(found.values()), next(iter(found.values()))
     rows = [["score", *(run.score for run in runs)]]
     if lead.outside:
@@ -171,16 +254,16 @@ def _show_detection(found: dict[str, Detection]) -> None:
         rows.append(["FPR at 95 % TPR", *(output.percent(run.fpr_at_95_tpr) for run in runs)])
     if any(run.threshold is not None for run in runs):
         rows.append(["threshold", *("–" if run.threshold is None else f"{run.threshold:.4g}" for run in runs)])
-        rows.append(["own accepted (TPR)", *(output.percent(run.own_accepted) for run in runs)])
+        rows.append(["own classes accepted (TPR)", *(output.percent(run.own_accepted) for run in runs)])
         if lead.accuracy_accepted != 1:
             rows.append(["top-1 among these", *(output.percent(run.accuracy_accepted) for run in runs)])
         if lead.outside:
-            rows.append(["others accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
+            rows.append(["other classes accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
     title = f'"None of these": {counted(lead.own, "image")} of its own classes, {lead.outside} of others'
     output.show_table(title, ["", *found], rows)
     if lead.max_false_positive == 1:
-        output.hint("the threshold was fitted to own images alone: of others, nothing was promised")
+        output.hint("the threshold was fitted without images of other classes: for these, nothing was promised")
     elif lead.max_false_positive is not None:
-        output.hint(f"the threshold was fitted for at most {100 * lead.max_false_positive:g} % of others")
+        output.hint(f"the threshold was fitted to accept at most {100 * lead.max_false_positive:g} % of other images")
     if not lead.outside:
-        output.hint("the data hold no images of other classes: how many of such are accepted is not known from them")
+        output.hint("the data hold no images of other classes, so the share of these that is accepted is not known")

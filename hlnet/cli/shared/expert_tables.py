@@ -1,4 +1,4 @@
-"""What ``make-expert`` tells of several experts, and of budgets: as tables, and for JSON."""
+"""Tables of ``make-expert``: one expert or several, and budgets; the same for JSON."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ROWS = 40
 
 @dataclass(frozen=True)
 class MadeExperts:
-    """What ``make-expert`` shows.
+    """The results of ``make-expert``.
 
     Attributes:
         source: the network.
         choices: positions of each expert's classes, by its name.
         wanted: the experts with their costs, where these were counted.
-        budget: that they were to keep to.
+        budget: the limit that was given.
         several: whether they may be more than one.
-        found: what was found when each was written.
+        reports: findings of the steps on each file that was written.
         out: the file or folder written, if any.
         counted: whether a single expert's costs are shown beside the full and the plain network's.
     """
@@ -42,7 +42,7 @@ class MadeExperts:
     wanted: Sequence[Candidate]
     budget: Budget | None
     several: bool
-    found: Sequence[dict[str, Any]]
+    reports: Sequence[dict[str, Any]]
     out: Path | None
     counted: bool
 
@@ -55,10 +55,10 @@ class MadeExperts:
         """All of it, for machines."""
         tree, budget = self.source.tree, self.budget
         if self.several:
-            pairs = zip(self.wanted, self.found, strict=True)
+            pairs = zip(self.wanted, self.reports, strict=True)
             shown: dict[str, Any] = {"experts": [described(one, tree, budget) | more for one, more in pairs]}
         else:
-            shown = self.found[0] | {"classes": [tree.classes[i] for i in self.kept]}
+            shown = self.reports[0] | {"classes": [tree.classes[i] for i in self.kept]}
             if self.counted:
                 shown |= self.source.profile(self.kept).model_dump(mode="json")
         if self.out:
@@ -71,7 +71,7 @@ class MadeExperts:
         """The same as tables."""
         tree, budget = self.source.tree, self.budget
         if self.several:
-            show_experts(self.wanted, self.found, budget, self.source.units)
+            show_experts(self.wanted, self.reports, budget, self.source.units)
         elif self.counted:
             costs = self.source.profile(self.kept)
             output.show_tree(tree.prune(self.kept) if self.out else tree, kept=() if self.out else self.kept)
@@ -79,24 +79,24 @@ class MadeExperts:
         if budget and not self.several:
             show_budget(self.wanted[0], budget, tree, self.source.units, nodes=not self.out)
         if self.out:
-            if "calibration" in self.found[0]:
-                show_calibration(list(self.choices), self.found)
+            if "calibration" in self.reports[0]:
+                show_calibration(list(self.choices), self.reports)
             count = len(self.kept)
-            what = counted(len(self.found), "expert") if self.several else counted(count, "class")
-            show_written(self.found, what, self.out)
+            what = counted(len(self.reports), "expert") if self.several else counted(count, "class")
+            show_written(self.reports, what, self.out)
 
 
 def show_experts(
-    experts: Sequence[Candidate], told: Sequence[dict[str, Any]], budget: Budget | None, units: Sequence[Part]
+    experts: Sequence[Candidate], reports: Sequence[dict[str, Any]], budget: Budget | None, units: Sequence[Part]
 ) -> None:
     """Several experts: what they cost, whether they keep to a budget, and which files they were written to."""
     columns, rows = ["expert", *COLUMNS], [[expert.name, *_cells(expert)] for expert in experts]
     if budget:
         columns.append(f"within {budget.figure(budget.limit)}")
         rows = [[*row, "yes" if budget.fits(expert.cost) else "no"] for row, expert in zip(rows, experts, strict=True)]
-    if "out" in told[0]:
+    if "out" in reports[0]:
         columns.append("file (.safetensors)")
-        rows = [[*row, Path(one["out"]).stem] for row, one in zip(rows, told, strict=True)]
+        rows = [[*row, Path(one["out"]).stem] for row, one in zip(rows, reports, strict=True)]
     output.show_table("Experts", columns, rows)
     if budget and (advice := floor(budget, units)):
         output.show(advice)
@@ -120,23 +120,23 @@ def show_budget(asked: Candidate, budget: Budget, tree: ClassTree, units: Sequen
     output.show(f"{none}one class alone takes {budget.text(one_class(budget, units))}")
 
 
-def show_written(told: Sequence[dict[str, Any]], what: str, out: Path | None) -> None:
-    """Where the experts' files are, and what was proved of them."""
-    if "max_logit_difference" in told[0]:
-        largest = max(one["max_logit_difference"] for one in told)
-        on = f" on {counted(told[0]['images'], 'image')}" if "images" in told[0] else ""
+def show_written(reports: Sequence[dict[str, Any]], what: str, out: Path | None) -> None:
+    """The experts' files, and what was proved of them."""
+    if "max_logit_difference" in reports[0]:
+        largest = max(one["max_logit_difference"] for one in reports)
+        on = f" on {counted(reports[0]['images'], 'image')}" if "images" in reports[0] else ""
         output.show(
             f"verified: weights bitwise the full network's; logits equal{on} "
             f"(largest difference {largest:.1g}, float64)"
         )
-    size = sum(Path(one["out"]).stat().st_size for one in told)
+    size = sum(Path(one["out"]).stat().st_size for one in reports)
     output.show(f"{what}, {size / 1e6:.1f} MB, written to {out}")
 
 
 def described(expert: Candidate, tree: ClassTree, budget: Budget | None) -> dict[str, Any]:
     """One of several experts, for JSON."""
-    found = {"name": expert.name, "classes": [tree.classes[i] for i in expert.classes], **_figures(expert)}
-    return found | {"fits": budget.fits(expert.cost)} if budget else found
+    figures = {"name": expert.name, "classes": [tree.classes[i] for i in expert.classes], **_figures(expert)}
+    return figures | {"fits": budget.fits(expert.cost)} if budget else figures
 
 
 def budget_described(

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and the values in them."""
 
 from __future__ import annotations
 
@@ -18,41 +18,39 @@ if TYPE_CHECKING:
 
 #: Parts of a data set.
 Split = Literal["train", "val", "test"]
-#: Scores that tell images of a network's own classes from others (``hlnet.evaluation.metrics.rejection``).
+#: Scores that separate images of a network's classes from others (``hlnet.evaluation.metrics.rejection``).
 Score = Literal["energy", "max-logit", "probability"]
-#: What a picture's name may end in.
+#: Endings of a picture's name.
 PICTURES = (".png", ".svg", ".pdf")
-#: What a MODEL may be; ``hlnet.store.locate.locate_model`` finds it.
+#: Forms of a MODEL; ``hlnet.store.locate.locate_model`` finds it.
 MODEL_NAMES = (
     "a .safetensors file, a run or model folder, local-dir:FOLDER, or hf-hub:OWNER/NAME (@REVISION may follow)"
 )
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"A network of hlnet's: {MODEL_NAMES}.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"A trained network: {MODEL_NAMES}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 TreeFormat = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="What a tree's file holds, where the guess is wrong: canonical, nested, paths, edges, newick, node-link, "
+        help="Format of a tree's file, if the guess is wrong: canonical, nested, paths, edges, newick, node-link, "
         "children, labels or list.",
     ),
 ]
 Header = Annotated[
     bool | None,
-    typer.Option("--header/--no-header", help="Whether a table's first row is a header [default: by its words]."),
+    typer.Option("--header/--no-header", help="Whether a table's first row is a header [default: guessed]."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is random.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images that run together.")]
-DataRoot = Annotated[
-    Path | None, typer.Option(help="Where timm's data sources (torch/…, hfds/…, wds/…) keep their files.")
-]
-Dtype = Annotated[str, typer.Option(help="To compute in: float32, or bfloat16 where the processor can.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Batch size.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of timm's data sources (torch/…, hfds/…, wds/…).")]
+Dtype = Annotated[str, typer.Option(help="Precision: float32, or bfloat16 if the processor supports it.")]
 Classes = Annotated[
     str | None,
     typer.Option(
-        help="Classes: names, inner nodes, ids, original indices, ranges, globs, @file, between commas; a minus takes "
-        "away: 'tabby,281-285,*terrier', 'animal -animal/dog'."
+        help="Classes, separated by commas: names, inner nodes, ids, original indices, ranges, globs, @file; a minus "
+        "removes: 'tabby,281-285,*terrier', 'animal -animal/dog'."
     ),
 ]
 
@@ -105,7 +103,7 @@ def byte_size(text: str | None, option: str) -> int | None:
 
 
 def where_to_save(model: str, out: Path | None) -> Path:
-    """The checkpoint to write what was fitted to: the one that ``--out`` names, else the MODEL's own file.
+    """The checkpoint to store fitted values in: that of ``--out``, else the MODEL's own file.
 
     Raises:
         UsageError: if the name has another ending, or the model's own file is on the Hub.
@@ -114,7 +112,7 @@ def where_to_save(model: str, out: Path | None) -> Path:
     from hlnet.store.names import HUB
 
     if out is None and model.startswith(HUB):
-        raise UsageError(f"'{model}' is on the Hub; say with --out which file to write")
+        raise UsageError(f"'{model}' is on the Hub; name the file to write with --out")
     if out is not None and out.suffix != ".safetensors":
         raise UsageError(f"--out '{out}': a checkpoint's name ends in .safetensors")
     return out or Path(locate_model(model))
@@ -157,12 +155,12 @@ def settings(pairs: list[str], option: str) -> dict[str, Any]:
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UsageError(f"{option} '{pair}': '{value}' is no plain value") from None
+            raise UsageError(f"{option} '{pair}': '{value}' is no number, true, false or text") from None
     return found
 
 
 def image_files(words: Sequence[str | Path], option: str) -> Iterator[str]:
-    """Image files that names, folders, patterns and, with ``-``, lines of standard input mean; found one by one.
+    """Image files of names, folders, patterns and, with ``-``, lines of standard input; listed one by one.
 
     Raises:
         UsageError: as :func:`hlnet.data.image_files.image_files`.
@@ -188,7 +186,7 @@ def pick_device(name: str) -> str:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
-            f"--device '{name}' cannot be used here; auto takes what there is, cpu always works"
+            f"--device '{name}' cannot be used here; auto takes the best one here, cpu always works"
         ) from error
     return name
 

@@ -1,4 +1,4 @@
-"""Where results and progress go: results to stdout, as a table or JSON; progress and hints to stderr."""
+"""Output of the commands: results to stdout, as tables or JSON; progress and hints to stderr."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ stderr = Console(stderr=True)
 
 
 def hint(message: str) -> None:
-    """A line for a person, beside the results."""
+    """A line on stderr, for a person."""
     stderr.print(escape(message), style="dim", highlight=False, soft_wrap=True)
 
 
-def say_no_hints() -> None:
-    """Of several processes, one says them."""
+def silence_hints() -> None:
+    """Silence hints and the log: of several processes, only the first one reports."""
     stderr.quiet = True
     logging.getLogger("hlnet").setLevel(logging.ERROR)
 
@@ -56,7 +56,7 @@ def no_hints() -> Iterator[None]:
 
 
 def hints(messages: Sequence[str], more: str, limit: int = 12) -> None:
-    """Several such lines; ``more`` says where to find those beyond the limit."""
+    """Several hints; ``more`` tells where to find those beyond the limit."""
     for message in messages[:limit]:
         hint(message)
     if len(messages) > limit:
@@ -64,10 +64,10 @@ def hints(messages: Sequence[str], more: str, limit: int = 12) -> None:
 
 
 def hint_at_stale_copy(path: str | Path) -> None:
-    """Say so, where a run's finished product lies beside a file that has just been written."""
+    """Warn if the run folder's model folder does not hold the file that has just been written."""
     folder = Path(path).parent / MODEL_FOLDER
     if Path(path).name == BEST_FILE and (folder / MODEL_FILE).exists():
-        hint(f"'{folder}' does not hold this yet; hlnet.store.hub.write_model_folder writes it anew")
+        hint(f"'{folder}' does not hold this yet; hlnet.store.hub.write_model_folder writes it again")
 
 
 def show(message: str) -> None:
@@ -76,7 +76,7 @@ def show(message: str) -> None:
 
 
 def result(as_json: bool, data: Any, show: Callable[[], None]) -> None:
-    """What a command has found: for machines one JSON object and nothing else, for a person text and tables.
+    """The results of a command: for machines one JSON object and nothing else, for a person text and tables.
 
     Args:
         as_json: whether ``--json`` was given.
@@ -113,29 +113,29 @@ def _is_figure(cell: str) -> bool:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """``0.8612`` as ``86.12 %``; a dash where there is nothing to say."""
+    """``0.8612`` as ``86.12 %``; a dash for ``None``."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def show_profile(found: Profile) -> None:
+def show_profile(profile: Profile) -> None:
     """Plain, full and expert side by side, then the reductions."""
-    columns = [(name, cost) for name in ("plain", "full", "expert") if (cost := getattr(found, name)) is not None]
+    columns = [(name, cost) for name in ("plain", "full", "expert") if (cost := getattr(profile, name)) is not None]
     costs = [cost for _, cost in columns]
     rows = [
         ["classes", *(str(cost.classes) for cost in costs)],
-        ["nodes a level", *(", ".join(map(str, cost.nodes)) or "–" for cost in costs)],
+        ["nodes per level", *(", ".join(map(str, cost.nodes)) or "–" for cost in costs)],
         *map(list, zip(["parameters, M", "GMACs", "weights, MB"], *map(cost_cells, costs), strict=True)),
     ]
     measured: list[Latency] = next((cost.latency for cost in costs if cost.latency), [])
     for position, run in enumerate(measured):
         label = f"ms, batch {run.batch_size}, {run.threads} thread{'s' if run.threads > 1 else ''}"
         rows.append([label, *(_latency(cost, position) for cost in costs)])
-    side = "x".join(map(str, found.input_size[1:]))
+    side = "x".join(map(str, profile.input_size[1:]))
     show_table(f"Cost of one {side} image", ["", *(name for name, _ in columns)], rows)
-    if found.full.parts:
-        parts = [[part.name, str(part.nodes), *cost_cells(part)[:2]] for part in found.full.parts]
+    if profile.full.parts:
+        parts = [[part.name, str(part.nodes), *cost_cells(part)[:2]] for part in profile.full.parts]
         show_table("Full network by level", ["", "nodes", "parameters, M", "GMACs"], parts)
-    changes = list(found.reductions.items())
+    changes = list(profile.reductions.items())
     labels = [
         label for label in ("params", "gmacs", "bytes", "latency") if any(label in change for _, change in changes)
     ]
@@ -145,11 +145,11 @@ def show_profile(found: Profile) -> None:
         for name, change in changes
     ]
     show_table("Change", ["", *(words[label] for label in labels)], table)
-    hint_at_cost(found.expert or found.full, found.plain)
+    hint_at_cost(profile.expert or profile.full, profile.plain)
 
 
 def hint_at_cost(cost: Cost, plain: Cost) -> None:
-    """Say so where a network costs more than the plain one, that is the timm model that its trunk comes from."""
+    """Warn if a network costs more than the plain one, the timm model that its trunk comes from."""
     operations, parameters = cost.gmacs / plain.gmacs, cost.params / plain.params
     if max(operations, parameters) > 1:
         hint(
@@ -171,18 +171,18 @@ def _latency(cost: Cost, position: int) -> str:
 
 def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), depth: int | None = None) -> None:
     """The tree, down to ``depth`` or as many levels as ``limit`` lines hold; the paths to ``kept`` classes in full."""
-    root = Tree(f"[bold]trunk[/] · nodes a level: {', '.join(map(str, tree.counts))}")
+    root = Tree(f"[bold]trunk[/] · nodes per level: {', '.join(map(str, tree.counts))}")
     chosen = [set(row) for row in tree.rows(kept)] if kept else [set()] * tree.num_levels
     depth = depth or max(1, sum(1 for end in tree.offsets[1:] if end <= limit))
     below = Counter(part for leaf in tree.leaves for part in _prefixes(leaf.path))
     indices = {leaf.path: leaf.index for leaf in tree.leaves}
-    places: list[Tree | None] = [root]
+    parents: list[Tree | None] = [root]
     shown = 0
     for level, (row, marked) in enumerate(zip(tree.levels, chosen, strict=True), start=1):
         here: list[Tree | None] = []
         hidden = 0
         for i, node in enumerate(row):
-            parent = places[node.parent]
+            parent = parents[node.parent]
             if node.continued:
                 here.append(parent)
                 continue
@@ -200,7 +200,7 @@ def show_tree(tree: ClassTree, limit: int = 60, kept: Collection[int] = (), dept
             here.append(parent.add(label))
         if hidden:
             root.add(f"[dim]… {hidden} more at level {level}[/]")
-        places = here
+        parents = here
     stdout.print(root)
 
 
@@ -231,7 +231,7 @@ def progress() -> Iterator[Progress]:
 
 
 def phases(bar: Progress) -> Callable[[str, int, int], None]:
-    """What a library call may be given to report on: a bar for each phase, as far as its steps are done."""
+    """A callback for library calls that draws one bar for each phase."""
     tasks: dict[str, TaskID] = {}
 
     def on_step(phase: str, step: int, steps: int) -> None:
@@ -270,7 +270,7 @@ class TrainingProgress:
             self.bar.update(self.run, completed=int(phase.split()[1]) - 1 + step / steps)
 
     def epoch_done(self) -> None:
-        """The name of the phase may come again."""
+        """Start a new phase even if its name is the same."""
         self.name = ""
 
 

@@ -1,4 +1,4 @@
-"""How ``hlnet predict`` writes its answers: for people, as CSV, or as JSON, one object a line."""
+"""Output formats of ``hlnet predict``: text, CSV, or JSON with one object per line."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from hlnet.evaluation.prediction import Label, PathAnswer, Prediction
     from hlnet.model.provenance import Rejection
 
-#: The columns of CSV; docs/predict.md says what is in them.
+#: The columns of CSV, described in docs/predict.md.
 COLUMNS = (
     *("image", "class", "answer", "level", "probability", "classes"),
     *("leaf", "leaf_probability", "score", "rejected", "error"),
 )
 
 
-#: What the answers are written as.
+#: Formats of the answers.
 Format = Literal["text", "csv", "jsonl"]
 FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
 def choose_format(out: Path | None, form: Format | None) -> Format:
-    """The format that is asked for, or that a file's name asks for.
+    """The format of ``--format``, or of the file's ending.
 
     Raises:
         UsageError: if the two disagree, or the name asks for one that is not known.
@@ -35,9 +35,9 @@ def choose_format(out: Path | None, form: Format | None) -> Format:
     suffix = out.suffix.lower() if out else ""
     named = FORMATS.get(suffix)
     if form is None and named is None and suffix not in ("", ".txt"):
-        raise UsageError(f"--out '{out}': answers are written as .csv, .jsonl or .txt; or say how with --format")
+        raise UsageError(f"--out '{out}': expected an ending of .csv, .jsonl or .txt, or --format")
     if form is not None and named not in (None, form):
-        raise UsageError(f"--out '{out}' asks for {named}, and --format for {form}; let them agree")
+        raise UsageError(f"--out '{out}' is a name for {named}, and --format says {form}; give one of them")
     return form or named or "text"
 
 
@@ -54,12 +54,12 @@ def columns(always: Sequence[str] = (), groups: bool = False) -> tuple[str, ...]
 def writer(
     form: Format, rejection: Rejection | None, labels: bool = True, always: Sequence[str] = (), groups: bool = False
 ) -> Callable[[Prediction], str]:
-    """What turns a prediction into the text that stands for it, line breaks included.
+    """A function from a prediction to its text, line breaks included.
 
     Args:
         form: the format.
         rejection: the network's threshold, if it has one.
-        labels: whether people want to see classes beside an answer that may end before them.
+        labels: whether the text lists classes after an answer that may end above them.
         always, groups: as :func:`columns` takes them.
     """
     match form:
@@ -82,7 +82,7 @@ def csv_row(values: Sequence[object]) -> str:
 
 
 def _cell(value: object) -> object:
-    """What stands in a cell: of a number that was measured, six digits."""
+    """The content of a cell; measured numbers have six digits."""
     match value:
         case None:
             return ""
@@ -109,13 +109,13 @@ def _values(found: Prediction) -> list[object]:
 
 
 def _more(found: Prediction, always: Sequence[str], groups: bool) -> list[object]:
-    """What stands in a row on request."""
+    """The optional columns of a row."""
     shares = found.always or {}
     return [*([found.images] if groups else []), *(shares.get(name) for name in always)]
 
 
 def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iterator[str]:
-    """For people: the image, and below it what it is; nothing of one that could not be read."""
+    """Lines of text: the image, then its answers; nothing for an image that could not be read."""
     if found.error is not None:
         return
     yield found.image if found.images is None else f"{found.image}  ({counted(found.images, 'image')})"
@@ -146,7 +146,7 @@ def _whole(label: Label) -> str:
     """``animal 0.99 / cat 0.97 / tabby 0.41``."""
     shares = label.path_probabilities or []
     steps = " / ".join(_steps(label.path, shares))
-    if label.probability is not None and abs(label.probability - shares[-1]) > 1e-6:  # trained one against all
+    if label.probability is not None and abs(label.probability - shares[-1]) > 1e-6:  # trained one-vs-rest
         return f"{steps}  (by itself {_share(label.probability)})"
     return steps
 

@@ -1,7 +1,7 @@
-"""One list for several processes: each takes its share, and the first puts the results back in order.
+"""A list divided among processes: each takes its share, and the first one puts the results back in order.
 
-Notable here: shares go by position, so that nobody needs to know how long the list is; results go through files beside
-the one that is written, so that nothing of them is held in memory. The processes, started by ``torchrun``, talk at the
+Notable here: shares go by position, so the length of the list may be unknown; results go through files next to the
+output, so none are held in memory. The processes, started by ``torchrun``, talk at the
 beginning and at the end only.
 """
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a list is ours.
+    """This process's part of a list.
 
     Attributes:
         number: of this process, from 0.
@@ -44,10 +44,10 @@ class Share:
 
     @classmethod
     def ours(cls) -> Share:
-        """As ``torchrun`` or ``accelerate launch`` tells it to its processes; without one of these, everything.
+        """The share by the environment of ``torchrun`` or ``accelerate launch``; without these, the whole list.
 
         Raises:
-            UsageError: if what they tell is not whole.
+            UsageError: if their environment variables are incomplete.
         """
         told = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         try:
@@ -57,13 +57,13 @@ class Share:
         except ValueError:
             number, count, local = 0, 0, 0
         if not 0 <= number < count or (count > 1 and "MASTER_ADDR" not in os.environ):
-            said = ", ".join(f"{name}={value}" for name, value in told.items())
-            raise UsageError(f"{said} does not say which of several processes this is; start them with torchrun")
+            settings = ", ".join(f"{name}={value}" for name, value in told.items())
+            raise UsageError(f"{settings} does not identify one of several processes; start them with torchrun")
         return cls(number, count, local)
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that puts things together."""
+        """Whether this process gathers the results."""
         return self.number == 0
 
     def of(self, items: Iterable[T]) -> Iterator[T]:
@@ -126,7 +126,7 @@ def _alternating(parts: list[Iterator[str]]) -> Iterator[str]:
 
 
 def _together(act: Callable[..., T], *arguments: Any, **settings: Any) -> T:
-    """What all processes do at once.
+    """Run a collective operation of all processes.
 
     Raises:
         RunError: if one of them is gone.
@@ -135,5 +135,5 @@ def _together(act: Callable[..., T], *arguments: Any, **settings: Any) -> T:
         return act(*arguments, **settings)
     except (RuntimeError, ValueError) as error:
         raise RunError(
-            f"another process of this run has stopped, or cannot be reached; see what it said ({one_line(error)})"
+            f"another process of this run has stopped, or cannot be reached; see its message ({one_line(error)})"
         ) from error

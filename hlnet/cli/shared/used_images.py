@@ -1,4 +1,4 @@
-"""The line that says which images have served for a network before."""
+"""The warning that images have served for a network before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hlnet.data.images import LabelledImages
     from hlnet.model.provenance import Provenance, Use
 
-#: What images did for a network, as it is said.
+#: Uses of images, as the warning words them.
 DONE: dict[Use, str] = {
     "weights": "trained its weights",
     "epoch": "chose its epoch",
@@ -21,26 +21,26 @@ DONE: dict[Use, str] = {
 
 
 def hint_at_use(model: str, images: LabelledImages, uses: Sequence[Use], then: str) -> None:
-    """Say so, where images have trained, chosen or fitted something of a network already.
+    """Warn if images have trained, chosen or fitted something of a network already.
 
     Args:
-        model: what the network is called.
+        model: name of the network.
         images: the images.
-        uses: what they did, :meth:`hlnet.model.provenance.Provenance.uses_of`.
-        then: what follows from that.
+        uses: of :meth:`hlnet.model.provenance.Provenance.uses_of`.
+        then: the consequence.
     """
     from hlnet.cli.shared import output
 
     if uses:
         done = [DONE[use] for use in dict.fromkeys(uses)]
-        told = " and ".join([", ".join(done[:-1]), done[-1]] if done[1:] else done)
+        listed = " and ".join([", ".join(done[:-1]), done[-1]] if done[1:] else done)
         output.hint(
-            f"note: these images ({images.name.strip(chr(39))}) {told} ('{model}'): {then}; a third split that served "
-            "for nothing (--split test) is fair"
+            f"note: these images ({images.name.strip(chr(39))}) {listed} ('{model}'): {then}; a third split that "
+            "served for nothing (--split test) is fair"
         )
 
 
 def hint_before_fitting(model: str, known: Provenance, images: LabelledImages) -> None:
-    """The same, before something is fitted to them: what else was fitted to them matters not."""
+    """The same warning, before something is fitted to the images; earlier fits do not matter."""
     uses = [use for use in known.uses_of(images.fingerprint()) if use in ("weights", "epoch")]
-    hint_at_use(model, images, uses, "the network is surer of them than of fresh ones, and so is what is fitted here")
+    hint_at_use(model, images, uses, "the network is more confident on them than on fresh ones, and so is the fit")

@@ -81,7 +81,7 @@ def accuracy(
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images of class i (row) were called class j (column): ``[K, K]``, int64.
+    """Counts of images by class (row) and answer (column): ``[K, K]``, int64.
 
     Args:
         logits: ``[N, K]``.

@@ -1,4 +1,4 @@
-"""Where a path answer has to end for the class to lie under it as often as asked: split conformal prediction.
+"""Conformal thresholds for path answers: an answer ends where the class lies under it as often as asked.
 
 Notable here: the classes under the nodes of one path are nested sets, so that one number an image decides for every
 threshold at once whether its answer would be right: the probability of the first node on the way down that misses its
@@ -88,7 +88,7 @@ def fit_path_conformal(scores: Tensor, data: str = "") -> PathConformal:
 
 
 def threshold_for(fitted: PathConformal, coverage: float) -> float:
-    """How likely a node must be, to be answered; a coverage between two thousandths counts as the higher one.
+    """Least probability of an answered node; a coverage between two thousandths counts as the higher one.
 
     Raises:
         UsageError: if the coverage is not between 0.5 and 0.999, or takes more images than it was fitted on.
@@ -117,7 +117,7 @@ def outcomes(
     coverages: Sequence[float] = (0.8, 0.9, 0.95, 0.99),
     labels: Tensor | None = None,
 ) -> dict[str, float]:
-    """What becomes of images at some coverages: how many classes are left open, and how many images get what answer.
+    """Answers at some coverages: the number of classes left open, and the shares of images by kind of answer.
 
     Returns:
         for each coverage that there are images enough for, 0.9 for example: ``classes@0.9``, the mean number of classes

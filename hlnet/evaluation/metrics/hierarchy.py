@@ -1,4 +1,4 @@
-"""How good answers are by the class tree: how far wrong answers miss, and how far down right ones reach.
+"""Hierarchical metrics: the distance of wrong answers in the class tree, and accuracy by level.
 
 Notable here: everything follows from how many levels the path to the answer shares with the path to the truth, counted
 for all images at once. A class that ends early stands for itself at the levels below, where its continued nodes are;
@@ -27,7 +27,7 @@ _CHUNK = 4096
 
 
 class HierarchicalMetrics(BaseModel):
-    """What the class tree says of answers. Shares are in 0..1.
+    """Hierarchical metrics of answers. Shares are in 0..1.
 
     Attributes:
         tree_height: the height of the trunk, where answer and truth meet at the latest: the number of levels, those
@@ -70,7 +70,7 @@ def measure_hierarchy(
       Levels below the deepest class are left out.
     - *Path consistency*: whether each level's likeliest node is the parent of the next level's.
 
-    Probabilities are the softmax of ``z / T``. For classes trained one against all that is the probability given that
+    Probabilities are the softmax of ``z / T``. For classes trained one-vs-rest that is the probability given that
     exactly one of them is there.
 
     Args:
@@ -146,7 +146,7 @@ def lca_heights(tree: ClassTree, answers: Tensor, labels: Tensor) -> Tensor:
 
 
 def _shared_levels(tree: ClassTree, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many levels the paths to two classes share, ``[N]``; continued nodes count."""
+    """Number of levels that the paths to two classes share, ``[N]``; continued nodes count."""
     found: NDArray[np.int64] = (tree.class_paths[first] == tree.class_paths[second]).sum(1)
     return found
 

@@ -2,7 +2,7 @@
 
 Notable here: the threshold is a rank among scores of images of *other* classes, so that what it promises holds without
 a word on how scores are distributed (conformal prediction). Everything else is counted from the same two lists of
-scores: of a network's own images, and of outside ones.
+scores: of a network's own images, and of out-of-distribution ones.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ SCORES: tuple[Score, ...] = get_args(Score)
 
 
 class Detection(BaseModel):
-    """How well a score tells images of a network's own classes from outside ones. Shares are in 0..1.
+    """Separation of in-distribution from out-of-distribution images by a score. Shares are in 0..1.
 
     Attributes:
         score: which one.
         own, outside: number of images of each kind.
         auroc: probability that an own image scores higher than an outside one, a tie counting half.
-        fpr_at_95_tpr: share of outside images that the highest threshold accepts which accepts 95 % of the own ones.
+        fpr_at_95_tpr: share of out-of-distribution images that the highest threshold accepts which accepts 95 % of the
+            in-distribution ones.
         threshold: the stored one, if there is one for this score; what follows is ``None`` without it.
-        own_accepted: share of own images that it accepts (TPR).
-        outside_accepted: share of outside images that it accepts (FPR).
-        accuracy_accepted: top-1 among the accepted own images; ``None`` if there are none.
-        max_false_positive: the share of outside images that it was fitted for.
+        own_accepted: share of in-distribution images that it accepts (TPR).
+        outside_accepted: share of out-of-distribution images that it accepts (FPR).
+        accuracy_accepted: top-1 among the accepted in-distribution images; ``None`` if there are none.
+        max_false_positive: the share of out-of-distribution images that it was fitted for.
         roc: the corners of the curve, ``(FPR, TPR)`` from (0, 0) to (1, 1); not part of the JSON.
     """
 
@@ -56,7 +57,7 @@ class Detection(BaseModel):
 
 
 def rejection_scores(logits: Tensor, score: Score) -> Tensor:
-    """How familiar each image is; more is more familiar.
+    """In-distribution score of each image; higher is more familiar.
 
     With logits z_1 … z_K of one image:
 
@@ -96,7 +97,7 @@ def rejection_scores(logits: Tensor, score: Score) -> Tensor:
 
 
 def default_score(provenance: Provenance) -> Score:
-    """The score that suits how a network was trained: ``probability`` after one against all, else ``energy``."""
+    """The score that suits how a network was trained: ``probability`` after one-vs-rest, else ``energy``."""
     return "probability" if provenance.one_vs_rest else "energy"
 
 
@@ -126,7 +127,9 @@ def conformal_rank(outside: int, max_false_positive: float) -> int:
 
 
 def conformal_threshold(outside: Tensor, max_false_positive: float) -> float:
-    """The lowest threshold that accepts at most a given share of new outside images: accept if ``score >= threshold``.
+    """The lowest threshold that accepts at most a given share of new out-of-distribution images.
+
+    An image is accepted if ``score >= threshold``.
 
     Of n outside scores, let s be the k-th highest, ``k = floor(alpha (n + 1))``. The threshold is the number next above
     s. A new outside image drawn as these were takes any of the n + 1 ranks with equal probability, so it scores above s
@@ -158,7 +161,9 @@ def conformal_threshold(outside: Tensor, max_false_positive: float) -> float:
 
 
 def own_threshold(own: Tensor, max_rejected: float) -> float:
-    """The highest threshold that rejects at most a given share of new own images: reject if ``score < threshold``.
+    """The highest threshold that rejects at most a given share of new in-distribution images.
+
+    An image is rejected if ``score < threshold``.
 
     Of n scores, the k-th lowest, ``k = floor(a (n + 1))``: as :func:`conformal_threshold`, from the other side.
 
@@ -177,20 +182,20 @@ def own_threshold(own: Tensor, max_rejected: float) -> float:
     if rank < 1:
         needed = math.ceil(1 / Decimal(str(max_rejected))) - 1
         raise DataError(
-            f"to reject at most {max_rejected:g} of the own images takes at least {needed} of them, the data hold "
-            f"{len(own)}: add some, or allow a higher share"
+            f"to reject at most {max_rejected:g} of the in-distribution images takes at least {needed} of them, "
+            f"the data hold {len(own)}: add some, or allow a higher share"
         )
     return float(own.double().sort().values[rank - 1])
 
 
 def false_positive_bound(outside: int, max_false_positive: float, confidence: float = 0.95) -> float:
-    """What the share of accepted outside images stays under, in 95 of 100 fits on this many of them.
+    """Upper 95 % bound on the share of accepted out-of-distribution images, for a fit on this many of them.
 
     With continuous scores that share is distributed as ``Beta(k, n + 1 - k)`` over draws of the n calibration images
     (Vovk, "Conditional validity of inductive conformal predictors", 2012); this is its quantile.
 
     Args:
-        outside: n, how many outside images the threshold was fitted on.
+        outside: n, how many out-of-distribution images the threshold was fitted on.
         max_false_positive: alpha.
         confidence: 0.95 for 95 of 100.
 
@@ -237,8 +242,8 @@ def detection(
     """Measure a score on images of a network's own classes and of others.
 
     Args:
-        own: ``[M]``, scores of own images.
-        outside: ``[N]``, scores of outside images; there may be none.
+        own: ``[M]``, scores of in-distribution images.
+        outside: ``[N]``, scores of out-of-distribution images; there may be none.
         score: their name.
         threshold: at which images are accepted.
         right: ``[M]``, whether each own image's highest logit is its class's.
@@ -253,7 +258,7 @@ def detection(
     found = Detection(score=score, own=len(own), outside=len(outside))
     if len(own) and len(outside):
         fpr, tpr = roc_curve(own, outside)
-        found.auroc = float(torch.trapezoid(tpr, fpr))  # a slope where own and outside images tie: half
+        found.auroc = float(torch.trapezoid(tpr, fpr))  # a slope where own and out-of-distribution images tie: half
         found.fpr_at_95_tpr = float(fpr[torch.nonzero(tpr >= 0.95)[0]])
         found.roc = _corners(fpr, tpr)
     if threshold is not None:
@@ -297,7 +302,7 @@ def write_roc(found: Mapping[str, Detection], path: str | Path) -> None:
         axes.plot(*zip(*points, strict=True), color=colour, label=f"{name} (AUROC {run.auroc:.3f})")
         if run.own_accepted is not None and run.outside_accepted is not None:
             axes.plot(100 * run.outside_accepted, 100 * run.own_accepted, "o", color=colour)
-    axes.set(xlabel="outside images accepted (FPR), %", ylabel="own images accepted (TPR), %")
+    axes.set(xlabel="out-of-distribution images accepted (FPR), %", ylabel="in-distribution images accepted (TPR), %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=8)

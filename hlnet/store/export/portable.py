@@ -1,4 +1,4 @@
-"""The portable form of a network: one module on torch's public operators, which other runtimes can take over.
+"""The portable form of a network: trunk and tree on torch's public operators, which other runtimes can take over.
 
 Notable here: it is laid out for runtimes that plan ahead, where each operator costs something and walking a tree parent
 by parent would make thousands of them. The tree is run level by level. Parents with equally many children run together,
@@ -46,6 +46,27 @@ class PortableNet(nn.Module):
         True
     """
 
+    def __init__(self, model: TrainableNetwork) -> None:
+        super().__init__()
+        self.trunk = PortableTrunk(model)
+        self.head = PortableTree(model.head, self.trunk.shape) if model.has_branches else None
+
+    def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
+        """``[B, 3, H, W]`` in 0..1 and gains ``[B, nodes]`` to ``[B, classes]``."""
+        features: Tensor = self.trunk(images)
+        return features if self.head is None else self.head(features, gains)
+
+
+class PortableTrunk(nn.Module):
+    """Images in 0..1 to features ``[B, C, h, w]``; of a plain network, which is whole, to logits.
+
+    Args:
+        model: full network, expert or plain network.
+
+    Attributes:
+        shape: of what one image gives, such as ``(C, h, w)``.
+    """
+
     mean: Tensor
     std: Tensor
 
@@ -55,18 +76,12 @@ class PortableNet(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(transform, name)).view(1, -1, 1, 1))
         trunk = model.trunk if isinstance(model, HierarchicalNet) else model.trunk_module
-        self.trunk = _portable(trunk, transform.input_size)
-        self.head: PortableTree | None = None
-        if model.has_branches:
-            with torch.no_grad():
-                shape = self.trunk(torch.zeros(1, *transform.input_size)).shape[1:]
-            self.head = PortableTree(model.head, tuple(shape))
+        self.model = _portable(trunk, transform.input_size)
+        with torch.no_grad():
+            self.shape = tuple(self.model(torch.zeros(1, *transform.input_size)).shape[1:])
 
-    def forward(self, images: Tensor, gains: Tensor | None = None) -> Tensor:
-        """``[B, 3, H, W]`` in 0..1 and gains ``[B, nodes]`` to ``[B, classes]``."""
-        features: Tensor = self.trunk((images - self.mean) / self.std)
-        if self.head is not None:
-            features = self.head(features, gains)
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model((images - self.mean) / self.std)
         return features
 
 
@@ -80,7 +95,7 @@ class PortableTree(nn.Module):
 
     back: Tensor | None
 
-    def __init__(self, branches: BranchTree, size: tuple[int, int, int]) -> None:
+    def __init__(self, branches: BranchTree, size: tuple[int, ...]) -> None:
         super().__init__()
         self.stage = None if branches.stage is None else _portable(branches.stage, size)
         self.class_rows = None if branches.class_rows is None else deepcopy(branches.class_rows).float()
@@ -100,7 +115,7 @@ class PortableTree(nn.Module):
         places = sorted(range(len(order)), key=order.__getitem__)
         self.register_buffer("back", _places(places, len(order)))
 
-    def forward(self, features: Tensor, gains: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, gains: Tensor | None = None) -> Tensor:
         """As ``BranchTree.forward`` of ``hlnet.model.hierarchical``, but the gains have another shape."""
         seen = features if self.stage is None else self.stage(features)
         features = seen
@@ -253,7 +268,7 @@ class _ConvNeXts(nn.Module):
 # ---------------------------------------------------------------------- helpers
 
 
-def _portable(module: nn.Module, size: tuple[int, int, int]) -> nn.Module:
+def _portable(module: nn.Module, size: tuple[int, ...]) -> nn.Module:
     """A trunk or plain network with its norms folded, in float32."""
     fused = fuse(module, torch.zeros(1, *size, dtype=_UNPACKED))
     fused = deepcopy(module) if fused is module else fused  # the type changes in place

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from hlnet.errors import CheckpointError, HlnetError, UsageError, one_line
 from hlnet.optional import require, silence
 
-#: Under this key an exported file says what it holds, as JSON; :func:`hlnet.store.export.export_model.describe` has the
-#: fields.
+#: Under this key an exported file says what it holds, as JSON: see :func:`hlnet.store.export.about.describe`.
 KEY = "hlnet"
 #: The name of that text within an archive of torch.export's.
 MEMBER = f"{KEY}.json"
@@ -34,7 +33,7 @@ class ExportedNet:
 
     Attributes:
         runtime: the runtime's name.
-        about: what the file says of itself, see :func:`hlnet.store.export.export_model.describe`.
+        about: what the file says of itself, see :func:`hlnet.store.export.about.describe`.
         run: from inputs by name, float32 and contiguous, to logits.
     """
 
@@ -45,7 +44,7 @@ class ExportedNet:
     @property
     def batch(self) -> int | None:
         """Images that run together, where that is fixed."""
-        found: int | None = self.about["inputs"]["images"]["shape"][0]
+        found: int | None = self._first[1][0]
         return found
 
     @property
@@ -55,16 +54,20 @@ class ExportedNet:
         return None if gains is None else int(gains["shape"][1])
 
     def __call__(self, images: Array | Tensor, gains: Array | Tensor | None = None) -> Array:
-        """Logits ``[N, classes]``.
+        """Logits ``[N, classes]``; of a trunk, features ``[N, C, h, w]``.
 
         Args:
-            images: ``[N, 3, H, W]``, pixel values in 0..1.
+            images: ``[N, 3, H, W]``, pixel values in 0..1; for a head, the features that its trunk gave.
             gains: ``[N, nodes]``, for networks exported with them; default: 1, which is neutral.
 
         Raises:
-            UsageError: if it has no gains to give them to.
+            UsageError: if it has no gains to give them to, or takes images or features of another shape.
         """
-        inputs = {"images": _array(images)}
+        name, (_, *shape) = self._first
+        inputs = {name: _array(images)}
+        if list(inputs[name].shape[1:]) != shape:
+            wanted = ", ".join(map(str, ["N", *shape]))
+            raise UsageError(f"it takes {name} of shape [{wanted}], got {list(inputs[name].shape)}")
         if self.nodes is not None:
             inputs["gains"] = _array(np.ones((len(images), self.nodes)) if gains is None else gains)
         elif gains is not None:
@@ -75,20 +78,33 @@ class ExportedNet:
         runs = [self.run({name: array[i : i + self.batch] for name, array in inputs.items()}) for i in parts]
         return np.concatenate(runs)
 
+    @property
+    def _first(self) -> tuple[str, list[Any]]:
+        """The first input's name and shape."""
+        name, given = next(iter(self.about["inputs"].items()))
+        return name, given["shape"]
+
 
 class AsModule(nn.Module):
-    """An exported network in the place of a torch one, for what times or runs modules."""
+    """Exported networks, each on what the one before gives, in the place of a torch one: for what times modules.
 
-    def __init__(self, exported: ExportedNet) -> None:
+    Args:
+        exported: one network, or a trunk and its head.
+    """
+
+    def __init__(self, *exported: ExportedNet) -> None:
         super().__init__()
         self.exported = exported
 
     def forward(self, images: Tensor) -> Tensor:
         """As :meth:`ExportedNet.__call__`."""
-        return torch.from_numpy(self.exported(images))
+        found: Array | Tensor = images
+        for part in self.exported:
+            found = part(found)
+        return torch.as_tensor(found)
 
 
-def open_exported(path: str | Path, threads: int | None = None) -> ExportedNet:
+def open_exported(path: str | Path, threads: int | None = None, trunk: ExportedNet | None = None) -> ExportedNet:
     """Open a file that :func:`hlnet.export_model` wrote, in the runtime that it was written for.
 
     All compute in float32, OpenVINO too, which by itself takes bfloat16 where the processor has it.
@@ -97,15 +113,24 @@ def open_exported(path: str | Path, threads: int | None = None) -> ExportedNet:
         path: the file, which ends in ``.onnx``, ``.xml`` (OpenVINO), ``.pt2`` (torch.export) or ``.pte`` (ExecuTorch).
         threads: to compute with; default: as the runtime decides. torch has one number for everything in the process,
             which is left alone.
+        trunk: for the file of a head (``hlnet export --parts``): the opened trunk whose features it is to take.
 
     Raises:
-        UsageError: if there is no such file, its name ends in something else, or the runtime is not installed.
+        UsageError: if there is no such file, its name ends in something else, the runtime is not installed, or the head
+            belongs to another trunk.
         CheckpointError: if the file is damaged or not one of hlnet's.
 
     Example:
         >>> cats = open_exported("cats.onnx")  # doctest: +SKIP
         >>> cats.about["classes"][cats(images).argmax(1)[0]]  # doctest: +SKIP
         'tabby'
+
+        Heads of two experts on the features of one trunk:
+
+        >>> trunk = open_exported("cats.trunk.onnx")  # doctest: +SKIP
+        >>> heads = [open_exported(f"{name}.head.onnx", trunk=trunk) for name in ("cats", "dogs")]  # doctest: +SKIP
+        >>> features = trunk(images)  # doctest: +SKIP
+        >>> [head(features) for head in heads]  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix not in _OPENERS:
@@ -115,12 +140,14 @@ def open_exported(path: str | Path, threads: int | None = None) -> ExportedNet:
     try:
         with silence():
             name, text, run = _OPENERS[path.suffix](path, threads)
-        about = json.loads(text)
-        return ExportedNet(name, about, run)
+        opened = ExportedNet(name, json.loads(text), run)
     except HlnetError:
         raise
     except Exception as error:  # each runtime has its own
         raise CheckpointError(f"'{path}' cannot be opened as an export of hlnet's: {one_line(error)}") from error
+    if trunk is not None:
+        _check_trunk(path, opened.about, trunk.about)
+    return opened
 
 
 # ---------------------------------------------------------------------- the runtimes
@@ -186,6 +213,23 @@ _OPENERS: dict[str, Callable[[Path, int | None], _Opened]] = {
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _check_trunk(path: Path, head: dict[str, Any], trunk: dict[str, Any]) -> None:
+    """Refuse a head whose features come from another trunk.
+
+    Raises:
+        UsageError: if they do, or the two are no head and trunk.
+    """
+    for about, wanted, which in ((head, "head", f"'{path}'"), (trunk, "trunk", "the network given as trunk")):
+        if (part := about.get("part")) != wanted:
+            found = f"a {part}" if part else "a whole network"
+            raise UsageError(f"{which} is {found}, not a {wanted}: hlnet export --parts writes trunk and head apart")
+    if head["trunk"] != trunk["trunk"]:
+        raise UsageError(
+            f"'{path}' is the head of another trunk ({head['trunk'][:12]}, given {trunk['trunk'][:12]}): take the "
+            "trunk that was exported with it, or with another expert of the same network"
+        )
 
 
 def _said(found: dict[str, str]) -> str:

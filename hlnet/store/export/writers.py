@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from hlnet.errors import HlnetError, RunError, UsageError, one_line
 from hlnet.files import replacing
 from hlnet.optional import require, silence
-from hlnet.store.export.portable import PortableNet
 from hlnet.store.export.runtimes import KEY, MEMBER
 
 Format = Literal["onnx", "torch-export", "openvino", "executorch"]
@@ -30,16 +30,33 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "openvin
 LARGEST_ONNX = 2**31 - 2**24
 
 
+def format_of(path: str | Path) -> Format:
+    """The format that a file's ending stands for.
+
+    Raises:
+        UsageError: if it stands for none.
+
+    Example:
+        >>> format_of("cats.pt2")
+        'torch-export'
+    """
+    for format, suffix in SUFFIXES.items():
+        if Path(path).suffix == suffix:
+            return format
+    endings = ", ".join(f"{suffix} ({format})" for format, suffix in SUFFIXES.items())
+    raise UsageError(f"'{path}': the ending says the format, and it is none of {endings}")
+
+
 @contextmanager
-def written(net: PortableNet, out: Path, format: Format, about: dict[str, Any]) -> Iterator[Path]:
+def written(net: nn.Module, out: Path, format: Format, about: dict[str, Any]) -> Iterator[Path]:
     """Write the network under another name; it takes its own when the block ends well, else it is gone.
 
     Args:
-        net: the network, in evaluation mode.
+        net: a network in its portable form (:mod:`hlnet.store.export.portable`), or its trunk or head.
         out: the file; OpenVINO's weights go to the same name with ``.bin``.
         format: which one.
-        about: what the file shall say of itself, see :func:`hlnet.store.export.export_model.describe`, which also names
-            the inputs.
+        about: what the file shall say of itself, see :func:`hlnet.store.export.about.describe`, which also names
+            inputs and output.
 
     Raises:
         UsageError: if the packages that the format needs are missing, or the network is too large for it.
@@ -64,7 +81,7 @@ def check_packages(format: Format) -> None:
         require(module, purpose, extra)
 
 
-def onnx_model(net: PortableNet, about: dict[str, Any]) -> Any:
+def onnx_model(net: nn.Module, about: dict[str, Any]) -> Any:
     """The network as an ONNX model.
 
     Raises:
@@ -86,7 +103,7 @@ def onnx_model(net: PortableNet, about: dict[str, Any]) -> Any:
             external_data=False,
             verbose=False,
             input_names=list(about["inputs"]),
-            output_names=["logits"],
+            output_names=list(about["outputs"]),
             dynamic_shapes=shapes,
         )
     assert made is not None
@@ -102,11 +119,11 @@ def onnx_model(net: PortableNet, about: dict[str, Any]) -> Any:
 # ---------------------------------------------------------------------- the formats
 
 
-def _write_onnx(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
+def _write_onnx(net: nn.Module, about: dict[str, Any], draft: Path) -> None:
     draft.write_bytes(onnx_model(net, about).SerializeToString())
 
 
-def _write_torch(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
+def _write_torch(net: nn.Module, about: dict[str, Any], draft: Path) -> None:
     program, _ = _program(net, about)
     program.example_inputs = None
     archive = io.BytesIO()  # the name of a file would be within it
@@ -115,7 +132,7 @@ def _write_torch(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
     draft.write_bytes(archive.getbuffer())
 
 
-def _write_openvino(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
+def _write_openvino(net: nn.Module, about: dict[str, Any], draft: Path) -> None:
     openvino = require("openvino", "exporting to OpenVINO", "openvino")
     # By way of ONNX, since OpenVINO's converter of torch networks sends word of each use to its makers.
     model = onnx_model(net, about)
@@ -125,7 +142,7 @@ def _write_openvino(net: PortableNet, about: dict[str, Any], draft: Path) -> Non
         openvino.save_model(found, str(draft), compress_to_fp16=False)
 
 
-def _write_executorch(net: PortableNet, about: dict[str, Any], draft: Path) -> None:
+def _write_executorch(net: nn.Module, about: dict[str, Any], draft: Path) -> None:
     exir, partitioners = (require(*package) for package in _NEEDED["executorch"])
     program, _ = _program(net, about)
     with silence():
@@ -157,7 +174,7 @@ _NEEDED: dict[Format, list[tuple[str, str, str]]] = {
 # ---------------------------------------------------------------------- helpers
 
 
-def _program(net: PortableNet, about: dict[str, Any]) -> tuple[torch.export.ExportedProgram, Any]:
+def _program(net: nn.Module, about: dict[str, Any]) -> tuple[torch.export.ExportedProgram, Any]:
     """The network as torch exports it, without word of where its code lies; and which dimensions are free."""
     shapes = [given["shape"] for given in about["inputs"].values()]
     examples = tuple(torch.rand(batch or 2, *rest) for batch, *rest in shapes)

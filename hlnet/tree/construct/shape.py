@@ -23,7 +23,7 @@ def _uncounted() -> Sequence[UnitCost]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a tree made of a deeper hierarchy should look like.
+    """Shape of a tree that is cut from a deeper hierarchy.
 
     Attributes:
         nodes: of each level above the classes; the classes' own count may follow.
@@ -34,7 +34,7 @@ class Shape:
         groups: file of named selections that will be asked for together.
 
     Raises:
-        UsageError: for nodes beside levels or a budget.
+        UsageError: for nodes together with levels or a budget.
 
     Example:
         >>> Shape(levels=3).nodes_for(100)
@@ -50,7 +50,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.nodes and (self.budget or self.levels):
-            raise UsageError("--nodes says how many levels there are and what they cost: leave --levels, --budget out")
+            raise UsageError("nodes fix the number of levels and the cost: leave levels and budget out")
 
     @property
     def given(self) -> bool:
@@ -92,7 +92,7 @@ class Shape:
         return shape.cut(Hierarchy.of(tree))
 
     def spent(self, tree: ClassTree) -> str | None:
-        """What the tree costs, of the budget: ``"24.9M parameters of 25M parameters"``."""
+        """The tree's cost, and the budget: ``"24.9M parameters of 25M parameters"``."""
         if self.budget is None:
             return None
         spent = self.budget.spent(self.units(), tree.counts)

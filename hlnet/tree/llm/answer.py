@@ -24,7 +24,7 @@ MAX_READINGS = 8  # chatter may hold brackets before those of the answer, but no
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a reply says.
+    """The content of a reply.
 
     Attributes:
         nested: mappings from group names to what lies below, and lists of class names.

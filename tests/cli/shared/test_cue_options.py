@@ -54,10 +54,8 @@ def test_attend_prints_and_stores_what_the_library_finds(files, tmp_path):
     told = as_json(files, line)
     nets = [hlnet.load_checkpoint(files / f"{name}.safetensors") for name in ("full", "plain")]
     images = hlnet.load_data(files / "photos", "val")
-    batches = [hlnet.loader(hlnet.TreeData(images, net.tree, hlnet.eval_transform(net.transform)), 64) for net in nets]
-    found = attend(
-        optimize(nets[0]), batches[0], (optimize(nets[1]), batches[1]), gains=(1.8, 5), data=f"{files}/photos (val)"
-    )
+    data = hlnet.TreeData(images, nets[0].tree, hlnet.eval_transform(nets[0].transform))
+    found = attend(optimize(nets[0]), data, optimize(nets[1]), gains=(1.8, 5))
     assert told == found.model_dump(mode="json")
     assert Image.open(picture).size[0] > 500
     stored = hlnet.load_checkpoint(out).provenance

@@ -20,7 +20,8 @@ from hlnet.model.transform import InputTransform
 from hlnet.optional import silence
 from hlnet.store.checkpoint import read_header, save_checkpoint
 from hlnet.store.export import writers
-from hlnet.store.export.export_model import describe, export_model, file_size
+from hlnet.store.export.about import describe
+from hlnet.store.export.export_model import export_model, file_size
 from hlnet.store.export.runtimes import open_exported
 from hlnet.store.export.writers import SUFFIXES
 from hlnet.tree.io import tree_from_json
@@ -189,6 +190,7 @@ def test_a_graph_that_is_right_for_one_image_only_is_found_out(tmp_path, monkeyp
     ("change", "told"),
     [
         ({"format": "tflite"}, "no format 'tflite'; expected onnx"),
+        ({"format": None, "out": "net.tflite"}, "the ending says the format"),
         ({"out": "net.onnx"}, "ends in .pt2"),
         ({"out": "net"}, "ends in .pt2"),
         ({"model": lambda: optimize(build())}, "InferenceNet cannot be exported"),

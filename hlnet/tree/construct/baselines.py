@@ -1,6 +1,6 @@
-"""Trees that know nothing of the classes: the controls which tell whether a hierarchy matters.
+"""Baseline trees, which ignore what the classes are: they show whether a hierarchy matters.
 
-The third control, a private chain for each class (the paper's PHL), is ``ClassTree.parallelized``.
+The third baseline, a private chain for each class (the paper's PHL), is ``ClassTree.parallelized``.
 """
 
 from __future__ import annotations

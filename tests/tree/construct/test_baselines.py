@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hlnet.errors import UsageError
 from hlnet.tree.class_tree import ClassTree
-from hlnet.tree.construct.controls import balanced_tree, random_tree
+from hlnet.tree.construct.baselines import balanced_tree, random_tree
 
 
 def flat(classes):
