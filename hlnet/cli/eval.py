@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hlnet.cli.shared.eval_tables import Evaluations
     from hlnet.cues.policy import CuePolicy
     from hlnet.cues.table import CueTable
+    from hlnet.data.images import LabelledImages
+    from hlnet.evaluation.descent import DescentReport
     from hlnet.model.fast.optimize import InferenceNet
     from hlnet.tree.class_tree import ClassTree
 
@@ -46,6 +48,12 @@ def evaluate(
         cue_options.option(min=1, help="Level of the cued nodes, 1 nearest to the trunk; default: classes."),
     ] = None,
     hard: cue_options.Hard = False,
+    agreement: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Also evaluate descents that were fitted for this agreement (hlnet calibrate)."
+        ),
+    ] = None,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,6 +144,7 @@ def evaluate(
         raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
     images = load_data(data, split, data_root)
     table, policy = _cues(net, model, cues, prior, strengths, wrong, hard)
+    descents = None if agreement is None else _descents(net, images, agreement, classes, batch_size, workers)
     with output.progress() as bar:
         task = bar.add_task("evaluating", total=None)
         evaluations = evaluate_with_baseline(
@@ -151,6 +160,7 @@ def evaluate(
         baseline=baseline,
         per_class=per_class,
         net=net,
+        descents=descents,
     )
     files = _write_files(tables, tree, roc, confusion)
     output.result(as_json, tables.json, lambda: tables.show(files))
@@ -221,6 +231,22 @@ def _check_cues(
         raise UsageError(
             "the cues have no strength: add --reliability 0.9 or --attention-signal 1.8, or fit one (hlnet attend)"
         )
+
+
+def _descents(
+    net: InferenceNet, images: LabelledImages, agreement: float, classes: str | None, batch_size: int, workers: int
+) -> DescentReport:
+    """Descents on the images of the network's classes."""
+    from hlnet.data.tree_data import TreeData, eval_transform
+    from hlnet.evaluation.descent import evaluate_descent
+    from hlnet.evaluation.descent_fit import threshold_for
+
+    if classes is not None:
+        raise UsageError(
+            "--agreement was fitted for all classes of the network; make an expert of --classes and calibrate that"
+        )
+    data = TreeData(images, net.tree, eval_transform(net.transform), subset=True)
+    return evaluate_descent(net, data, threshold_for(net, agreement), batch_size, workers)
 
 
 def _write_files(tables: Evaluations, tree: ClassTree, roc: Path | None, confusion: Path | None) -> dict[str, Path]:

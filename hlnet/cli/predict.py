@@ -57,6 +57,15 @@ def predict(
             help="Answer with a node that contains the image's class this often; needs hlnet calibrate.",
         ),
     ] = None,
+    agreement: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Run only the branches that may still win, so that this share of images gets the full network's "
+            "answer; needs hlnet calibrate --agreement.",
+        ),
+    ] = None,
     always: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +122,8 @@ def predict(
 
         hlnet predict runs/photos garden/ --text meow --reliability 0.9
 
+        hlnet predict runs/lean camera/ --agreement 0.98 --out answers.csv
+
         hlnet predict runs/photos cameras/ --group-by event --min-confidence 0.8 --always @targets.txt --out seen.csv
 
         find . -name '*.jpg' | hlnet predict hf-hub:owner/pets - --min-confidence 0.8 --json
@@ -146,6 +157,7 @@ def predict(
         *(0 if _are_few(images, batch_size) else workers, matching, policy),
         always=always,
         group=None if group_by is None else grouping(group_by),
+        agreement=agreement,
     )
     named = [] if always is None else [net.tree.classes[i] for i in select_classes(net.tree, always)]
     if matching is not None and policy is not None:

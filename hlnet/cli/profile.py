@@ -89,7 +89,10 @@ def profile(
             report = with_latency(report, net, expert, batches, counts, dtype=dtype)
     lines = _explained(net, batches, dtype) if explain and net is not None else []
     figures = report.model_dump(mode="json") | ({"inference": lines} if explain else {})
-    output.result(as_json, figures, lambda: profile_tables.show_profile_report(report, lines))
+    descents = () if net is None else net.provenance.descent
+    if descents:
+        figures["descent"] = [one.model_dump(mode="json") for one in descents]
+    output.result(as_json, figures, lambda: profile_tables.show_profile_report(report, lines, descents))
 
 
 class _Profiled(NamedTuple):

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hlnet.cli.shared import output
+from hlnet.errors import counted
 
 if TYPE_CHECKING:
-    from hlnet.model.provenance import PathConformal, Rejection
+    from hlnet.model.provenance import FittedDescent, PathConformal, Rejection
 
 #: Share of rejected in-distribution images above which a line warns.
 MANY = 0.1
@@ -66,6 +67,26 @@ def show_path_calibration(fitted: PathConformal, temperature: float) -> None:
     output.hint(
         "measured by five-fold cross-fitting: no image is judged by thresholds fitted to itself; coverage is promised "
         "for images like these, on average over them and over draws of them; not for each class"
+    )
+
+
+def show_descents(fitted: Sequence[FittedDescent]) -> None:
+    """What was asked of descents, what they did on the images, and what they cost."""
+    columns = [output.percent(one.agreement, 1) for one in fitted]
+    metrics = [one.metrics for one in fitted]
+    rows = [
+        ["agreement, as measured", *(output.percent(found["agreement"], 2) for found in metrics)],
+        ["images that stop after the rows", *(output.percent(found["rows_alone"], 0) for found in metrics)],
+        ["families that run, mean", *(f"{found['families']:.2f}" for found in metrics)],
+        ["GMACs, mean", *(f"{found['gmacs']:.4g} of {found['full_gmacs']:.4g}" for found in metrics)],
+    ]
+    if all("ms" in found for found in metrics):
+        rows.append(["ms an image, mean", *(f"{found['ms']:.3g} of {found['full_ms']:.3g}" for found in metrics)])
+    first = fitted[0]
+    output.show_table(f"Descents on {counted(first.images, 'image')}", ["agreement, as promised", *columns], rows)
+    output.hint(
+        f"with a confidence of {output.percent(first.confidence, 0)} over draws of the images, as often as promised a "
+        "new image of their kind gets the full network's answer; each promise holds by itself"
     )
 
 

@@ -11,6 +11,7 @@ from hlnet.cli.shared import options, output
 from hlnet.errors import counted, some
 
 if TYPE_CHECKING:
+    from hlnet.evaluation.descent import DescentReport
     from hlnet.evaluation.evaluate import Evaluation, EvaluationComparison
     from hlnet.evaluation.metrics.accuracy import Accuracy
     from hlnet.evaluation.metrics.comparison import Interval
@@ -34,6 +35,7 @@ class Evaluations:
         baseline: the plain one of these.
         per_class: whether all classes are shown.
         net: the main network.
+        descents: of the main network, if they were asked for.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -43,6 +45,7 @@ class Evaluations:
     baseline: str | None
     per_class: bool
     net: Network
+    descents: DescentReport | None = None
 
     @property
     def first(self) -> Evaluation:
@@ -62,6 +65,8 @@ class Evaluations:
             runs[name]["cost"] = cost.model_dump(mode="json", include={"params", "gmacs", "bytes"})
         first = runs.pop(next(iter(runs)))
         tests = {name: test.model_dump(mode="json") for name, test in self.comparisons.items()}
+        if self.descents is not None:
+            first["descent"] = self.descents.model_dump(mode="json")
         return first | ({"beside": runs} if runs else {}) | ({"compare": tests} if tests else {})
 
     def show(self, files: Mapping[str, Path]) -> None:
@@ -73,6 +78,8 @@ class Evaluations:
             show_comparison(next(iter(runs)), short[name], test)
         if self.rivals and not self.comparisons:
             output.hint("with one class every answer is right, so the networks cannot be compared")
+        if self.descents is not None:
+            _show_descents(self.descents)
         self._hint_at_doubts()
         for content, path in files.items():
             output.hint(f"the {content} is in '{path}'")
@@ -124,6 +131,18 @@ def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_c
     for name, run in found.items():
         if run.cued is not None:
             _show_cues(f"{name}: " if costs else "", run)
+
+
+def _show_descents(found: DescentReport) -> None:
+    """Descents beside the full network."""
+    rows = [
+        ["top-1", output.percent(found.top1), output.percent(found.full_top1)],
+        ["agreement with the full network", output.percent(found.agreement, 2), ""],
+        ["images that stop after the rows", output.percent(found.rows_alone, 0), ""],
+        ["GMACs, mean", f"{found.gmacs:.4g}", f"{found.full_gmacs:.4g}"],
+        ["ms an image, mean", f"{found.ms:.3g}", f"{found.full_ms:.3g}"],
+    ]
+    output.show_table(f"Descents on {counted(found.images, 'image')}", ["", "descent", "full network"], rows)
 
 
 def show_comparison(first: str, second: str, found: EvaluationComparison) -> None:

@@ -9,12 +9,18 @@ from hlnet.cli.shared import output
 
 if TYPE_CHECKING:
     from hlnet.model.cost import Profile
+    from hlnet.model.provenance import FittedDescent
     from hlnet.model.split_points import Split
 
 
-def show_profile_report(report: Profile, lines: Sequence[str]) -> None:
-    """The costs, and the steps of the inference form."""
+def show_profile_report(report: Profile, lines: Sequence[str], descents: Sequence[FittedDescent] = ()) -> None:
+    """The costs, those of descents that were fitted, and the steps of the inference form."""
     output.show_profile(report)
+    for one in descents:
+        output.show(
+            f"Descent at {output.percent(one.agreement, 1)} agreement: {one.metrics['gmacs']:.4g} GMACs on average; "
+            f"{output.percent(one.metrics['rows_alone'], 0)} of images stop after the rows ('{one.data}')."
+        )
     for line in lines:
         output.show(line)
     if report.expert and report.expert.latency and not report.full.latency:
