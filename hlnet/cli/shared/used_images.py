@@ -17,6 +17,7 @@ DONE: dict[Use, str] = {
     "coverage": "fitted its thresholds of a coverage",
     "rejection": "fitted its threshold of 'none of these'",
     "attention": "fitted how strongly its cues act",
+    "descent": "fitted where its descents stop",
 }
 
 

@@ -104,7 +104,7 @@ class Descent:
         if tree.branches.class_rows is None:
             raise UsageError(
                 "a descent begins with the classes' rows, which this network lacks; train a lean one "
-                "(hlnet train --model lean_resnet50, or create_model(…, class_rows=True))"
+                "(hlnet train --backbone lean_resnet50, or create_model(…, class_rows=True))"
             )
         self._tree, self._classes, self._plan = tree, list(classes), plan
         self._levels = tree.tree.levels
