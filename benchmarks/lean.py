@@ -2,8 +2,9 @@
 
     python benchmarks/lean.py --out lean.json            one thread; about 6 minutes
 
-Random weights, 1000 classes in a tree of (17, 161, 1000) nodes: balanced, or with families of unlike sizes (``--uneven``).
-The two run in turn; each round gives a ratio, and the figure is the median of these. With one thread it is CPU time,
+Random weights, 1000 classes in a tree of (17, 161, 1000) nodes: balanced, or with families of unlike sizes
+(``--uneven``). The two run in turn; each round gives a ratio, and the figure is the median of these. With one thread it
+is CPU time,
 which other processes hardly touch; with more it is wall time, and the machine must be idle. Beside it stands the ratio
 of multiply-accumulates, which is what it would be if both ran at one rate.
 """
@@ -17,6 +18,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +83,10 @@ def measure(preset: str, tree: hlnet.ClassTree, batches: list[int], seconds: flo
     found: dict[str, Any] = {"GMACs": macs}
     for batch in batches:
         images = torch.randn(batch, *size).contiguous(memory_format=torch.channels_last)
-        features = lean.features(images)
         with torch.inference_mode():
-            found[f"batch {batch}"] = ratios(lambda: lean(images), lambda: other(images), seconds)
-            head = ratios(lambda: lean.head(features), lambda: None, seconds / 4)
+            features = lean.features(images)
+            found[f"batch {batch}"] = ratios(partial(lean, images), partial(other, images), seconds)
+            head = ratios(partial(lean.head, features), lambda: None, seconds / 4)
             found[f"batch {batch}"] |= {"head ms": head["lean ms"], "load": os.getloadavg()[0]}
     return found
 

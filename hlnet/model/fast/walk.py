@@ -1,9 +1,9 @@
 """The tree of an inference form: walked depth first, the children of a parent in chunks.
 
 Notable here: where families are small and have much in common, those of neighbouring parents run together, as a step of
-a few microseconds costs as much as what it computes. A *plan* says which nodes run together. The full network's (here) and those of some
-classes only (:mod:`hlnet.model.fast.select`) are walked by the same code, and share the chunks that are packed. A chunk
-is packed when it first runs, so only what is used takes memory.
+a few microseconds costs as much as what it computes. A *plan* says which nodes run together. The full network's (here)
+and those of some classes only (:mod:`hlnet.model.fast.select`) are walked by the same code, and share the chunks that
+are packed. A chunk is packed when it first runs, so only what is used takes memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -247,7 +247,7 @@ def _chunked(device: torch.device) -> bool:
 
 
 def _grow(plan: Plan, x: Tensor, gains: Tensor | None, depth: int, parents: range) -> Iterator[Tensor]:
-    """Logits ``[B, m]`` of the classes below some neighbours, whose outputs ``x`` holds side by side, in their order."""
+    """Logits ``[B, m]`` of the classes below some neighbours, whose outputs ``x`` has side by side, in order."""
     channels = x.shape[1] // len(parents)
     for parent in parents:
         shared: dict[type, Any] = {}
