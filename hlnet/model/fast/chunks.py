@@ -270,7 +270,8 @@ def _for_each(pixels: Tensor, family: Tensor | None, nodes: int, channels: int) 
     """What families have in common, ``[B, H, W, families * C]``, for each node: ``[B, H, W, nodes * C]``."""
     if family is None:
         return pixels.repeat(1, 1, 1, nodes)
-    return pixels.unflatten(3, (-1, channels)).index_select(3, family).flatten(3)
+    found: Tensor = pixels.unflatten(3, (-1, channels))
+    return found.index_select(3, family).flatten(3)
 
 
 def _conv(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *geometry: Any, **more: Any) -> Conv:
