@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,15 @@ COUNTS = (17, 161, 1000)
 def uneven_tree() -> hlnet.ClassTree:
     """A tree of these counts whose families are as unlike as chance makes them."""
     chance = random.Random(0)
-    names: list[list[str]] = []
-    parents: list[str] = [""]
+    paths: list[tuple[str, ...]] = [()]
     for count in COUNTS:
-        cuts = sorted(chance.sample(range(1, count), len(parents) - 1))
-        sizes = [end - start for start, end in zip([0, *cuts], [*cuts, count], strict=True)]
-        parents = [f"{parent}/{child}" for parent, size in zip(parents, sizes, strict=True) for child in range(size)]
-        names.append(parents)
+        cuts = sorted(chance.sample(range(1, count), len(paths) - 1))
+        sizes = [end - start for start, end in pairwise([0, *cuts, count])]
+        paths = [(*path, f"{path[-1] if path else ''}.{child}") for path, n in zip(paths, sizes, strict=True)
+                 for child in range(n)]  # fmt: skip
     nested: dict[str, Any] = {}
-    for path in names[-1]:
-        *above, _ = path.strip("/").split("/")
-        node = nested
-        for depth in range(len(above)):
-            node = node.setdefault(".".join(above[: depth + 1]), {})
-        node[path] = None
+    for first, second, third in paths:
+        nested.setdefault(first, {}).setdefault(second, []).append(third)
     return hlnet.ClassTree.from_nested(nested)
 
 
