@@ -29,8 +29,8 @@ _LEAN: dict[str, Any] = {
 }
 
 #: Preset name to the fields of its NetworkConfig. The paper's: Table 1 and Sec. 4, strides and dims as its figures say.
-#: Lean ones: with (17, 161, 1000) nodes at most 0.95 of the plain network's operations, and fewer parameters. Widths are
-#: multiples of 8, as processors compute: at 12, a 3x3 convolution takes longer than at 16.
+#: Lean ones: with (17, 161, 1000) nodes at most 0.95 of the plain network's operations, and fewer parameters. Widths
+#: are multiples of 8, which processors compute at a higher rate.
 PRESETS: dict[str, dict[str, Any]] = {
     "phl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (2, 2, 2)},
     "n3hl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (1, 1, 2)},
