@@ -34,7 +34,7 @@ def values(kind, bounds):
         case origin if origin is dict:
             return "names and values"
         case origin if origin in (Union, UnionType):
-            return "whole number, or `auto`"
+            return "whole number, or " + ("text" if str in parts else "`auto`")
     return ", ".join([TYPES[kind], *(f"{WORDS[name]} {limit:g}" for name, limit in bounds.items())])
 
 

@@ -112,7 +112,8 @@ def build_tree(
         str, typer.Option(help="timm model whose early stages give the features.", rich_help_panel=CLUSTER)
     ] = "resnet18",
     split_point: Annotated[
-        int | None, typer.Option(help="Last stage to use, negative from the end.", rich_help_panel=CLUSTER)
+        str | None,
+        typer.Option(help="Last stage to use, negative from the end, or block: layer4.0.", rich_help_panel=CLUSTER),
     ] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Fetch timm's pretrained weights.", rich_help_panel=CLUSTER)

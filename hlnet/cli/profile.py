@@ -32,11 +32,12 @@ def profile(
     threads: Annotated[str, typer.Option(help="Thread counts to time, such as 1,2.")] = "1",
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     split_point: Annotated[
-        int | None, typer.Option(help="For a preset or a timm model: the trunk's last stage, negative from the end.")
+        str | None,
+        typer.Option(help="For a preset or a timm model: the trunk's last stage or block (2, -2, layer4.0)."),
     ] = None,
     sweep: Annotated[
-        Literal["split-point"] | None,
-        typer.Option(help="Count the costs for each stage that the trunk may end at, instead."),
+        Literal["split-point", "blocks"] | None,
+        typer.Option(help="Count the costs for each stage, or block, that the trunk may end at, instead."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --sweep: draw the costs, as .png, .svg or .pdf.")] = None,
     explain: Annotated[
@@ -76,7 +77,7 @@ def profile(
     if sweep:
         if parent_counts:
             raise UsageError(f"'{model}' is an expert, whose costs elsewhere depend on the whole tree: sweep that")
-        _sweep(config, class_tree, transform, classes, plot, as_json)
+        _sweep(config, class_tree, transform, classes, plot, as_json, blocks=sweep == "blocks")
         return
     report = cost.profile(config, class_tree, transform, classes, parent_counts)
     if net is None and (latency or explain):
@@ -105,7 +106,7 @@ class _Profiled(NamedTuple):
 
 
 def _network(
-    model: str, tree: Path | None, nodes: str | None, img_size: int | None, split_point: int | None, device: str
+    model: str, tree: Path | None, nodes: str | None, img_size: int | None, split_point: str | None, device: str
 ) -> _Profiled:
     """The network of a checkpoint, or of a preset or timm model with a tree."""
     from hlnet.model.base import require_branches
@@ -141,6 +142,7 @@ def _sweep(
     classes: str | None,
     plot: Path | None,
     as_json: bool,
+    blocks: bool,
 ) -> None:
     """Count, show and draw the costs for each split point."""
     from hlnet.cli.shared import output, profile_tables
@@ -149,7 +151,7 @@ def _sweep(
     with output.progress() as bar:
         task = bar.add_task("counting", total=None)
         done = lambda number, total: bar.update(task, completed=number, total=total)  # noqa: E731
-        splits = sweep_split_points(config, tree, transform, classes, done)
+        splits = sweep_split_points(config, tree, transform, classes, done, blocks)
     if plot:
         from hlnet.model.split_points import plot_splits
 

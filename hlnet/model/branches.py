@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -78,12 +78,23 @@ class BranchLevel(nn.Module, ABC):
         }
         return [{name: rows[parent] for name, rows in parts.items()} for parent in range(len(counts))]
 
+    def parents_of(self, rows: slice) -> range:
+        """The parents of some nodes that lie side by side."""
+        return range(bisect_right(self._starts, rows.start) - 1, bisect_right(self._starts, rows.stop - 1))
+
+    def counts_of(self, rows: slice) -> list[int]:
+        """How many of some nodes that lie side by side each of their parents has."""
+        edges = [min(max(self._starts[i], rows.start), rows.stop) for i in self.parents_of(rows)] + [rows.stop]
+        return [end - start for start, end in pairwise(edges)]
+
     def family(self, rows: slice) -> Family:
-        """Views of the rows of some siblings that lie side by side."""
+        """Views of the rows of some nodes that lie side by side and, of what siblings share, of those of their
+        parents."""
         # narrow() is quicker than indexing: experts at run time wait.
-        own, parents = (rows.start, rows.stop - rows.start), (bisect_right(self._starts, rows.start) - 1, 1)
+        parents = self.parents_of(rows)
+        own, shared = (rows.start, rows.stop - rows.start), (parents.start, len(parents))
         return {
-            name.removeprefix(FAMILY): tensor.narrow(0, *(parents if name.startswith(FAMILY) else own))
+            name.removeprefix(FAMILY): tensor.narrow(0, *(shared if name.startswith(FAMILY) else own))
             for name, tensor in self._stacked()
         }
 

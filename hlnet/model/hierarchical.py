@@ -49,7 +49,8 @@ class NetworkConfig(BaseModel):
 
     Attributes:
         backbone: the timm model whose early stages are the trunk.
-        split_point: the trunk's last stage (see :class:`Trunk`); ``None`` drops the backbone's last stage.
+        split_point: the trunk's last stage, by number, or block, by name (see :class:`hlnet.model.trunk.Trunk`);
+            ``None`` drops the backbone's last stage.
         block: ``"bottleneck"`` (ResNet) or ``"convnext"``.
         widths: of the blocks, level by level (paper, Table 1).
         strides: of the blocks, level by level.
@@ -71,7 +72,7 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
-    split_point: int | None = None
+    split_point: int | str | None = None
     block: Block = "bottleneck"
     widths: tuple[PositiveInt, ...] = (128, 64, 32)
     strides: tuple[PositiveInt, ...] = (1, 1, 2)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from hlnet.errors import BackboneError
 from hlnet.model.base import TrainableNetwork
+from hlnet.model.block_ends import ending_with
 from hlnet.model.provenance import Provenance
 from hlnet.model.transform import InputTransform
-from hlnet.model.trunk import Trunk, backbone_no_weight_decay, create_backbone
+from hlnet.model.trunk import Trunk, backbone_no_weight_decay, create_backbone, stage_output
 from hlnet.tree.class_tree import ClassTree
 
 
@@ -29,7 +30,7 @@ class PlainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
-    split_point: int | None = None
+    split_point: int | str | None = None
     backbone_args: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -59,7 +60,7 @@ class PlainNet(TrainableNetwork):
         with torch.device("meta"):  # only its names are wanted
             trunk = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
         self._trunk_names = set(trunk.model.state_dict())
-        self._stage = trunk.stage
+        self._stage, self._stage_number = trunk.stage, trunk.stage_number
         arguments = config.backbone_args | {"num_classes": len(tree.classes)}
         self.model = create_backbone(config.backbone, arguments, pretrained)
         self.config = config.model_copy(update={"split_point": trunk.split_point})
@@ -74,15 +75,10 @@ class PlainNet(TrainableNetwork):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """The output of the stages up to the split point, ``[B, C, h, w]``."""
-        result: Tensor = self.model.forward_intermediates(  # type: ignore[operator]
-            images.to(self.dtype),
-            indices=[self.config.split_point],
-            output_fmt="NCHW",
-            stop_early=True,
-            intermediates_only=True,
-        )[-1]
-        return result
+        """The trunk's output, up to the split point: ``[B, C, h, w]``."""
+        whole = isinstance(self.config.split_point, int)
+        model = self.model if whole else ending_with(self.model, self._stage)
+        return stage_output(model, self._stage_number, images.to(self.dtype), stop_early=True)
 
     @cached_property
     def head(self) -> nn.Sequential:

@@ -29,7 +29,8 @@ _LEAN: dict[str, Any] = {
 }
 
 #: Preset name to the fields of its NetworkConfig. The paper's: Table 1 and Sec. 4, strides and dims as its figures say.
-#: Lean ones: with (17, 161, 1000) nodes at most 0.95 of the plain network's operations, and fewer parameters.
+#: Lean ones: with (17, 161, 1000) nodes at most 0.95 of the plain network's operations, and fewer parameters. Widths
+#: are multiples of 8, which processors compute at a higher rate.
 PRESETS: dict[str, dict[str, Any]] = {
     "phl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (2, 2, 2)},
     "n3hl_resnet50": {"backbone": "resnet50", "widths": (128, 64, 32), "strides": (1, 1, 2)},
@@ -49,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_width": 512,
         **_LEAN,
     },
-    "lean_mobilenetv2_100": {"backbone": "mobilenetv2_100", "widths": (24, 12, 8), "shared_width": 100, **_LEAN},
+    "lean_mobilenetv2_100": {"backbone": "mobilenetv2_100", "widths": (16, 8, 8), "shared_width": 112, **_LEAN},
     "lean_vit_small_patch16_224": {
         "backbone": "vit_small_patch16_224",
         "widths": (32, 16, 8),

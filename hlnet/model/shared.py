@@ -51,6 +51,9 @@ class SharedStage(nn.Sequential):
         for number in range(blocks):
             step, before = (stride, in_channels) if number == 0 else (1, self.out_channels)
             shortcut = downsample_conv(before, self.out_channels, 1, step)
+            for module in shortcut.children():
+                if isinstance(module, nn.Conv2d):
+                    module.padding = (0, 0)  # timm's, for strides above 2, gives larger maps than the block
             self.append(Bottleneck(before, width, step, None if (step, before) == (1, self.out_channels) else shortcut))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # as timm's ResNet

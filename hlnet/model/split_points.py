@@ -1,15 +1,18 @@
-"""Where to split: what full network and expert cost for each stage of the backbone that the trunk may end at.
+"""Where to split: what full network and expert cost for each stage or block of the backbone that the trunk may end at.
 
 Notable here: a trunk that ends a stage earlier hands on a map of twice the side, which would make every branch four
-times as dear. So branches take over the stride that the trunk has lost, and the leaves see maps of the same size
-wherever the split is. The figures are counted, as those of ``hlnet.model.cost`` are; nothing is trained.
+times as dear. So branches take over the stride that the trunk has lost, or the shared stage where there is one, and the
+leaves see maps of the same size wherever the split is. The figures are counted, as those of ``hlnet.model.cost`` are;
+nothing is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 
@@ -25,19 +28,22 @@ class Split(BaseModel):
     """One place to split at.
 
     Attributes:
-        split_point: the trunk's last stage, counted from 0; ``hlnet train --split-point`` takes it.
+        split_point: the trunk's last stage, counted from 0, or block within one; ``hlnet train --split-point`` takes
+            it.
         stage: what timm calls it.
         channels, reduction: of the map there; ``reduction`` is the image's side over the map's.
         strides: of the branches, level by level; ``hlnet train --strides`` takes them.
+        shared_stride: of the shared stage, likewise.
         chosen: whether it is where the network given splits.
         costs: plain, full and, if classes were selected, expert.
     """
 
-    split_point: int
+    split_point: int | str
     stage: str
     channels: int
     reduction: int
     strides: tuple[int, ...]
+    shared_stride: int = 1
     chosen: bool
     costs: Profile
 
@@ -48,12 +54,14 @@ def sweep_split_points(
     transform: InputTransform | None = None,
     classes: str | Iterable[str | int] | None = None,
     on_split: Callable[[int, int], None] | None = None,
+    blocks: bool = False,
 ) -> list[Split]:
     """The costs of a network for every stage that its trunk may end at.
 
     Args:
         config, tree, transform, classes: as :func:`hlnet.profile` takes them; widths stay as they are.
         on_split: called with the number of splits done, and of all.
+        blocks: also for every block within the stages.
 
     Raises:
         SelectionError, BackboneError, UsageError: as :func:`hlnet.profile`.
@@ -65,25 +73,27 @@ def sweep_split_points(
         [('layer1', (2, 2, 2), 0.31), ('layer2', (2, 1, 2), 0.22), ('layer3', (1, 1, 2), 0.23)]
     """
     given = Trunk(config.backbone, config.split_point, backbone_args=config.backbone_args)
-    stages = Trunk(config.backbone, -1, backbone_args=config.backbone_args).stages
+    places = [place for place in given.split_points if blocks or isinstance(place, int)]
     classes = classes if classes is None or isinstance(classes, str) else list(classes)
     found = []
-    for number, stage in enumerate(stages):
-        strides = balanced_strides(config.strides, given.reduction, stage["reduction"])
-        split = config.model_copy(update={"split_point": number, "strides": strides})
+    for number, place in enumerate(places):
+        with torch.device("meta"):
+            trunk = Trunk(config.backbone, place, backbone_args=config.backbone_args)
+        split = config.model_copy(update={"split_point": place} | _balanced(config, given.reduction, trunk.reduction))
         found.append(
             Split(
-                split_point=number,
-                stage=stage["module"],
-                channels=stage["num_chs"],
-                reduction=stage["reduction"],
-                strides=strides,
-                chosen=number == given.split_point,
+                split_point=place,
+                stage=trunk.stage,
+                channels=trunk.channels,
+                reduction=trunk.reduction,
+                strides=split.strides,
+                shared_stride=split.shared_stride,
+                chosen=place == given.split_point,
                 costs=profile(split, tree, transform, classes),
             )
         )
         if on_split:
-            on_split(number + 1, len(stages))
+            on_split(number + 1, len(places))
     return found
 
 
@@ -108,6 +118,15 @@ def balanced_strides(strides: tuple[int, ...], reduction: int, wanted: int) -> t
         found[found.index(max(found))] //= 2
         wanted //= 2
     return tuple(found)
+
+
+def _balanced(config: NetworkConfig, reduction: int, wanted: int) -> dict[str, Any]:
+    """The strides of a network behind a trunk of another reduction; a shared stage takes what it can."""
+    if not config.shared_width:
+        return {"strides": balanced_strides(config.strides, reduction, wanted)}
+    behind = config.shared_stride * reduction
+    stride = max(1, behind // wanted)
+    return {"shared_stride": stride, "strides": balanced_strides(config.strides, behind, stride * wanted)}
 
 
 def plot_splits(splits: Sequence[Split], path: str | Path) -> None:

@@ -1,14 +1,15 @@
 """The trunk: the early stages of a timm backbone, up to the split point.
 
 Notable here: one mechanism for every family. timm's ``forward_intermediates`` gives any stage's output as
-``[B, C, H, W]``, for CNNs and transformers alike, and ``prune_intermediate_layers`` drops what lies behind it. The
-parameters keep timm's names, so that timm's weight files fit.
+``[B, C, H, W]``, for CNNs and transformers alike, and ``prune_intermediate_layers`` drops what lies behind it. A stage
+can be cut short (:mod:`hlnet.model.block_ends`). The parameters keep timm's names, so that timm's weight files fit.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from hlnet.errors import BackboneError, CheckpointError, RunError, UsageError, did_you_mean, one_line
+from hlnet.model.block_ends import block_ends, ending_with, find_end
 from hlnet.model.transform import InputTransform
 
 log = logging.getLogger("hlnet")
@@ -28,9 +30,10 @@ class Trunk(nn.Module):
 
     Args:
         backbone: any timm model name.
-        split_point: which of the backbone's feature stages is the last one kept, negative from the end. Default: all
-            but the last, the paper's choice (Sec. 3.1); for backbones that do not shrink from stage to stage, such as
-            ViT, three quarters of the blocks.
+        split_point: which of the backbone's feature stages is the last one kept, negative from the end; or the name of
+            a stage or of a block, as timm's modules are named, such as ``"layer4.0"``. Default: all stages but the
+            last, the paper's choice (Sec. 3.1); for backbones that do not shrink from stage to stage, such as ViT,
+            three quarters of the blocks.
         pretrained: fetch timm's pretrained weights.
         backbone_args: further arguments of ``timm.create_model``, such as ``{"img_size": 160}``.
 
@@ -44,12 +47,14 @@ class Trunk(nn.Module):
         >>> trunk = Trunk("resnet18")
         >>> trunk(torch.zeros(1, 3, 64, 64)).shape, trunk.stage
         (torch.Size([1, 256, 4, 4]), 'layer3')
+        >>> Trunk("resnet18", "layer4.0")(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 512, 2, 2])
     """
 
     def __init__(
         self,
         backbone: str,
-        split_point: int | None = None,
+        split_point: int | str | None = None,
         pretrained: bool = False,
         backbone_args: dict[str, Any] | None = None,
     ) -> None:
@@ -62,26 +67,48 @@ class Trunk(nn.Module):
             )
         #: All stages of the backbone, as timm describes them: ``module``, ``num_chs``, ``reduction``.
         self.stages = [dict(info) for info in model.feature_info]  # type: ignore[union-attr]
-        self.split_point = _resolve(backbone, split_point, self.stages)
+        end = find_end(backbone, split_point, model, self.stages)
+        #: The number of the stage, or the name of the block within one.
+        self.split_point = end.split_point
+        #: All others that the backbone has, in order.
+        self.split_points = [each.split_point for each in block_ends(model, self.stages)]
         self.backbone = backbone
-        self.stage: str = self.stages[self.split_point]["module"]
-        self.channels: int = self.stages[self.split_point]["num_chs"]
-        self.reduction: int = self.stages[self.split_point]["reduction"]
+        self.stage: str = end.path
+        self.stage_number = end.stage
+        self.channels: int = self.stages[end.stage]["num_chs"]
+        self.reduction: int = self.stages[end.stage]["reduction"]
         self.transform = InputTransform.of(model, backbone_args)
-        model.prune_intermediate_layers(  # type: ignore[operator]
-            [self.split_point], prune_norm=True, prune_head=True
-        )
-        self.model = model
+        model.prune_intermediate_layers([end.stage], prune_norm=True, prune_head=True)  # type: ignore[operator]
+        self.model = model if end.whole else ending_with(model, end.path)
+        if not end.whole:
+            self.channels, self.reduction = self._measured()
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` images to ``[B, channels, h, w]`` features."""
-        features: Tensor = self.model.forward_intermediates(  # type: ignore[operator]
-            images, indices=[self.split_point], output_fmt="NCHW", intermediates_only=True
-        )[-1]
-        return features
+        return stage_output(self.model, self.stage_number, images)
+
+    def _measured(self) -> tuple[int, int]:
+        """Channels and reduction of the output, which timm tells of whole stages alone."""
+        twin, size = deepcopy(self).to("meta").eval(), self.transform.input_size
+        try:
+            with torch.no_grad():
+                _, channels, height, _ = twin(torch.zeros(1, *size, device="meta")).shape
+        except Exception as error:  # whatever a stage says that cannot go without its last blocks
+            raise BackboneError(
+                f"backbone '{self.backbone}' cannot end after '{self.stage}': {one_line(error)}"
+            ) from None
+        return channels, round(size[1] / height)
 
 
-def trunk_channels(backbone: str, split_point: int | None = None, arguments: dict[str, Any] | None = None) -> int:
+def stage_output(model: nn.Module, stage: int, images: Tensor, stop_early: bool = False) -> Tensor:
+    """The output of one of a timm model's stages, by its number: ``[B, C, h, w]``."""
+    features: Tensor = model.forward_intermediates(  # type: ignore[operator]
+        images, indices=[stage], output_fmt="NCHW", stop_early=stop_early, intermediates_only=True
+    )[-1]
+    return features
+
+
+def trunk_channels(backbone: str, split_point: int | str | None = None, arguments: dict[str, Any] | None = None) -> int:
     """Channels of a trunk's output, without building its weights.
 
     Raises:
@@ -233,16 +260,3 @@ def _common_prefix(weights: Collection[str], wanted: Collection[str]) -> str:
     first = next(iter(wanted))
     prefixes = [name[: -len(first)] for name in weights if name.endswith(f".{first}")]
     return max(prefixes, key=lambda prefix: sum(prefix + name in weights for name in wanted), default="")
-
-
-def _resolve(backbone: str, split_point: int | None, stages: list[dict[str, Any]]) -> int:
-    """The split point as an index from the front."""
-    if len(stages) < 2:
-        raise BackboneError(f"backbone '{backbone}' cannot be split: it has a single stage")
-    if split_point is None:
-        shrinks = stages[-1]["reduction"] > stages[0]["reduction"]
-        return len(stages) - 2 if shrinks else len(stages) * 3 // 4 - 1
-    if not -len(stages) <= split_point < len(stages):
-        names = ", ".join(f"{i}: {stage['module']}" for i, stage in enumerate(stages))
-        raise BackboneError(f"backbone '{backbone}' has no split point {split_point}; it has {names}")
-    return split_point % len(stages)

@@ -27,7 +27,9 @@ class NetworkSettings(Settings):
 
     backbone: str = setting("n3hl_resnet50", "A preset (lean_resnet50, n3hl_resnet50 …) or any timm model.", NETWORK)
     plain: bool = setting(False, "Train the timm model itself, without branches, as a baseline.", NETWORK)
-    split_point: int | None = setting(None, "The trunk's last stage, negative from the end.", NETWORK)
+    split_point: int | str | None = setting(
+        None, "The trunk's last stage, negative from the end, or its last block: layer4.0.", NETWORK
+    )
     block: str | None = setting(None, "Type of the blocks: bottleneck or convnext.", NETWORK)
     widths: tuple[int, ...] | None = setting(None, "Widths of the blocks, by level: 128,64,32.", NETWORK)
     strides: tuple[int, ...] | None = setting(None, "Strides of the blocks, by level: 1,1,2.", NETWORK)

@@ -28,18 +28,19 @@ def show_profile_report(report: Profile, lines: Sequence[str], descents: Sequenc
 
 
 def show_splits(splits: Sequence[Split], with_expert: bool) -> None:
-    """The costs for each stage that the trunk may end at."""
+    """The costs for each stage or block that the trunk may end at."""
     columns = ["stage", "channels", "1/side", "strides", "full M", "GMACs"]
     columns += ["expert M", "GMACs"] if with_expert else []
     rows = []
     for split in splits:
-        stage = f"{'*' if split.chosen else ' '}{split.split_point} {split.stage}"
+        number = f"{split.split_point} " if isinstance(split.split_point, int) else ""
+        stage = f"{'*' if split.chosen else ' '}{number}{split.stage}"
         row = [stage, str(split.channels), str(split.reduction), ",".join(map(str, split.strides))]
         for cost in (split.costs.full, split.costs.expert):
             row += output.cost_cells(cost)[:2] if cost else []
         rows.append(row)
     plain = splits[0].costs.plain
-    output.show_table("Costs by the stage after which the trunk ends (--split-point)", columns, rows)
+    output.show_table("Costs by where the trunk ends (--split-point)", columns, rows)
     output.show("* as it is now. M: million parameters. 1/side: the image's side over the map's.")
     params, gmacs, _ = output.cost_cells(plain)
     output.show(f"The plain network: {params} M parameters, {gmacs} GMACs.")

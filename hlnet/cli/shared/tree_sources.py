@@ -58,7 +58,7 @@ class TrunkOptions:
     """The options of the trunk whose features classes are compared by."""
 
     backbone: str
-    split_point: int | None
+    split_point: str | None
     pretrained: bool
     weights: Path | None
     backbone_arg: list[str]

@@ -72,28 +72,32 @@ class SelectedTree(nn.Module):
     def plan(self, size: tuple[int, int], batch: int) -> Plan:
         """Which siblings run together, as :meth:`FastTree.plan`."""
         if batch not in self._plans:
-            plan, place = [], 0
+            plan, place, ran = [], 0, [range(1)]
             for depth, (full, rows) in enumerate(zip(self._full[0].plan(size, batch), self.rows, strict=True)):
-                plan.append(self._families(full, depth, rows, place))
+                plan.append(self._families(full, depth, rows, place, ran))
+                ran = [part.siblings.rows for parts in plan[-1].values() for part in parts]
                 place += len(rows)
             self._plans[batch] = plan
         return self._plans[batch]
 
     def _families(
-        self, full: dict[int, list[Part]], depth: int, rows: Sequence[int], place: int
+        self, full: dict[int, list[Part]], depth: int, rows: Sequence[int], place: int, ran: Sequence[range]
     ) -> dict[int, list[Part]]:
-        chunks = [(parent, part.siblings) for parent, parts in full.items() for part in parts]
-        starts = [siblings.rows.start for _, siblings in chunks]
+        """The parts of a level; those above it run these ranges of its parents together."""
+        chunks = [part.siblings for parts in full.values() for part in parts]
+        starts, before = [siblings.rows.start for siblings in chunks], [some.start for some in ran]
         families: dict[int, list[Part]] = {}
         for index, group in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
-            parent, siblings = chunks[index]
-            chosen = list(group)
-            found = [siblings]
-            if len(chosen) < WHOLE * len(siblings.rows):
-                found = [self._unpacked(depth, run) for run in _runs(chosen)]
+            siblings, chosen = chunks[index], list(group)
+            together = bisect_right(before, siblings.parents.start) - 1
+            whole = together >= 0 and siblings.parents.stop <= ran[together].stop
+            if whole and len(chosen) >= WHOLE * len(siblings.rows):
+                found = [siblings]
+            else:
+                found = [self._unpacked(depth, run) for run in self._runs(depth, chosen)]
             for some in found:
                 kept = [row - some.rows.start for row in chosen if row in some.rows]
-                families.setdefault(parent, []).append(Part(some, kept, place))
+                families.setdefault(some.parents.start, []).append(Part(some, kept, place))
                 place += len(kept)
         return families
 
@@ -102,11 +106,14 @@ class SelectedTree(nn.Module):
         level: Any = branches.levels[depth]
         last = depth == len(self.rows) - 1
         leaf = partial(LeafChunk, branches.leaves, rows.start, rows.stop) if last else None
-        return Siblings(rows, partial(UnpackedChunk, level, rows.start, rows.stop), leaf)
+        parents = level.parents_of(slice(rows.start, rows.stop))
+        return Siblings(rows, parents, partial(UnpackedChunk, level, rows.start, rows.stop), leaf)
 
-
-def _runs(rows: Iterable[int]) -> Iterator[range]:
-    """Ascending numbers as ranges of neighbours."""
-    for _, run in groupby(enumerate(rows), key=lambda numbered: numbered[1] - numbered[0]):
-        found = [row for _, row in run]
-        yield range(found[0], found[-1] + 1)
+    def _runs(self, depth: int, rows: Iterable[int]) -> Iterator[range]:
+        """Ascending rows of a level as ranges of neighbours that have one parent."""
+        parents = self._full[0].tree.levels[depth]
+        for _, run in groupby(
+            enumerate(rows), key=lambda numbered: (parents[numbered[1]].parent, numbered[1] - numbered[0])
+        ):
+            found = [row for _, row in run]
+            yield range(found[0], found[-1] + 1)

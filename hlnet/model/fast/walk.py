@@ -1,8 +1,9 @@
-"""The tree of an inference form: walked depth first, one parent at a time, its children in chunks.
+"""The tree of an inference form: walked depth first, the children of a parent in chunks.
 
-Notable here: a *plan* says which children of each parent run together. The full network's (here) and those of some
-classes only (:mod:`hlnet.model.fast.select`) are walked by the same code, and share the chunks that are packed. A chunk
-is packed when it first runs, so only what is used takes memory.
+Notable here: where families are small and have much in common, those of neighbouring parents run together, as a step of
+a few microseconds costs as much as what it computes. A *plan* says which nodes run together. The full network's (here)
+and those of some classes only (:mod:`hlnet.model.fast.select`) are walked by the same code, and share the chunks that
+are packed. A chunk is packed when it first runs, so only what is used takes memory.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hlnet.model.branches import BranchLevel
-from hlnet.model.fast.chunks import CHUNKS, LeafChunk, SiblingBlock
+from hlnet.model.fast.chunks import CHUNKS, LeafChunk, SiblingBlock, joins_families
 from hlnet.model.fast.fuse import fuse_or_why_not, own_mode, what_was_fused
 from hlnet.model.fast.weight_watch import WeightWatch
 from hlnet.model.hierarchical import BranchTree
@@ -32,14 +33,16 @@ BATCH = 8
 
 @dataclass(frozen=True, eq=False)
 class Siblings:
-    """Neighbouring children of one parent, which run together.
+    """Neighbouring nodes of one level, which run together: children of one parent, or families side by side.
 
     Attributes:
         rows: theirs within the level.
+        parents: whose children they are, rows of the level above.
         make_block, make_leaf: what they run, and on the last level their logits; called once, when they first run.
     """
 
     rows: range
+    parents: range
     make_block: Callable[[], SiblingBlock]
     make_leaf: Callable[[], LeafChunk] | None
 
@@ -80,7 +83,7 @@ class Part:
         return found
 
 
-#: For each level, by parent, the parts that run.
+#: For each level, by (first) parent, the parts that run.
 Plan = list[dict[int, list[Part]]]
 #: Gives the plan for a size of features and a batch, as :meth:`FastTree.plan`.
 Plans = Callable[[tuple[int, int], int], Plan]
@@ -134,7 +137,7 @@ class FastTree(nn.Module):
         logits = torch.empty(len(features), len(classes), device=features.device)
         for start in range(0, len(features), together):
             part = slice(start, start + together)
-            grown = _grow(parts, features[part], None if gains is None else gains[part], 0, 0)
+            grown = _grow(parts, features[part], None if gains is None else gains[part], 0, range(1))
             torch.cat(list(grown), dim=1, out=logits[part])
         return (logits if rows is None else logits.add_(rows)), rows
 
@@ -162,7 +165,7 @@ class FastTree(nn.Module):
         return seen
 
     def plan(self, size: tuple[int, int], batch: int) -> Plan:
-        """How all children of each parent run; made when first asked for.
+        """How all nodes run; made when first asked for.
 
         Args:
             size: height and width of what the tree sees, if it is the first.
@@ -170,10 +173,11 @@ class FastTree(nn.Module):
                 ones, which fit the cache. (Both are kept once they have run, at the price of memory.)
         """
         if batch not in self._plans:
-            plan, place = [], 0
+            plan, place, above = [], 0, [range(1)]
             for depth, level in enumerate(self.branches.levels):
                 assert isinstance(level, BranchLevel)
-                plan.append(self._families(level, depth == self.tree.num_levels - 1, place, size, batch))
+                plan.append(self._families(level, depth == self.tree.num_levels - 1, place, size, batch, above))
+                above = [part.siblings.rows for parts in plan[-1].values() for part in parts]
                 place += level.nodes
                 size = level.output_size(size)
             self._plans[batch] = plan
@@ -186,29 +190,54 @@ class FastTree(nn.Module):
         for batch, plan in self._plans.items():
             images = "one or two images" if batch == 1 else f"batches of up to {BATCH}" if chunked else "any batch"
             for number, families in enumerate(plan, start=1):
-                counts = [len(part.kept) for family in families.values() for part in family]
+                parts = [part for family in families.values() for part in family]
+                counts, parents = (
+                    [len(part.kept) for part in parts],
+                    {p for part in parts for p in part.siblings.parents},
+                )
                 lines.append(
-                    f"level {number}, {images}: {sum(counts)} nodes of {len(families)} "
+                    f"level {number}, {images}: {sum(counts)} nodes of {len(parents)} "
                     f"parents in {len(counts)} chunks of at most {max(counts)}"
                 )
         return lines
 
     def _families(
-        self, level: BranchLevel, last: bool, place: int, size: tuple[int, int], batch: int
+        self,
+        level: BranchLevel,
+        last: bool,
+        place: int,
+        size: tuple[int, int],
+        batch: int,
+        above: Sequence[range],
     ) -> dict[int, list[Part]]:
+        """The parts of a level; those above it run these ranges of its parents together."""
         fits = max(1, CACHE // max(1, batch * size[0] * size[1] * level.inner_width * self.dtype.itemsize))
         if not _chunked(self.branches.leaves.weight.device):
             fits = level.nodes
         families: dict[int, list[Part]] = {}
         chunk: Any = CHUNKS[type(level)]
-        for parent, (start, end) in enumerate(pairwise(accumulate(level.sibling_counts, initial=0))):
+        starts = list(accumulate(level.sibling_counts, initial=0))
+        for parents in (some for together in above for some in _side_by_side(level, together, fits)):
+            start, end = starts[parents.start], starts[parents.stop]
             for first in range(start, end, fits):
                 rows = range(first, min(first + fits, end))
                 block = partial(chunk, level, rows.start, rows.stop, size, batch, self.dtype)
                 leaf = partial(LeafChunk, self.branches.leaves, rows.start, rows.stop) if last else None
-                part = Part(Siblings(rows, block, leaf), list(range(len(rows))), place + first)
-                families.setdefault(parent, []).append(part)
+                part = Part(Siblings(rows, parents, block, leaf), list(range(len(rows))), place + first)
+                families.setdefault(parents.start, []).append(part)
         return families
+
+
+def _side_by_side(level: BranchLevel, parents: range, fits: int) -> Iterator[range]:
+    """Parents whose families run together: single ones, unless each has little to do for itself."""
+    start, rows = parents.start, 0
+    for parent in parents:
+        count = level.sibling_counts[parent]
+        if rows and (not joins_families(level) or rows + count > fits):
+            yield range(start, parent)
+            start, rows = parent, 0
+        rows += count
+    yield range(start, parents.stop)
 
 
 def _chunked(device: torch.device) -> bool:
@@ -217,19 +246,20 @@ def _chunked(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _grow(plan: Plan, x: Tensor, gains: Tensor | None, depth: int, parent: int) -> Iterator[Tensor]:
-    """Logits ``[B, m]`` of the classes below one parent, whose output is ``x``, in their order."""
-    shared: dict[type, Any] = {}
-    for part in plan[depth][parent]:
-        siblings = part.siblings
-        kind = type(siblings.block)
-        if kind not in shared:
-            shared[kind] = siblings.block.share(x)
-        y = siblings.block(shared[kind], part.gains(gains))
-        if siblings.leaf is not None:
-            logits = siblings.leaf(y)
-            yield logits if len(part.kept) == len(siblings.rows) else logits[:, part.kept]
-            continue
-        children = y.chunk(len(siblings.rows), dim=1)
-        for child in part.kept:
-            yield from _grow(plan, children[child], gains, depth + 1, siblings.rows[child])
+def _grow(plan: Plan, x: Tensor, gains: Tensor | None, depth: int, parents: range) -> Iterator[Tensor]:
+    """Logits ``[B, m]`` of the classes below some neighbours, whose outputs ``x`` has side by side, in order."""
+    channels = x.shape[1] // len(parents)
+    for parent in parents:
+        shared: dict[type, Any] = {}
+        for part in plan[depth].get(parent, ()):
+            siblings = part.siblings
+            kind = type(siblings.block)
+            if kind not in shared:
+                own = x.narrow(1, (parent - parents.start) * channels, len(siblings.parents) * channels)
+                shared[kind] = siblings.block.share(own)
+            y = siblings.block(shared[kind], part.gains(gains))
+            if siblings.leaf is None:
+                yield from _grow(plan, y, gains, depth + 1, siblings.rows)
+            else:
+                logits = siblings.leaf(y)
+                yield logits if len(part.kept) == len(siblings.rows) else logits[:, part.kept]
