@@ -219,7 +219,7 @@ ERRORS = """
 2 | eval {full} | Missing option '--data'
 2 | eval {full} --data {photos} --cue-mod bias | --cue-mod & --cue-mode
 2 | predict {full} {photos}/val --out {root}/x.xlsx | x.xlsx & .csv, .jsonl or .txt
-2 | predict {full} {photos}/val --json --out {root}/x.csv | asks for csv, and --format for jsonl
+2 | predict {full} {photos}/val --json --out {root}/x.csv | is a name for csv, and --format says jsonl
 2 | predict {full} {root}/nothing.jpg | nothing.jpg
 """
 
