@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hlnet.errors import DataError, RunError, UsageError
-from hlnet.files import check_writable, read_text, remove_drafts, replacing
+from hlnet.files import check_writable, nearby, read_text, remove_drafts, replacing
 
 
 def names_in(folder):
@@ -143,3 +143,15 @@ def test_text_is_read_with_or_without_a_byte_order_mark(tmp_path):
         read_text(path)
     with pytest.raises(DataError, match=r"^the list cannot be read: Is a directory$"):
         read_text(tmp_path, "the list", DataError)
+
+
+def test_names_like_a_missing_one(tmp_path, monkeypatch):
+    (tmp_path / "pets").mkdir()
+    for name in ("dogs.json", "dogs.txt"):
+        (tmp_path / name).touch()
+    assert nearby(tmp_path / "dog.json", [".json"]) == f" Did you mean 'dogs.json' in '{tmp_path}'?"
+    assert nearby(tmp_path / "petz", []) == f" Did you mean 'pets' in '{tmp_path}'?"
+    assert nearby(tmp_path / "zebra.tree", [".json"]) == ""
+    assert nearby(tmp_path / "none" / "dogs.json", [".json"]) == f" There is no folder '{tmp_path / 'none'}'."
+    monkeypatch.chdir(tmp_path)
+    assert nearby("dog.txt", [".txt"]) == " Did you mean 'dogs.txt'?"

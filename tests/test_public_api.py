@@ -149,7 +149,11 @@ def tree(tmp_path):
 
 @pytest.mark.parametrize("where", [0, 1, 4])
 def test_debug_shows_the_traceback(failing, where):
-    line, told = ["eval", "nope.safetensors", "--data", "digits"], "hlnet: there is no model file 'nope.safetensors'\n"
+    line = ["eval", "nope.safetensors", "--data", "digits"]
+    told = (
+        "hlnet: there is no model file 'nope.safetensors'; expected a .safetensors file, a run or model folder, or "
+        "hf-hub:OWNER/NAME\n"
+    )
     assert failing(*line) == (2, "", told)
     code, out, err = failing(*line[:where], "--debug", *line[where:])
     assert code == 2 and out == "" and err.startswith("Traceback") and err.endswith(told)

@@ -33,21 +33,21 @@ def export(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write; its name ends in .onnx, .pt2, .xml or .pte. [default: as MODEL's, here]"),
+        typer.Option(help="The file to write, .onnx, .pt2, .xml or .pte; default: MODEL's name, in this folder."),
     ] = None,
     with_gains: Annotated[
         bool, typer.Option("--with-gains", help="Keep the cue as a second input: a factor for each node, 1 is neutral.")
     ] = False,
     parts: Annotated[
         bool,
-        typer.Option("--parts", help="Write trunk and head apart: NAME.trunk.onnx and NAME.head.onnx for NAME.onnx."),
+        typer.Option("--parts", help="Write trunk and head to two files: NAME.trunk.onnx and NAME.head.onnx."),
     ] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="For ONNX: write OUT.int8.onnx too, with accuracy before and after.")
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(help="Images to compare logits on and, with --int8, to calibrate and evaluate; as hlnet eval's."),
+        typer.Option(help="Labelled images to compare logits on and, with --int8, to calibrate with and evaluate."),
     ] = None,
     calibration_images: Annotated[
         int, typer.Option(min=1, help="With --int8: number of training images to calibrate with.")

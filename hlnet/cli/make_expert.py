@@ -132,8 +132,8 @@ def make_expert(
             # All that can be wrong is checked before the first file is written, and the quick checks come first.
             on_step, steps = output.phases(bar), list[write.Step]()
             if calibrate is not None:
-                fit = {"max_false_positive": max_false_positive, "score": score, "batch_size": batch_size}
-                fit |= {"workers": workers, "device": options.pick_device(device), "on_step": on_step}
+                fit: dict[str, Any] = {"max_false_positive": max_false_positive, "score": score, "on_step": on_step}
+                fit |= {"batch_size": batch_size, "workers": workers, "device": options.pick_device(device)}
                 steps = [_calibration(source, choices, several, (model, calibrate, split, data_root), **fit)]
             if verify:
                 steps = [write.Verification(source, files_to_verify), *steps]

@@ -43,7 +43,7 @@ def merge(
     merged = merge_experts(paths)
     save_checkpoint(merged, out)
     costs = profile(merged.config, merged.tree, merged.transform, parent_counts=merged.provenance.parent_counts)
-    found = {"out": str(out), "classes": merged.tree.classes, "parent": merged.provenance.parent}
+    figures = {"out": str(out), "classes": merged.tree.classes, "parent": merged.provenance.parent}
 
     def show() -> None:
         output.show_tree(merged.tree)
@@ -52,4 +52,4 @@ def merge(
             f"{counted(len(merged.tree.classes), 'class')}, {out.stat().st_size / 1e6:.1f} MB, written to {out}"
         )
 
-    output.result(as_json, found | costs.model_dump(mode="json"), show)
+    output.result(as_json, figures | costs.model_dump(mode="json"), show)

@@ -54,8 +54,8 @@ def show(
     from hlnet.tree.io import tree_to_json
     from hlnet.tree.selection import select_classes
 
-    found = read(tree)
-    kept = select_classes(found, classes) if classes else ()
+    class_tree = read(tree)
+    kept = select_classes(class_tree, classes) if classes else ()
     for path, suffix in ((svg, ".svg"), (png, ".png"), (html, ".html")):
         if path and path.suffix.lower() != suffix:
             raise UsageError(f"--{suffix[1:]} '{path}': give a name that ends in {suffix}")
@@ -63,16 +63,16 @@ def show(
         from hlnet.tree.picture import draw_tree, tree_page
 
         for path in filter(None, (svg, png)):
-            draw_tree(found, path, kept)
+            draw_tree(class_tree, path, kept)
         if html:
-            tree_page(found, html, kept)
+            tree_page(class_tree, html, kept)
 
     def show() -> None:
-        output.show_tree(found, limit, kept, depth)
+        output.show_tree(class_tree, limit, kept, depth)
         for path in filter(None, (svg, png, html)):
             output.hint(f"written to {path}")
 
-    output.result(as_json, tree_to_json(found) | {"kept": [found.leaves[i].path for i in kept]}, show)
+    output.result(as_json, tree_to_json(class_tree) | {"kept": [class_tree.leaves[i].path for i in kept]}, show)
 
 
 @app.command()
@@ -102,17 +102,17 @@ def check(
     from hlnet.model.presets import configure
     from hlnet.tree.measures import check_tree
 
-    found = read(tree)
-    oddities = check_tree(found)
-    cost = profile(*configure(network or ("n3hl_resnet50" if found.num_levels == 3 else "resnet50"), found))
+    class_tree = read(tree)
+    oddities = check_tree(class_tree)
+    cost = profile(*configure(network or ("n3hl_resnet50" if class_tree.num_levels == 3 else "resnet50"), class_tree))
     listed = [{"kind": oddity.kind, "message": oddity.message} for oddity in oddities]
 
     def show() -> None:
         rows = []
-        for level, counts in enumerate(found.sibling_counts, start=1):
+        for level, counts in enumerate(class_tree.sibling_counts, start=1):
             children = "–" if level == 1 else f"{min(counts)} – {max(counts)}"
-            continued = sum(node.continued for node in found.levels[level - 1])
-            rows.append([f"level {level}", str(found.counts[level - 1]), children, str(continued)])
+            continued = sum(node.continued for node in class_tree.levels[level - 1])
+            rows.append([f"level {level}", str(class_tree.counts[level - 1]), children, str(continued)])
         output.show_table("The tree", ["", "nodes", "children per parent", "only continue a class"], rows)
         for oddity in oddities:
             output.show(f"{oddity.kind}: {oddity.message}")
@@ -120,7 +120,7 @@ def check(
             output.show("Nothing odd.")
         output.show_profile(cost)
 
-    output.result(as_json, {"nodes": found.counts, "oddities": listed, "cost": cost.model_dump(mode="json")}, show)
+    output.result(as_json, {"nodes": class_tree.counts, "oddities": listed, "cost": cost.model_dump(mode="json")}, show)
 
 
 @app.command()
@@ -143,26 +143,26 @@ def compare(
     from hlnet.cli.shared import output
     from hlnet.tree.measures import compare_trees
 
-    found = compare_trees(read(first), read(second))
+    comparison = compare_trees(read(first), read(second))
 
     def show() -> None:
-        correlation = found.cophenetic_correlation
+        correlation = comparison.cophenetic_correlation
         rows = [
-            ["classes in both", str(found.classes)],
+            ["classes in both", str(comparison.classes)],
             [
                 "groups of at least two classes: first, second, both",
-                f"{found.groups[0]}, {found.groups[1]}, {found.shared_groups}",
+                f"{comparison.groups[0]}, {comparison.groups[1]}, {comparison.shared_groups}",
             ],
-            ["Robinson-Foulds distance", str(found.robinson_foulds)],
-            ["normalised: 0 the same groups, 1 none in common", f"{found.normalized_robinson_foulds:.3f}"],
+            ["Robinson-Foulds distance", str(comparison.robinson_foulds)],
+            ["normalised: 0 the same groups, 1 none in common", f"{comparison.normalized_robinson_foulds:.3f}"],
             ["cophenetic correlation", "–" if correlation is None else f"{correlation:.3f}"],
         ]
         output.show_table("Two trees", ["", ""], rows)
-        for name, only in (("first", found.only_first), ("second", found.only_second)):
+        for name, only in (("first", comparison.only_first), ("second", comparison.only_second)):
             if only:
                 output.hint(f"only in the {name}: {', '.join(only[:10])}{' …' if len(only) > 10 else ''}")
 
-    output.result(as_json, found, show)
+    output.result(as_json, comparison, show)
 
 
 @app.command()
@@ -193,16 +193,18 @@ def convert(
     from hlnet.cli.shared import output
     from hlnet.tree.io import read_tree, write_tree
 
-    found = read(tree, levels, file_format, header)
-    write_tree(found, out, to)
+    class_tree = read(tree, levels, file_format, header)
+    write_tree(class_tree, out, to)
     try:
         with output.no_hints():  # how it is read was said of the source
-            whole = read_tree(out, found.num_levels) == found
+            whole = read_tree(out, class_tree.num_levels) == class_tree
     except HlnetError:
         whole = False
     if not whole:
         output.hint("read back, it is another tree: ids, original indices or the order are not all kept in this format")
-    output.show(f"{counted(len(found.classes), 'class')} in {counted(found.num_levels, 'level')}, written to {out}")
+    output.show(
+        f"{counted(len(class_tree.classes), 'class')} in {counted(class_tree.num_levels, 'level')}, written to {out}"
+    )
 
 
 @app.command()
@@ -228,16 +230,18 @@ def match(
     from hlnet.tree.synonyms import match_classes
 
     words = [word for text in wanted for word in _words(text)]
-    found, besides = match_classes(read(tree), words)
-    lacking = [one.word for one in found if not one.classes]
+    matches, besides = match_classes(read(tree), words)
+    lacking = [one.word for one in matches if not one.classes]
 
     def show() -> None:
-        rows = [[one.word, some(one.classes) or "–", one.how] for one in found]
+        rows = [[one.word, some(one.classes) or "–", one.how] for one in matches]
         output.show_table("Wanted classes", ["wanted", "has", "found by"], rows)
-        output.show(f"lacks {len(lacking)} of {len(found)}: {some(lacking, 20)}" if lacking else "It has all of them.")
+        output.show(
+            f"lacks {len(lacking)} of {len(matches)}: {some(lacking, 20)}" if lacking else "It has all of them."
+        )
         output.show(f"has besides: {some(besides, 20)}" if besides else "It has no others.")
 
-    listed = [one._asdict() for one in found]
+    listed = [one._asdict() for one in matches]
     output.result(as_json, {"wanted": listed, "lacking": lacking, "besides": besides}, show)
 
 
@@ -279,14 +283,14 @@ def rename(
     pairs = dict(_old_and_new(pair) for pair in names)
     if not (is_model_name(tree) or is_model_folder(tree)):
         check_target(out)
-        found = renamed(read(tree), pairs)
-        write_tree(found, out)
+        new_tree = renamed(read(tree), pairs)
+        write_tree(new_tree, out)
     else:
         from hlnet.store.checkpoint import rename_nodes
 
-        found = rename_nodes(tree, pairs, out)
+        new_tree = rename_nodes(tree, pairs, out)
     output.result(
-        as_json, tree_to_json(found), lambda: output.show(f"{counted(len(pairs), 'node')} renamed, written to {out}")
+        as_json, tree_to_json(new_tree), lambda: output.show(f"{counted(len(pairs), 'node')} renamed, written to {out}")
     )
 
 

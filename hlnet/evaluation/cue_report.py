@@ -55,7 +55,7 @@ class Choice(BaseModel):
         reliability: the share of right cues.
         strength: what was chosen; of ``bayes`` at a level above the classes, its mean.
         tuned_top1: with that share of right cues, on the part that tunes, so the best of all that were tried.
-        picked_top1: the same on the part that picks the way to store.
+        picked_top1: the same on the part that picks the mechanism to store.
         picked_against_bias: by how much that is above the tuned bias there, with a paired interval of 97.5 %: 95 % for
             both of ``RIVALS`` together (Bonferroni).
         top1: with that share of right cues, on the part that reports.
@@ -103,8 +103,8 @@ class CueReport(BaseModel):
     """Accuracy under cues, as :func:`attend` measures it.
 
     Attributes:
-        tuned_on, picked_on, reported_on: numbers of images that chose strengths, that chose the way to store, and that
-            the figures come from.
+        tuned_on, picked_on, reported_on: numbers of images that chose strengths, that chose the mechanism to store, and
+            that the figures come from.
         classes: that compete.
         level: of the nodes that were cued; ``None`` for classes.
         wrong: wrong cues' target where strengths are chosen.
@@ -270,8 +270,8 @@ def report_cues(
 
 
 def _parts(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the images that choose strengths, choose the way to store, and report: each time every third one,
-    of the images class by class, in random order within a class."""
+    """Positions of the images that choose strengths, choose the mechanism to store, and report: each time every third
+    one, of the images class by class, in random order within a class."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
     order = order[np.argsort(labels.numpy()[order], kind="stable")]

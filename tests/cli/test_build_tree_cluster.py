@@ -57,7 +57,7 @@ def test_cluster_by_features(build, at, options, grid, size, arguments):
 def test_features_of_an_untrained_trunk_are_the_seed_s(at, tmp_path):
     line = f"build-tree {{photos}} --method cluster {SMALL} --nodes 2,3 --seed 3 --out {tmp_path}"
     told = [invoke(f"{line}/{run}.json", **at)[1] for run in "ab"]
-    assert told == ["the trunk is untrained; --pretrained or --trunk-weights makes its features more telling\n"] * 2
+    assert told == ["the trunk is untrained; --pretrained or --trunk-weights makes its features more informative\n"] * 2
     assert read_tree(tmp_path / "a.json") == read_tree(tmp_path / "b.json")
 
 

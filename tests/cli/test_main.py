@@ -188,8 +188,15 @@ def test_predict_goes_on_after_a_broken_file(at, failing):
 # Exit code, command line, and what the message must name.
 ERRORS = """
 2 | make-expert {full} --classes cat,owll --out {new}.safetensors | no class or node 'owll'. & Did you mean 'owl'
-2 | make-expert {full} --classes cat --out {root}/run/../run/best.safetensors | --out & is the model itself
-2 | make-expert {plain} --classes cat --out {new}.safetensors | is a plain network & no branches
+2 | make-expert {full} --classes cat --out {root}/run/../run/best.safetensors | the expert's file & is the model itself
+2 | make-expert {plain} --classes cat --out {new}.safetensors | is a plain network & no branches & eval --classes
+2 | merge {plain} {full} --out {new}.safetensors | is a plain network & no branches & eval --classes
+2 | eval {root}/runn --data {photos} | there is no model file & expected a .safetensors file & Did you mean 'run' in
+2 | tree show imagenette | there is no class tree 'imagenette' & Did you mean 'preset:imagenette'
+2 | export {full} --out {root}/x.tflite | x.tflite & .onnx (onnx) & .pt2 (torch-export)
+2 | train {photos} --tree {tree} --out {new} SMALL --plain --cue-aware | cue_aware & plain & leave cue_aware or plain out
+2 | train {photos} --tree {tree} --out {new} SMALL --loss hierarchcal | --loss & Did you mean 'hierarchical'
+2 | build-tree {photos} --method clster --out {new}.json | --method 'clster': expected one of & Did you mean 'cluster'
 1 | make-expert {cut} --classes cat --out {new}.safetensors | cut.safetensors' is not an intact safetensors file
 2 | eval {full} --data {photos} --workers 0 --attention-signal -1 | signal -1 & between 0
 2 | eval {plain} --data {photos} --workers 0 --attention-signal 2 | plain network & bias
@@ -219,7 +226,7 @@ ERRORS = """
 2 | eval {full} | Missing option '--data'
 2 | eval {full} --data {photos} --cue-mod bias | --cue-mod & --cue-mode
 2 | predict {full} {photos}/val --out {root}/x.xlsx | x.xlsx & .csv, .jsonl or .txt
-2 | predict {full} {photos}/val --json --out {root}/x.csv | asks for csv, and --format for jsonl
+2 | predict {full} {photos}/val --json --out {root}/x.csv | is a name for csv, and --format says jsonl
 2 | predict {full} {root}/nothing.jpg | nothing.jpg
 """
 

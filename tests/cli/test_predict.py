@@ -180,7 +180,7 @@ def test_format_follows_the_files_name(at, tmp_path, name, first):
         code=0 if agree else 2,
     )[2]
     if not agree:
-        assert "asks for csv, and --format for jsonl" in told
+        assert "is a name for csv, and --format says jsonl" in told
         return
     assert json.loads((tmp_path / name).read_text())["image"].endswith("b.png")
 

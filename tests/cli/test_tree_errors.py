@@ -47,7 +47,7 @@ ERRORS = """
 2 | build-tree {n} | --out
 2 | build-tree --out {new} | SOURCE
 2 | build-tree {n} --method llm --answer {answer} | --out
-2 | build-tree {n}x --out {new} | no file or folder & n.jsonx
+2 | build-tree {n}x --out {new} | there is no class tree & n.jsonx
 2 | build-tree {image} --out {new} | .png & .json
 2 | build-tree {full} --out {new} | best.safetensors
 1 | build-tree {binary} --out {new} | binary.txt
@@ -105,7 +105,7 @@ ERRORS = """
 2 | build-tree {n} --method llm --answer {binary} --out {new} | --answer & not a text file
 1 | build-tree {n} --method llm --answer {refusal} --out {new} | cannot be used & I'm sorry, I cannot
 1 | build-tree {n} --method llm --prompt {root} | cannot write & folder
-2 | tree show {n}x | no file or folder
+2 | tree show {n}x | there is no class tree
 2 | tree show preset:cifar1 | Did you mean 'cifar10'
 2 | tree show {n} --classes beest | 'beest' & Did you mean 'beast'
 2 | tree show {n} --classes 6-9 | '6-9' & 0-5
@@ -117,16 +117,16 @@ ERRORS = """
 2 | tree show {root}/no.safetensors | no model file
 1 | tree show {binary} | binary.txt
 2 | tree check {n} --network resnt18 | Did you mean 'resnet18'
-2 | tree check {n}x | no file or folder
+2 | tree check {n}x | there is no class tree
 1 | tree compare {n} preset:imagewoof | share 0
 1 | tree compare {one} {n} | share 1
-2 | tree compare {n} {n}x | no file or folder
+2 | tree compare {n} {n}x | there is no class tree
 2 | tree convert {n} new.cvs | Did you mean '.csv'
 2 | tree convert {n} new.json --to newik | 'newik' & Did you mean 'newick'
 2 | tree convert {n} new.json --to newick | newick & .nwk
 2 | tree convert {n} {photos} | photos' is there
 1 | tree convert {n} new.json --levels 2 | 3 levels deep
-2 | tree convert {n}x new.json | no file or folder
+2 | tree convert {n}x new.json | there is no class tree
 """
 
 

@@ -115,7 +115,7 @@ def test_fit_stays_with_its_weights(tmp_path):
     fast = optimize(net)
     assert fast.provenance.conformal and fast.select("*").provenance.conformal
     assert fast.select("cat").provenance.conformal is None
-    with pytest.raises(UsageError, match="not fitted for a coverage"):
+    with pytest.raises(UsageError, match="has no thresholds for a coverage"):
         predict(fast.select("cat"), [], coverage=0.6)
 
 
@@ -203,7 +203,7 @@ def test_command_writes_another_file_and_tells(at):
 @pytest.mark.parametrize(
     "line, error, words",
     [
-        ("calibrate hf-hub:owner/pets --data {photos}", UsageError, "is on the Hub; say with --out"),
+        ("calibrate hf-hub:owner/pets --data {photos}", UsageError, "is on the Hub; name the file to write with --out"),
         ("calibrate {run} --data {photos} --out x.pt", UsageError, "ends in .safetensors"),
         ("calibrate {one} --data {photos} --workers 0", UsageError, "one class (saw)"),
         ("calibrate {run} --data {run}", UsageError, "'val' folder"),

@@ -361,7 +361,7 @@ def test_command_tests_one_network_against_another(files, option):
     assert list(found["beside"]) == [name] and found["cost"]["gmacs"] > 0
     told = shown(files, f"{{tree}} {option} {{flat}} --cue-mode bias --reliability 0.8")
     difference = found["compare"][name]["cued"]["top1"]["mean"]
-    assert "tree less flat, on the same" in told and "all cues wrong" in told
+    assert "tree minus flat, on the same" in told and "all cues wrong" in told
     assert cells(told, "top-1, points")[1] == f"{100 * difference:+.2f}"
     assert cells(told, "only flat right")[0] == str(found["compare"][name]["neutral"]["only_second"])
 
@@ -370,7 +370,7 @@ def test_baseline_and_other_networks_together(files):
     line = "{tree} --beside {many} --beside {flat} --compare {flat} --baseline {plain} --attention-signal 1.8"
     assert "lacks the classes" in str(command(files, line).exception)
     told = shown(files, line.replace("--beside {many} ", ""))
-    assert "tree less plain" in told and "tree less flat" in told and "plain network was not cued" in told
+    assert "tree minus plain" in told and "tree minus flat" in told and "plain network was not cued" in told
     assert "with every cue wrong" in told
 
 

@@ -304,6 +304,8 @@ train.lr = "fast" | lr & 'fast': & number
 train.batch_size = "big" | batch_size & 'big':
 train.batch_size = 0 | batch_size & 0:
 train.loss = "ce" | loss & 'ce': & 'soft-labels'
+train.loss = "soft-label" | loss & Did you mean 'soft-labels'
+train.cue_aware = true;network.plain = true | cue_aware & leave cue_aware or plain out
 train.scale = [2, 1] | scale & 2:
 train.scale = [0.9, 0.1] | scale (0.9, 0.1) must be low, high
 train.cache_views = 2 | cache_views & needs frozen_trunk

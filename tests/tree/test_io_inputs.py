@@ -12,7 +12,7 @@ PETS = {"cat": {"manx": 0, "tabby": 1}, "dog": {"boxer": 2}}
 CASES = [
     ("fine before coarse", "t.csv", "class,superclass\nmanx,cat\ntabby,cat\nboxer,dog\n", PETS, "superclass > class"),
     ("unknown headings", "t.csv", "Rasse,Tier\nmanx,cat\n", {"Rasse": {"Tier": 0}, "manx": {"cat": 1}},
-     "row 1 ('Rasse,Tier') was taken for a class (else give --header)"),
+     "row 1 ('Rasse,Tier') was taken for a class (else header=True, --header)"),
     ("name before ranks", "t.csv", "name,Family,Genus\nmanx,Felidae,Felis\n",
      {"Felidae": {"Felis": {"manx": 0}}}, "Family > Genus > name"),
     ("Excel's first line", "t.csv", "sep=;\ncat;manx\ncat;tabby\ndog;boxer\n", PETS, "semicolons"),

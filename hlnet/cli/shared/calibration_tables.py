@@ -28,7 +28,7 @@ def show_calibration(names: Sequence[str], reports: Sequence[dict[str, Any]]) ->
         output.show_table(title, ["", *names], [[label, text] for label, text in figures[0].items()])
     else:
         labels = ["threshold", "TPR", "FPR", "AUROC", "FPR at 95 % TPR"]
-        rows = [[name, *(found[label] for label in labels)] for name, found in zip(names, figures, strict=True)]
+        rows = [[name, *(column[label] for label in labels)] for name, column in zip(names, figures, strict=True)]
         output.show_table(title, ["expert", *labels], rows)
         output.hint("TPR: images of its classes accepted, FPR: others accepted; --json has more")
     output.hint(
@@ -112,8 +112,8 @@ def _hint_at_lost_images(names: Sequence[str], reports: Sequence[dict[str, Any]]
             )
 
 
-def _figures(found: dict[str, Any]) -> dict[str, str]:
-    fit, temperature = found["rejection"], found["temperature"]
+def _figures(calibration: dict[str, Any]) -> dict[str, str]:
+    fit, temperature = calibration["rejection"], calibration["temperature"]
     metrics = fit["metrics"]
     shown = {
         "images of its classes": f"{metrics['own_images']:.0f}",

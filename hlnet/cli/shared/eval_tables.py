@@ -101,19 +101,20 @@ class Evaluations:
             )
 
 
-def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_class: bool) -> None:
+def show_evaluations(evaluations: dict[str, Evaluation], costs: dict[str, Cost], per_class: bool) -> None:
     """One column a network, and more for each that was cued."""
-    lead = next(iter(found.values()))
+    lead = next(iter(evaluations.values()))
     columns, runs, owners = [], [], []
-    for name, run in found.items():
+    for name, run in evaluations.items():
         for column, accuracy in _runs(run).items():
             columns.append(name if column == "no cue" else f"{name}, {column}") if costs else columns.append(column)
             runs.append(accuracy)
             owners.append(name)
     rows = _accuracy(runs) if lead.classes > 1 else []  # of one class, it is always 100 %
-    if any(run.ece is not None for run in found.values()):
+    if any(run.ece is not None for run in evaluations.values()):
         errors = [
-            found[name].ece if run is found[name].neutral else None for name, run in zip(owners, runs, strict=True)
+            evaluations[name].ece if run is evaluations[name].neutral else None
+            for name, run in zip(owners, runs, strict=True)
         ]
         rows.append(["calibration error", *map(output.percent, errors)])
     if costs:
@@ -125,30 +126,30 @@ def show_evaluations(found: dict[str, Evaluation], costs: dict[str, Cost], per_c
     if lead.classes > 1:
         _show_classes(columns, runs, per_class)
     if lead.detection is not None:
-        _show_detection({name: run.detection for name, run in found.items() if run.detection})
+        _show_detection({name: run.detection for name, run in evaluations.items() if run.detection})
     elif lead.left_out:
         output.hint(f"{counted(lead.left_out, 'image')} of other classes left out")
-    for name, run in found.items():
+    for name, run in evaluations.items():
         if run.cued is not None:
             _show_cues(f"{name}: " if costs else "", run)
 
 
-def _show_descents(found: DescentReport) -> None:
-    """Descents beside the full network."""
+def _show_descents(report: DescentReport) -> None:
+    """Descents next to the full network."""
     rows = [
-        ["top-1", output.percent(found.top1), output.percent(found.full_top1)],
-        ["agreement with the full network", output.percent(found.agreement, 2), ""],
-        ["images that stop after the rows", output.percent(found.rows_alone, 0), ""],
-        ["GMACs, mean", f"{found.gmacs:.4g}", f"{found.full_gmacs:.4g}"],
-        ["ms an image, mean", f"{found.ms:.3g}", f"{found.full_ms:.3g}"],
+        ["top-1", output.percent(report.top1), output.percent(report.full_top1)],
+        ["agreement with the full network", output.percent(report.agreement, 2), ""],
+        ["images that stop after the rows", output.percent(report.rows_alone, 0), ""],
+        ["GMACs, mean", f"{report.gmacs:.4g}", f"{report.full_gmacs:.4g}"],
+        ["ms per image, mean", f"{report.ms:.3g}", f"{report.full_ms:.3g}"],
     ]
-    output.show_table(f"Descents on {counted(found.images, 'image')}", ["", "descent", "full network"], rows)
+    output.show_table(f"Descents on {counted(report.images, 'image')}", ["", "descent", "full network"], rows)
 
 
-def show_comparison(first: str, second: str, found: EvaluationComparison) -> None:
+def show_comparison(first: str, second: str, comparison: EvaluationComparison) -> None:
     """One network against another, image by image."""
-    right = "cues" if found.wrong is None else "all cues right"
-    kinds = {"no cue": found.neutral, right: found.cued, "all cues wrong": found.wrong}
+    right = "cues" if comparison.wrong is None else "all cues right"
+    kinds = {"no cue": comparison.neutral, right: comparison.cued, "all cues wrong": comparison.wrong}
     runs = {name: run for name, run in kinds.items() if run is not None}
     rows = [
         ["top-1, points", *(f"{100 * run.top1.mean:+.2f}" for run in runs.values())],
@@ -162,7 +163,7 @@ def show_comparison(first: str, second: str, found: EvaluationComparison) -> Non
         rows.append(["LCA height", *("–" if height is None else f"{height.mean:+.3f}" for height in heights)])
         rows.append(["95 % interval", *("–" if height is None else _ends(height, 1, 3) for height in heights)])
     output.show_table(
-        f"{first} minus {second}, on the same {counted(found.neutral.images, 'image')}", ["", *runs], rows
+        f"{first} minus {second}, on the same {counted(comparison.neutral.images, 'image')}", ["", *runs], rows
     )
     output.hint("intervals and p cover the choice of images, not the seed of a training")
 
@@ -176,20 +177,20 @@ def _short_names(names: Collection[str]) -> dict[str, str]:
     return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
-def _ends(found: Interval, factor: float, digits: int) -> str:
-    return f"{factor * found.low:+.{digits}f} to {factor * found.high:+.{digits}f}"
+def _ends(interval: Interval, factor: float, digits: int) -> str:
+    return f"{factor * interval.low:+.{digits}f} to {factor * interval.high:+.{digits}f}"
 
 
 def _runs(run: Evaluation) -> dict[str, Accuracy]:
     """A network's columns: without cues, and with them."""
-    found = {"no cue": run.neutral}
+    columns = {"no cue": run.neutral}
     if run.cued is None:
-        return found
+        return columns
     if run.cued.prior is not None:
-        found["prior alone"] = run.cued.prior
+        columns["prior alone"] = run.cued.prior
     if run.cued.wrong is None:
-        return found | {("cues" if run.cued.images else "prior"): run.cued.accuracy}
-    return found | {"all cues right": run.cued.accuracy, f"all wrong ({run.cued.wrong_cues})": run.cued.wrong}
+        return columns | {("cues" if run.cued.images else "prior"): run.cued.accuracy}
+    return columns | {"all cues right": run.cued.accuracy, f"all wrong ({run.cued.wrong_cues})": run.cued.wrong}
 
 
 def _accuracy(runs: Sequence[Accuracy]) -> list[list[str]]:
@@ -204,22 +205,22 @@ def _accuracy(runs: Sequence[Accuracy]) -> list[list[str]]:
 
     first = by_tree[0]
     for name, heights in (
-        (f"LCA height (0 to {first.tree_height})", [found.lca_height for found in by_tree]),
-        ("LCA height of mistakes", [found.lca_height_mistakes for found in by_tree]),
+        (f"LCA height (0 to {first.tree_height})", [metrics.lca_height for metrics in by_tree]),
+        ("LCA height of mistakes", [metrics.lca_height_mistakes for metrics in by_tree]),
     ):
         rows.append([name, *("–" if height is None else f"{height:.3f}" for height in heights)])
-    if any(found.precision != found.recall for found in by_tree):
-        rows.append(["hierarchical precision", *(output.percent(found.precision) for found in by_tree)])
-        rows.append(["hierarchical recall", *(output.percent(found.recall) for found in by_tree)])
-    rows.append(["hierarchical F", *(output.percent(found.f1) for found in by_tree)])
+    if any(metrics.precision != metrics.recall for metrics in by_tree):
+        rows.append(["hierarchical precision", *(output.percent(metrics.precision) for metrics in by_tree)])
+        rows.append(["hierarchical recall", *(output.percent(metrics.recall) for metrics in by_tree)])
+    rows.append(["hierarchical F", *(output.percent(metrics.f1) for metrics in by_tree)])
     levels = [(level, nodes) for level, nodes in enumerate(first.level_nodes[:-1]) if nodes > 1]
     for level, nodes in levels:
         name = f"level {level + 1} ({counted(nodes, 'node')})"
-        rows.append([name, *(output.percent(found.level_accuracy[level]) for found in by_tree)])
+        rows.append([name, *(output.percent(metrics.level_accuracy[level]) for metrics in by_tree)])
     for level, _ in levels:
         name = f"level {level + 1}, likeliest node"
-        rows.append([name, *(output.percent(found.level_accuracy_summed[level]) for found in by_tree)])
-    rows.append(["path consistency", *(output.percent(found.path_consistency) for found in by_tree)])
+        rows.append([name, *(output.percent(metrics.level_accuracy_summed[level]) for metrics in by_tree)])
+    rows.append(["path consistency", *(output.percent(metrics.path_consistency) for metrics in by_tree)])
     return rows
 
 
@@ -264,9 +265,9 @@ def _show_cues(name: str, run: Evaluation) -> None:
         output.show(f"Only the cued classes ran: {cued.gmacs:.3f} GMACs per image on average.")
 
 
-def _show_detection(found: dict[str, Detection]) -> None:
+def _show_detection(detections: dict[str, Detection]) -> None:
     """Separation of in-distribution and out-of-distribution images."""
-    runs, lead = list(found.values()), next(iter(found.values()))
+    runs, lead = list(detections.values()), next(iter(detections.values()))
     rows = [["score", *(run.score for run in runs)]]
     if lead.outside:
         rows.append(["AUROC", *("–" if run.auroc is None else f"{run.auroc:.4f}" for run in runs)])
@@ -279,7 +280,7 @@ def _show_detection(found: dict[str, Detection]) -> None:
         if lead.outside:
             rows.append(["other classes accepted (FPR)", *(output.percent(run.outside_accepted) for run in runs)])
     title = f'"None of these": {counted(lead.own, "image")} of its own classes, {lead.outside} of others'
-    output.show_table(title, ["", *found], rows)
+    output.show_table(title, ["", *detections], rows)
     if lead.max_false_positive == 1:
         output.hint("the threshold was fitted without images of other classes: for these, nothing was promised")
     elif lead.max_false_positive is not None:

@@ -110,12 +110,12 @@ def show_budget(asked: Candidate, budget: Budget, tree: ClassTree, units: Sequen
     if not nodes or advice:
         return
     inside = classes_by_node(tree, asked.classes)
-    found = fitting(candidates(tree, units, inside), budget)
-    rows = [[node.name, *_cells(node)] for node in found[:ROWS]]
+    fit = fitting(candidates(tree, units, inside), budget)
+    rows = [[node.name, *_cells(node)] for node in fit[:ROWS]]
     if rows:
         output.show_table(f"Inner nodes within {budget.text(budget.limit)}", ["node", *COLUMNS], rows)
-    if len(found) > ROWS:
-        output.hint(f"… and {len(found) - ROWS} more nodes: --json has them all")
+    if len(fit) > ROWS:
+        output.hint(f"… and {len(fit) - ROWS} more nodes: --json has them all")
     none = "" if rows else "there is no inner node of these classes; " if not inside else "no inner node fits; "
     output.show(f"{none}one class alone takes {budget.text(one_class(budget, units))}")
 
@@ -144,7 +144,7 @@ def budget_described(
 ) -> dict[str, Any]:
     """A budget, its floor, what the dearest expert leaves of it, and with ``nodes`` the inner nodes, for JSON."""
     spare = budget.limit - max(budget.of(one.cost) for one in asked)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "measure": budget.measure,
         "limit": budget.limit,
         "trunk": budget.of(units[0]),
@@ -154,8 +154,8 @@ def budget_described(
     }
     if nodes:
         fit = fitting(candidates(tree, units, classes_by_node(tree, asked[0].classes)), budget)
-        found["nodes"] = [{"node": node.name, "classes": len(node.classes), **_figures(node)} for node in fit]
-    return found
+        figures["nodes"] = [{"node": node.name, "classes": len(node.classes), **_figures(node)} for node in fit]
+    return figures
 
 
 def _cells(expert: Candidate) -> list[str]:

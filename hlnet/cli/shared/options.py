@@ -147,16 +147,16 @@ def settings(pairs: list[str], option: str) -> dict[str, Any]:
     """
     import yaml
 
-    found = {}
+    values = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign:
             raise UsageError(f"{option} '{pair}': expected name=value, such as pad_type=same")
         try:
-            found[name] = yaml.safe_load(value)
+            values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UsageError(f"{option} '{pair}': '{value}' is no number, true, false or text") from None
-    return found
+    return values
 
 
 def image_files(words: Sequence[str | Path], option: str) -> Iterator[str]:

@@ -64,10 +64,10 @@ def writer(
     """
     match form:
         case "jsonl":
-            return lambda found: found.model_dump_json(exclude_none=True) + "\n"
+            return lambda prediction: prediction.model_dump_json(exclude_none=True) + "\n"
         case "csv":
-            return lambda found: csv_row([*_values(found), *_more(found, always, groups)])
-    return lambda found: "".join(f"{line}\n" for line in _lines(found, rejection, labels))
+            return lambda prediction: csv_row([*_values(prediction), *_more(prediction, always, groups)])
+    return lambda prediction: "".join(f"{line}\n" for line in _lines(prediction, rejection, labels))
 
 
 def csv_row(values: Sequence[object]) -> str:
@@ -93,53 +93,57 @@ def _cell(value: object) -> object:
     return value
 
 
-def _values(found: Prediction) -> list[object]:
+def _values(prediction: Prediction) -> list[object]:
     """Of one row."""
-    if not found.labels:
-        return [found.image, *[None] * (len(COLUMNS) - 2), found.error]
-    best, answer = found.labels[0], found.answer
+    if not prediction.labels:
+        return [prediction.image, *[None] * (len(COLUMNS) - 2), prediction.error]
+    best, answer = prediction.labels[0], prediction.answer
     reached: list[object] = [None] * 4
     if answer is not None:
         reached = [answer.path, answer.level, answer.probability, answer.classes]
-    elif not found.rejected:
+    elif not prediction.rejected:
         share = best.path_probabilities[-1] if best.path_probabilities else best.probability
         reached = [best.path, best.path.count("/") + 1, share, 1]
-    name = None if found.rejected else best.name
-    return [found.image, name, *reached, best.path, best.probability, found.score, found.rejected, None]
+    name = None if prediction.rejected else best.name
+    return [prediction.image, name, *reached, best.path, best.probability, prediction.score, prediction.rejected, None]
 
 
-def _more(found: Prediction, always: Sequence[str], groups: bool) -> list[object]:
+def _more(prediction: Prediction, always: Sequence[str], groups: bool) -> list[object]:
     """The optional columns of a row."""
-    shares = found.always or {}
-    return [*([found.images] if groups else []), *(shares.get(name) for name in always)]
+    shares = prediction.always or {}
+    return [*([prediction.images] if groups else []), *(shares.get(name) for name in always)]
 
 
-def _lines(found: Prediction, rejection: Rejection | None, labels: bool) -> Iterator[str]:
+def _lines(prediction: Prediction, rejection: Rejection | None, labels: bool) -> Iterator[str]:
     """Lines of text: the image, then its answers; nothing for an image that could not be read."""
-    if found.error is not None:
+    if prediction.error is not None:
         return
-    yield found.image if found.images is None else f"{found.image}  ({counted(found.images, 'image')})"
-    yield from _asked_for(found)
+    yield (
+        prediction.image
+        if prediction.images is None
+        else f"{prediction.image}  ({counted(prediction.images, 'image')})"
+    )
+    yield from _asked_for(prediction)
     told = ""
-    if found.score_name is not None:
-        told = f"  ({found.score_name} {'–' if found.score is None else format(found.score, '.4g')}"
+    if prediction.score_name is not None:
+        told = f"  ({prediction.score_name} {'–' if prediction.score is None else format(prediction.score, '.4g')}"
         told += f", accepted from {rejection.threshold:.4g})" if rejection else ")"
-    if found.rejected:
+    if prediction.rejected:
         yield f"  none of these{told}"
         return
-    if found.answer is not None:
-        yield f"  {_ended(found.answer)}"
-    for label in found.labels if labels or found.answer is None else ():
+    if prediction.answer is not None:
+        yield f"  {_ended(prediction.answer)}"
+    for label in prediction.labels if labels or prediction.answer is None else ():
         if label.path_probabilities is None:  # the only class
             yield f"  {'accepted' if rejection else 'perhaps'}  {label.path}{told}"
         else:
             yield f"  {_whole(label)}"
 
 
-def _asked_for(found: Prediction) -> Iterator[str]:
+def _asked_for(prediction: Prediction) -> Iterator[str]:
     """``always: tabby 0.41, beagle <0.01``."""
-    if found.always:
-        yield "  always: " + ", ".join(f"{name} {_share(share)}" for name, share in found.always.items())
+    if prediction.always:
+        yield "  always: " + ", ".join(f"{name} {_share(share)}" for name, share in prediction.always.items())
 
 
 def _whole(label: Label) -> str:

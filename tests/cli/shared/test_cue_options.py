@@ -380,7 +380,7 @@ def test_eval_takes_a_prior(files, tmp_path):
     "line, words",
     [
         ("eval @full.safetensors --attention-signal loud", "'loud': expected a number such as 1.8, or auto"),
-        ("eval @full.safetensors --attention-signal auto", "holds no fitted attention"),
+        ("eval @full.safetensors --attention-signal auto", "holds no fitted strength"),
         ("eval @full.safetensors --attention-signal 2 --reliability 0.9", "give one of them"),
         ("eval @full.safetensors --reliability 1.5", "must lie between 0 and 1"),
         ("eval @full.safetensors --reliability 0.9 --cue-mode gain", "holds no gain for a reliability"),

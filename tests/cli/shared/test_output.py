@@ -28,9 +28,12 @@ def test_a_network_dearer_than_the_plain_one_is_told(widths, dear, capsys):
 
 def test_a_threshold_that_loses_own_images_is_told(capsys):
     metrics = {"own_images": 40, "outside_images": 40, "auroc": 0.8, "fpr_at_95_tpr": 0.6, "false_positive_bound": 0.1}
-    for accepted, told in ((0.55, "45 % of its own images"), (0.95, None)):
+    for accepted, told in ((0.55, "45 % of the images of its classes"), (0.95, None)):
         fit = {"score": "energy", "threshold": 1.0, "max_false_positive": 0.05}
         one = {"temperature": None, "rejection": fit | {"metrics": metrics | {"own_accepted": accepted}}}
         show_calibration(["cats"], [{"calibration": one}])
         found = " ".join(capsys.readouterr().err.split())
-        assert (told in found and "--max-false-positive" in found) if told else "of its own images" not in found
+        if told is None:
+            assert "images of its classes, to accept" not in found
+        else:
+            assert told in found and "--max-false-positive" in found
