@@ -105,6 +105,7 @@ def _run(
         raise UsageError("--out is needed: the run folder to write")
     from hlnet.model.cost import network_cost, plain_cost
     from hlnet.model.hierarchical import NetworkConfig
+    from hlnet.model.presets import lean_preset
     from hlnet.store.hub import write_model_folder
     from hlnet.store.names import MODEL_FOLDER
     from hlnet.training.run_parts import build_network, load_run_data
@@ -118,7 +119,8 @@ def _run(
     with output.quiet(others):
         net = build_network(run, read_tree(tree))
         if not others and isinstance(net.config, NetworkConfig):
-            output.hint_at_cost(network_cost(net), plain_cost(net.config, net.num_classes, net.transform.input_size))
+            plain = plain_cost(net.config, net.num_classes, net.transform.input_size)
+            output.hint_at_cost(network_cost(net), plain, lean_preset(net.config.backbone))
         data = load_run_data(run, net)
         how = {"save_minutes": save_minutes, "cache_dir": cache_dir, "cache_size": limit, "log_with": log_with}
         started = time.perf_counter()

@@ -63,6 +63,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 PARALLEL = frozenset({"phl_resnet50"})
 
 
+def lean_preset(backbone: str) -> str | None:
+    """The lean preset on a backbone, if there is one.
+
+    Example:
+        >>> lean_preset("resnet50"), lean_preset("resnet18")
+        ('lean_resnet50', None)
+    """
+    return next(
+        (name for name, fields in PRESETS.items() if "class_rows" in fields and fields["backbone"] == backbone), None
+    )
+
+
 def create_model(
     name: str,
     tree: ClassTree | str | Path | Mapping[str, Any] | Sequence[str] | None = None,

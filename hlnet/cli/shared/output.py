@@ -148,13 +148,19 @@ def show_profile(profile: Profile) -> None:
     hint_at_cost(profile.expert or profile.full, profile.plain)
 
 
-def hint_at_cost(cost: Cost, plain: Cost) -> None:
-    """Warn if a network costs more than the plain one, the timm model that its trunk comes from."""
+def hint_at_cost(cost: Cost, plain: Cost, lean: str | None = None) -> None:
+    """Warn if a network costs more than the plain one, the timm model that its trunk comes from.
+
+    Args:
+        cost, plain: of both.
+        lean: a preset on the same backbone that costs less.
+    """
     operations, parameters = cost.gmacs / plain.gmacs, cost.params / plain.params
     if max(operations, parameters) > 1:
         hint(
             f"the network costs {operations:.2f} times the GMACs and {parameters:.2f} times the parameters of the "
-            "plain one; narrower branches (--widths) or fewer classes make it cheaper"
+            f"plain one; {f'--backbone {lean}, ' if lean else ''}narrower branches (--widths) or fewer classes make it "
+            "cheaper"
         )
 
 
