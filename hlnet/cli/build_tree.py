@@ -206,8 +206,7 @@ def build_tree(
         case "llm":
             nested = sources.by_language_model(material, trunk, shape, prompt, answer, llm_model, base_url)
             if nested is None:
-                line = f"prompt written to {prompt}; put it to a language model, and give its reply with --answer"
-                output.result(as_json, {"prompt": str(prompt)}, lambda: output.show(line))
+                _show_prompt(prompt, as_json)
                 return
             tree, notes = nested
     if out is None:
@@ -215,6 +214,14 @@ def build_tree(
     write_tree(tree, out)
     figures = {"out": str(out), "nodes": tree.counts, "classes": tree.classes, "notes": notes}
     output.result(as_json, figures, lambda: _show(tree, notes, out, shape, network))
+
+
+def _show_prompt(prompt: Path | None, as_json: bool) -> None:
+    """The file of the question, and the next step."""
+    from hlnet.cli.shared import output
+
+    line = f"prompt written to {prompt}; put it to a language model, and give its reply with --answer"
+    output.result(as_json, {"prompt": str(prompt)}, lambda: output.show(line))
 
 
 def _check_early(out: Path | None, linkage: str | None, by: By | None) -> None:

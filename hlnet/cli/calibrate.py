@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hlnet.cli.shared import options
 from hlnet.errors import UsageError, counted
+
+if TYPE_CHECKING:
+    from hlnet.model.provenance import PathConformal, Rejection
 
 
 def calibrate(
@@ -73,7 +76,7 @@ def calibrate(
             raise UsageError("--agreement fits descents alone; run --reject-own apart")
         _calibrate_descent(model, data, split, out, agreement, (batch_size, workers), data_root, device, as_json)
         return
-    from hlnet.cli.shared import calibration_tables, output, used_images
+    from hlnet.cli.shared import output, used_images
     from hlnet.data.sources import load_data
     from hlnet.data.tree_data import TreeData, eval_transform
     from hlnet.evaluation.calibration import calibrate_own, calibrate_paths
@@ -103,17 +106,20 @@ def calibrate(
     if rejection is not None:
         figures |= {"rejection": rejection.model_dump(mode="json")}
     figures |= {"conformal": fitted.model_dump(mode="json", exclude={"thresholds"})}
+    output.result(as_json, figures, lambda: _show(fitted, temperature, rejection, labelled.left_out, target))
 
-    def show() -> None:
-        calibration_tables.show_path_calibration(fitted, temperature)
-        if rejection is not None:
-            calibration_tables.hint_at_own_rejection(rejection)
-        if labelled.left_out:
-            output.hint(f"{counted(labelled.left_out, 'image')} of other classes left out")
-        output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 uses it")
-        output.hint_at_stale_copy(target)
 
-    output.result(as_json, figures, show)
+def _show(fitted: PathConformal, temperature: float, rejection: Rejection | None, left_out: int, target: Path) -> None:
+    """The fits as tables, and their file."""
+    from hlnet.cli.shared import calibration_tables, output
+
+    calibration_tables.show_path_calibration(fitted, temperature)
+    if rejection is not None:
+        calibration_tables.hint_at_own_rejection(rejection)
+    if left_out:
+        output.hint(f"{counted(left_out, 'image')} of other classes left out")
+    output.hint(f"written to '{target}'; hlnet predict {target} IMAGES --coverage 0.9 uses it")
+    output.hint_at_stale_copy(target)
 
 
 def _calibrate_descent(

@@ -138,10 +138,8 @@ def evaluate(
             "--wrong-cues, --wrong-cue and --cue-level are for cues from labels; with --cues, the file says it all"
         )
     rivals = [name for name in dict.fromkeys([baseline, compare]) if name is not None]
-    nets = _load([model, *(beside or [])], rivals, device, dtype)
+    nets = _load([model, *(beside or [])], rivals, baseline, device, dtype)
     net = nets[model]
-    if baseline is not None and nets[baseline].has_branches:
-        raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
     images = load_data(data, split, data_root)
     table, policy = _cues(net, model, cues, prior, strengths, wrong, hard)
     descents = None if agreement is None else _descents(net, images, agreement, classes, batch_size, workers)
@@ -180,12 +178,17 @@ def _check_files(roc: Path | None, confusion: Path | None) -> None:
             check_writable(path)
 
 
-def _load(models: list[str], rivals: list[str], device: str, dtype: str) -> dict[str, InferenceNet]:
-    """The networks by name: the one to evaluate first, then those it is compared with."""
+def _load(
+    models: list[str], rivals: list[str], baseline: str | None, device: str, dtype: str
+) -> dict[str, InferenceNet]:
+    """The networks by name: the main one first, then those it is compared with; the baseline must be plain."""
     twice = [name for name in models if models.count(name) > 1] + [name for name in rivals if name == models[0]]
     if twice:
         raise UsageError(f"the same model is given twice ('{twice[0]}'); name each once")
-    return {name: options.load_optimized(name, device, dtype) for name in dict.fromkeys([*models, *rivals])}
+    nets = {name: options.load_optimized(name, device, dtype) for name in dict.fromkeys([*models, *rivals])}
+    if baseline is not None and nets[baseline].has_branches:
+        raise UsageError(f"--baseline '{baseline}' is no plain network (train --plain); --compare takes any")
+    return nets
 
 
 def _cues(

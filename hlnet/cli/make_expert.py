@@ -103,10 +103,7 @@ def make_expert(
     """
     _check(classes, each, selections, out, under, dry_run)
     _check_calibration(context, calibrate, out, dry_run, max_false_positive)
-    if verify and (out is None or dry_run):
-        raise UsageError("--verify checks the file that is written: give --out, and no --dry-run")
-    if images and not verify:
-        raise UsageError("--images are what --verify runs on; give both")
+    _check_verify(verify, images, out, dry_run)
     files_to_verify = [Path(file) for file in options.image_files(images or [], "--images")]
     from hlnet.cli.shared import expert_tables, output
     from hlnet.expert import write
@@ -143,6 +140,14 @@ def make_expert(
     output.result(as_json, shown.json, shown.show)
     if dry_run and not as_json:
         output.hint("nothing was written: --dry-run")
+
+
+def _check_verify(verify: bool, images: list[Path] | None, out: Path | None, dry_run: bool) -> None:
+    """Refuse --verify without a file, and --images without --verify."""
+    if verify and (out is None or dry_run):
+        raise UsageError("--verify checks the file that is written: give --out, and no --dry-run")
+    if images and not verify:
+        raise UsageError("--images are for --verify; give both")
 
 
 def _within_budget(wanted: list[Candidate], budget: Budget) -> list[Candidate]:

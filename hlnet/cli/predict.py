@@ -128,11 +128,8 @@ def predict(
 
         find . -name '*.jpg' | hlnet predict hf-hub:owner/pets - --min-confidence 0.8 --json
     """
-    if as_json and form not in (None, "jsonl"):
-        raise UsageError(f"--json is --format jsonl, not --format {form}; give one")
+    _check(form, as_json, min_confidence, coverage)
     form = choose_format(out, "jsonl" if as_json else form)
-    if min_confidence is not None and coverage is not None:
-        raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
     from hlnet.cli.shared import output
     from hlnet.cli.shared.processes import Share
     from hlnet.data.bursts import grouping
@@ -170,6 +167,14 @@ def predict(
         if matching is not None and share.count == 1:  # of several processes, none has seen all images
             matching.finish()
         _report(counts, net, out, group_by is not None)
+
+
+def _check(form: Format | None, as_json: bool, min_confidence: float | None, coverage: float | None) -> None:
+    """Refuse options that do not go together."""
+    if as_json and form not in (None, "jsonl"):
+        raise UsageError(f"--json is --format jsonl, not --format {form}; give one")
+    if min_confidence is not None and coverage is not None:
+        raise UsageError("--min-confidence and --coverage both say where an answer ends; give one")
 
 
 def _check_share(share: Share, images: list[str], out: Path | None, group_by: str | None) -> None:

@@ -194,7 +194,7 @@ ERRORS = """
 2 | eval {root}/runn --data {photos} | there is no model file & expected a .safetensors file & Did you mean 'run' in
 2 | tree show imagenette | there is no class tree 'imagenette' & Did you mean 'preset:imagenette'
 2 | export {full} --out {root}/x.tflite | x.tflite & .onnx (onnx) & .pt2 (torch-export)
-2 | train {photos} --tree {tree} --out {new} SMALL --plain --cue-aware | cue_aware & plain & leave cue_aware
+2 | train {photos} --tree {tree} --out {new} SMALL --plain --cue-aware | leave cue_aware or plain out
 2 | train {photos} --tree {tree} --out {new} SMALL --loss hierarchcal | --loss & Did you mean 'hierarchical'
 2 | build-tree {photos} --method clster --out {new}.json | --method 'clster': expected one of & Did you mean 'cluster'
 1 | make-expert {cut} --classes cat --out {new}.safetensors | cut.safetensors' is not an intact safetensors file

@@ -60,8 +60,8 @@ ERRORS = """
 2 | build-tree {n} --out new.cvs | '.cvs'. Did you mean '.csv'
 2 | build-tree {n} --out {photos} | photos & .tree.json
 1 | build-tree {n} --out {image}/x.json | cannot write & file and no folder
-2 | build-tree {n} --nodes 2,3 --levels 3 --out {new} | --nodes & leave --levels
-2 | build-tree {n} --nodes 2,3 --budget 20M --out {new} | --nodes & --budget
+2 | build-tree {n} --nodes 2,3 --levels 3 --out {new} | nodes fix & leave levels and budget out
+2 | build-tree {n} --nodes 2,3 --budget 20M --out {new} | nodes fix & leave levels and budget out
 2 | build-tree {n} --nodes 2,three --out {new} | --nodes '2,three' & whole numbers
 2 | build-tree {n} --nodes 3,2 --out {new} | nodes 3,2 & not decrease
 2 | build-tree {n} --nodes 0,2 --out {new} | nodes 0,2 & positive

@@ -81,7 +81,7 @@ def show_descents(fitted: Sequence[FittedDescent]) -> None:
         ["GMACs, mean", *(f"{found['gmacs']:.4g} of {found['full_gmacs']:.4g}" for found in metrics)],
     ]
     if all("ms" in found for found in metrics):
-        rows.append(["ms an image, mean", *(f"{found['ms']:.3g} of {found['full_ms']:.3g}" for found in metrics)])
+        rows.append(["ms per image, mean", *(f"{found['ms']:.3g} of {found['full_ms']:.3g}" for found in metrics)])
     first = fitted[0]
     output.show_table(f"Descents on {counted(first.images, 'image')}", ["agreement, as promised", *columns], rows)
     output.hint(
