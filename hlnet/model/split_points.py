@@ -128,5 +128,5 @@ def plot_splits(splits: Sequence[Split], path: str | Path) -> None:
         axes.set_ylim(bottom=0)
         tidy(axes, xlabel="trunk ends after", ylabel=label)
     axes.legend(frameon=False)
-    figure.suptitle("Costs by the stage after which the trunk ends, and by how much its maps are smaller", fontsize=11)
+    figure.suptitle("Cost by the stage where the trunk ends (16x: the image's side is 16 times that of its maps)", fontsize=11)
     save(figure, path)
