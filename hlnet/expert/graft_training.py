@@ -184,7 +184,8 @@ def train_branches(
 
 def _tree_input(net: HierarchicalNet, features: Tensor) -> Tensor:
     """The tree's input, from the trunk's features in float16 on the CPU."""
-    return net.head.seen(features.to(net.device, net.dtype))
+    seen: Tensor = net.head.seen(features.to(net.device, net.dtype))
+    return seen
 
 
 def images_per_step(config: TrainConfig) -> int:
