@@ -76,7 +76,7 @@ def test_import_alone_is_light():
     assert heavy.strip() == "[]"
 
 
-def test_presets_are_timm_models_in_either_order():
+def test_presets_are_timm_models_in_either_order_and_prediction_is_light(tmp_path):
     script = f"""
 import os, sys, torch  # which both take with them, and which takes longest
 first = os.fork()
@@ -89,7 +89,20 @@ assert all(timm.is_model(name) for name in PRESETS)
 with torch.device("meta"):
     net = timm.create_model("n3hl_resnet50", tree={TREE})
 assert isinstance(net, hlnet.HierarchicalNet) and net.tree.counts == (1, 1, 2) and net.config.widths == (128, 64, 32)
-assert first == 0 or os.waitpid(first, 0)[1] == 0
+if not first:
+    sys.exit()
+assert os.waitpid(first, 0)[1] == 0
+# Prediction imports no more than it needs: torch and timm take most of the command's time already.
+from PIL import Image
+from hlnet.cli.main import app
+from typer.testing import CliRunner
+small = hlnet.create_model("test_resnet", tree=["cat", "dog"], widths=[4], strides=[1])
+hlnet.save_checkpoint(small, "{tmp_path}/net.safetensors")
+Image.new("RGB", (64, 64)).save("{tmp_path}/photo.png")
+line = ["predict", "{tmp_path}/net.safetensors", "{tmp_path}/photo.png", "--device", "cpu"]
+assert CliRunner().invoke(app, line).exit_code == 0
+heavy = {{"accelerate", "datasets", "matplotlib", "pandas", "polars", "scipy", "sklearn"}} & set(sys.modules)
+assert not heavy, heavy
 """
     run("-c", script)
 

@@ -147,5 +147,7 @@ def plot_splits(splits: Sequence[Split], path: str | Path) -> None:
         axes.set_ylim(bottom=0)
         tidy(axes, xlabel="trunk ends after", ylabel=label)
     axes.legend(frameon=False)
-    figure.suptitle("Costs by the stage after which the trunk ends, and by how much its maps are smaller", fontsize=11)
+    figure.suptitle(
+        "Cost by the stage where the trunk ends (16x: images have 16 times the side of its maps)", fontsize=11
+    )
     save(figure, path)

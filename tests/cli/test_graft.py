@@ -82,7 +82,6 @@ ERRORS = """
 2 | --classes blue --out new.safetensors --under bleu=warm | no new class is called 'bleu'
 2 | --classes blue --out new.safetensors --lr 0 | lr 0
 2 | --classes blue --out new.safetensors --cache-size 1e3 | --cache-size '1e3' & 20GB
-2 | --classes blue --out new.safetensors --cache-size 100 | more than the limit of 100B & cache_views & cache_size
 2 | --classes blue --out new.safetensors --device warp | --device 'warp'
 2 | --classes blue --out new.safetensors --data nowhere | no data folder 'nowhere'
 """
@@ -95,6 +94,13 @@ def test_errors_are_one_line_and_nothing_is_written(failing, tmp_path, case):
     assert (found, out) == (int(code), "") and all(word in err for word in words.split(" & ")), err
     *hints, err = err.splitlines()
     assert err.startswith("hlnet: ") and not any("hlnet: " in hint for hint in hints) and not list(tmp_path.iterdir())
+
+
+def test_features_beyond_the_limit_are_refused(failing, tmp_path):
+    code, out, err = failing(f"graft {{net}} {SMALL} --classes blue --out new.safetensors --cache-size 100")
+    last = err.splitlines()[-1]
+    assert (code, out) == (2, "") and last.startswith("hlnet: features of 12 images in 1 view") and "100B" in last
+    assert not list(tmp_path.iterdir())
 
 
 def test_plain_network_is_refused(failing):
