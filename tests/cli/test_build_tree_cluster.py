@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from scipy.cluster.hierarchy import linkage
 
 import hlnet
+import hlnet.tree.vocabulary
 from hlnet.data.images import open_image
 from hlnet.data.tree_data import eval_transform
 from hlnet.model.trunk import Trunk, create_backbone, load_trunk_weights
