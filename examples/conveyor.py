@@ -121,7 +121,7 @@ for found in hlnet.predict(fast, belt, top=1):
     said = "none of these" if found.rejected else f"{best.name}, {best.probability:.2f}"
     print(f"{truth:>12} on the belt: {said}")
 fresh = hlnet.TreeData(hlnet.load_data(folder, "test"), expert.tree, prepare, outside=True)
-measured = hlnet.evaluate(fast, fresh, hlnet.loader(fresh, 50)).detection
+measured = hlnet.evaluate(fast, fresh).detection
 print(
     f"of 150 fresh images of today's parts {100 * measured.own_accepted:.0f} % are accepted, "
     f"of 150 images of other parts {100 * measured.outside_accepted:.0f} % (at most 5 requested)"

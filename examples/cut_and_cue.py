@@ -26,7 +26,7 @@ train_data = hlnet.TreeData(
 )
 val_data = hlnet.TreeData(hlnet.load_data("digits", "val"), tree, hlnet.eval_transform(net.transform))
 hlnet.train(net, train_data, val_data, hlnet.TrainConfig(epochs=3, lr=2e-3, workers=0), device="cpu")
-print("full network:", hlnet.evaluate(net, val_data, hlnet.loader(val_data, 60)).neutral.top1)
+print("full network:", hlnet.evaluate(net, val_data).neutral.top1)
 
 # Cut: keep only the branches of these classes. Their logits do not change.
 expert = hlnet.cut_expert(net, "round/closed")

@@ -122,7 +122,7 @@ def fit_descent(
         >>> net = hlnet.create_model("test_resnet", tree={"a": ["b", "c"], "d": ["e"]}, **settings)
         >>> net.transform = net.transform.adjusted(img_size=32)
         >>> rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-        >>> (fitted,) = fit_descent(net, 1.1 * rows, rows, [0.98])
+        >>> (fitted,) = fit_descent(net, rows, rows, [0.98])
         >>> fitted.threshold, fitted.metrics["agreement"], fitted.metrics["rows_alone"]
         (1.0, 1.0, 1.0)
     """

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from fnmatch import translate
 from pathlib import Path
 
-from hlnet.errors import SelectionError, UsageError, one_line, some
+from hlnet.errors import SelectionError, UsageError, one_line, some, with_article
 from hlnet.files import read_text
 from hlnet.tree.class_tree import ClassTree
 from hlnet.tree.nodes import normal_name
@@ -174,7 +174,8 @@ def _term(term: object) -> str | int:
             raise TypeError
         return operator.index(term)  # type: ignore[arg-type]
     except TypeError:
-        raise SelectionError(f"{term!r} is no selection: give text or an original index") from None
+        told = repr(term) if isinstance(term, bool | float) else with_article(type(term).__name__)
+        raise SelectionError(f"{told} is no selection: give text or an original index") from None
 
 
 def _selector(tree: ClassTree) -> _Selector:

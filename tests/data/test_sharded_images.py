@@ -259,7 +259,7 @@ def test_remote_shards_are_to_be_downloaded_first(data, place):
 
 
 def test_a_folder_is_needed(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"'wds/pets' needs the folder of its shards, as root \(--data-root\)$"):
+    with pytest.raises(UsageError, match=r"'wds/pets' needs the folder of its shards as root \(--data-root\)$"):
         load_data("wds/pets")
     with pytest.raises(UsageError, match=r"'wds/pets': there is no folder '.*none'"):
         load_data("wds/pets", "train", tmp_path / "none")

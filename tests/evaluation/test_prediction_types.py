@@ -37,7 +37,7 @@ def test_a_checkpoint_of_any_type_is_used(tmp_path, dtype, fast):
     near = {torch.bfloat16: 0.1, torch.float16: 0.01, torch.float64: 1e-5}[dtype]
     near = 1e-5 if fast else near  # which computes in float32
     assert float((logits - expected).abs().max()) <= near * float(expected.abs().max())
-    report = hlnet.evaluate(used, data, loader(data, 6)).neutral
+    report = hlnet.evaluate(used, data, batch_size=6).neutral
     assert 0 <= report.top1 <= 1
     files = [tmp_path / f"{i}.png" for i in range(6)]
     for file, pixels in zip(files, PIXELS, strict=True):

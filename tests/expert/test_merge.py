@@ -188,7 +188,7 @@ def test_detectors_and_a_softmax_are_refused(order):
     one = build()
     other = separately_trained(ClassTree.from_nested({"owl": 1000}, levels=3), 7, one)
     other.provenance.one_vs_rest = True
-    with pytest.raises(UsageError, match="one against all"):
+    with pytest.raises(UsageError, match="one-vs-rest"):
         merge_experts([one, other][::order])
 
 

@@ -179,7 +179,7 @@ def test_frozen_trunk_keeps_weights_and_statistics():
         ({"widths": (8, 4), "strides": (1, -2)}, "strides"),
         ({"widths": (8.5, 4), "strides": (1, 2)}, "widths"),
         ({"block": "transformer"}, "block"),
-        ({"split_point": "last"}, "split_point"),
+        ({"split_point": 1.5}, "split_point"),
         ({"depth": 3}, "depth"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

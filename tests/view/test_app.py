@@ -142,7 +142,7 @@ def test_files_that_are_too_large_are_refused(address, monkeypatch):
 
 def test_a_taken_port_is_named(address, live):
     taken = urlsplit(address).port
-    with pytest.raises(UsageError, match=rf"port {taken} cannot be used .*another one, or 0 for any free one"):
+    with pytest.raises(UsageError, match=rf"port {taken} cannot be used .*another one, or 0 for any free port"):
         serve(create_app(live), taken)
 
 
