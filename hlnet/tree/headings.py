@@ -159,7 +159,9 @@ def name_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Colu
     found = Columns(list(headings))
     cells = [[row[i] for row in rows if row[i]] for i in range(len(words))]
     for i, word in enumerate(words):
-        if not word and cells[i]:
+        if not word and cells[i] == [str(number) for number in range(len(rows))]:  # as pandas numbers rows
+            words[i], found.headings[i] = "count", f"column {i + 1}"
+        elif not word and cells[i]:
             raise TreeError(f"column {i + 1} has no heading; name it, or take the column away")
     free = [i for i, word in enumerate(words) if word and cells[i]]
     found.unused = [i for i in range(len(words)) if i not in free and words[i]]
@@ -214,7 +216,10 @@ def _name_edges(
     found.key = max(candidates, key=lambda i: (len(parents & set(cells[i])), -candidates.index(i)))
     if children and len(parents & set(cells[children[0]])) == len(parents & set(cells[found.key])):
         found.key = children[0]
-    _describe(found, words, cells, [i for i in keys if i != found.key])
+    rest = [i for i in keys if i != found.key]
+    if words[found.key] == "taxonid":  # Darwin Core has others beside it
+        rest = [i for i in rest if words[i] in _INDICES]
+    _describe(found, words, cells, rest)
     found.name = next((i for i in names if i != found.key), None)
     if found.id is None and found.name is not None and words[found.key] in _IDS:
         found.id = None if all(map(_is_number, cells[found.key])) else found.key
@@ -248,6 +253,7 @@ def _describe(found: Columns, words: list[str], cells: list[list[str]], keys: li
     numbers = [i for i in keys if words[i] in _NUMBERING and cells[i] and all(map(_is_number, cells[i]))]
     indices = named or numbers[:1]
     ids = [i for i in keys if i not in indices]
+    ids = [i for i in ids if words[i] == "taxonid"] or ids
     for kind in (indices, ids):
         if len(kind) > 1:
             written = " and ".join(f"'{found.headings[i]}'" for i in kind[:2])

@@ -6,6 +6,7 @@ one keeps all of a class tree, and ``write_tree`` says what each other loses.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -40,6 +41,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 READ_FORMATS = (*FORMATS, "labels", "list")
 SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in FORMATS.values() for suffix in suffixes if suffix))
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+#: Suffixes of lists; Darknet calls its own ``.names``.
+_LISTS = (".txt", ".names")
 
 
 def read_tree(
@@ -234,10 +237,31 @@ def _missing(source: str) -> UsageError:
     )
 
 
+def decoded(content: bytes) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its mark, as spreadsheets write "Unicode text".
+
+    Raises:
+        TreeError: if it is neither.
+
+    Example:
+        >>> decoded("Gatto,gatto".encode("utf-16"))
+        'Gatto,gatto'
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TreeError(
+            f"it is no text in UTF-8 (line {content[: error.start].count(10) + 1} has the byte "
+            f"{content[error.start]:#x}); save it as UTF-8"
+        ) from None
+
+
 def _read_file(path: Path, format: str | None, header: bool | None) -> Any:
     """The hierarchy that a file of another program's format holds, or what a nested or canonical one does."""
     suffix = path.suffix.lower()
-    if format is None and suffix not in {*SUFFIXES, ".txt"}:
+    if format is None and suffix not in {*SUFFIXES, *_LISTS}:
         raise UsageError(
             f"'{path}': a class tree is read from {', '.join(SUFFIXES)}, .txt or a folder, "
             f"not '{path.suffix}'.{did_you_mean(suffix, SUFFIXES)}"
@@ -245,8 +269,8 @@ def _read_file(path: Path, format: str | None, header: bool | None) -> Any:
     if format == "folders":
         raise UsageError(f"'{path}' is a file, and the format 'folders' reads a folder")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        if format == "list" or (format is None and suffix == ".txt"):
+        text = decoded(path.read_bytes())
+        if format == "list" or (format is None and suffix in _LISTS):
             return read_list(text, plain=format == "list")
         if format in {"paths", "edges"} or (format is None and suffix in DELIMITERS):
             kind: Any = format

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 from hlnet.errors import TreeError, some
@@ -11,6 +13,7 @@ from hlnet.tree.class_tree import MAX_LEVELS
 from hlnet.tree.graphs import checked
 from hlnet.tree.hierarchy import Hierarchy
 from hlnet.tree.nodes import is_wordnet_id
+from hlnet.tree.tables import read_table
 
 log = logging.getLogger("hlnet")
 
@@ -26,6 +29,7 @@ def read_labels(data: Any) -> Hierarchy | None:
     - ``{"n01440764": "tench"}``, an id with a name; and lists of such pairs;
     - Ultralytics: the ``names`` of a data file (``path``, ``train``, ``val``, ``nc``), or of one with nothing else;
     - COCO: ``categories``, each with a ``name``, an ``id`` and perhaps a ``supercategory``;
+    - lists of objects with a ``parent``, and ``{"cat": "animal", "dog": "animal"}``, names with their parents;
     - Open Images: ``LabelName`` with a list ``Subcategory``.
 
     Raises:
@@ -116,6 +120,8 @@ def _coco(data: Any) -> Hierarchy | None:
         return None
     if not all(isinstance(item.get("name"), str) and isinstance(item.get("id"), int) for item in listed):
         return None
+    if any(_PARENT & {*item} for item in listed):
+        return None
     root = Hierarchy("")
     groups: dict[str, Hierarchy] = {}
     for item in listed:
@@ -127,6 +133,31 @@ def _coco(data: Any) -> Hierarchy | None:
             above = groups[group]
         above.children.append(Hierarchy(item["name"], index=item["id"]))
     return root
+
+
+def _with_parents(data: Any) -> Hierarchy | None:
+    """A list of objects that name their parents: ``[{"id": 1, "name": "cat", "parent": 10}]``; as a table."""
+    if not isinstance(data, list) or not data or not all(isinstance(item, Mapping) for item in data):
+        return None
+    if not any(_PARENT & {*item} for item in data):
+        return None
+    keys = list(dict.fromkeys(key for item in data for key in item))
+    return _table(keys, [["" if item.get(key) is None else str(item[key]) for key in keys] for item in data])
+
+
+def _child_to_parent(data: Any) -> Hierarchy | None:
+    """``{"cat": "animal", "dog": "animal"}``: names that stand behind several others are no ids of theirs."""
+    if not isinstance(data, Mapping) or not all(isinstance(item, str) for pair in data.items() for item in pair):
+        return None
+    if {*data} & _DATA_FILE:
+        return None
+    return _table(["child", "parent"], list(data.items())) if len({*data.values()}) < len(data) else None
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Hierarchy:
+    text = StringIO()
+    csv.writer(text).writerows([headings, *rows])
+    return read_table(text.getvalue(), ",", header=True)
 
 
 def _open_images(data: Any) -> Hierarchy | None:
@@ -182,6 +213,7 @@ def _is_pair(value: Any) -> bool:
 
 
 #: Keys of an Ultralytics data file besides ``names``.
+_PARENT = {"parent", "parent_id", "parentId", "parent_name", "parentName"}
 _DATA_FILE = {"path", "train", "val", "test", "nc", "download", "yaml_file", "kpt_shape"}
 _READERS: dict[str, Callable[[Any], Hierarchy | None]] = {
     "original indices with class names": _indexed,
@@ -189,5 +221,7 @@ _READERS: dict[str, Callable[[Any], Hierarchy | None]] = {
     "the 'names' of an Ultralytics data file, which holds no tree": _ultralytics,
     "groups of original indices with class names": _numbered_groups,
     "COCO's categories": _coco,
+    "objects with their parents": _with_parents,
+    "names with their parents": _child_to_parent,
     "Open Images' hierarchy": _open_images,
 }

@@ -17,6 +17,8 @@ log = logging.getLogger("hlnet")
 _INDENT = re.compile(r"(?P<blank>[ \t]*)(?P<marks>[-*+•–—>]+[ \t]+|-+(?=[^\s\d-]))?(?P<name>.*)")
 _NUMBERED = re.compile(r"(?P<index>[0-9]{1,9})\s*(?:[:.)=,\t]\s*|\s)(?P<name>\S.*)")
 _NAMED_ID = re.compile(r"(?P<id>[A-Za-z]{1,3}[0-9]{4,})[\s:,=]+(?P<name>\S.*)")
+#: What separates the parts of a path besides the characters that tables have.
+_ARROWS = (" > ", " >> ", " → ", " » ", " -> ", "::", "\\")
 _LINK = re.compile(r"[\w-]*[0-9][\w-]*\s+-?[\w-]*[0-9][\w-]*", re.ASCII)
 
 
@@ -25,8 +27,8 @@ def read_list(text: str, plain: bool = False) -> Hierarchy:
 
     Read are names alone; ``0: name`` and ``0 name``, numbers being the original indices; ``n01440764 tench``, with ids;
     lists whose depth is told by indentation or by dashes (``- cat``, ``-- tabby``); and lines whose parts are separated
-    by semicolons, tabs, bars or slashes, as tables of paths. A comma is part of a name. Empty lines and those that
-    begin with ``#`` are passed over.
+    by semicolons, tabs, bars, slashes or arrows (``animal > cat``), as tables of paths. A comma is part of a name.
+    Empty lines and those that begin with ``#`` are passed over.
 
     Args:
         text: of the file.
@@ -67,6 +69,10 @@ def read_list(text: str, plain: bool = False) -> Hierarchy:
     if len(identified) == len(names) and len({found["id"] for found in identified}) == len(names):
         nodes = [Hierarchy(found["name"], id=found["id"]) for found in identified]
         return _flat(nodes, f"a list with ids before the names{passed}")
+    for arrow in _ARROWS:
+        if 2 * sum(arrow in name for name in names) > len(names):
+            cells = ["\t".join(part.strip() for part in name.split(arrow)) for name in names]
+            return read_table("\n".join(cells), "\t", header=False, kind="paths")
     if indented := _indented(lines):
         log.info("list read: by indentation%s; classes: %d", passed, len(indented.leaves()))
         return checked(indented)

@@ -38,6 +38,20 @@ CASES = [
     ("names alone", "data.yaml", "names: {0: manx, 1: boxer}\n", {"manx": 0, "boxer": 1}, "'names'"),
     ("COCO", "t.json", '{"categories": [{"id": 3, "name": "manx", "supercategory": "cat"}]}',
      {"cat": {"manx": 3}}, "COCO"),
+    ("Darwin Core with other ids", "t.csv",
+     "id,taxonID,identifier,parentNameUsageID,kingdom,scientificName,taxonRank\n1,9,u,,x,cat,genus\n2,8,u,9,x,manx,species"
+     "\n3,7,u,9,x,tabby,species\n4,6,u,,x,dog,genus\n5,5,u,6,x,boxer,species\n", PETS, "not used: 'id', 'identifier'"),
+    ("numbered by pandas", "t.csv", ",class,subclass\n0,cat,manx\n1,cat,tabby\n2,dog,boxer\n", PETS,
+     "not used: 'column 1'"),
+    ("arrows", "t.txt", "cat > manx\ncat > tabby\ndog > boxer\n", PETS, "classes: 3"),
+    ("backslashes", "t.txt", "cat\\manx\ncat\\tabby\ndog\\boxer\n", PETS, "classes: 3"),
+    ("Darknet", "t.names", "manx\nboxer\n", {"manx": 0, "boxer": 1}, "one class a line"),
+    ("objects with parents", "t.json",
+     '[{"id": 1, "name": "manx", "parent": 4}, {"id": 2, "name": "tabby", "parent": 4}, {"id": 4, "name": "cat", '
+     '"parent": null}, {"id": 5, "name": "dog", "parent": null}, {"id": 3, "name": "boxer", "parent": 5}]', PETS,
+     "objects with their parents"),
+    ("a mapping to parents", "t.json", '{"manx": "cat", "tabby": "cat", "boxer": "dog"}', PETS,
+     "names with their parents"),
     ("links from child to parent", "t.json",
      '{"nodes": [{"id": "cat"}, {"id": "manx"}, {"id": "tabby"}], "links": [{"source": "manx", "target": "cat"}, '
      '{"source": "tabby", "target": "cat"}]}', {"manx": 0, "tabby": 1}, "child to parent"),
@@ -55,6 +69,18 @@ def test_read_as_meant_and_told(tmp_path, caplog, _, name, text, nested, words):
     assert words in " ".join(lines)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_unicode_as_spreadsheets_write_it(tmp_path, encoding):
+    (tmp_path / "t.tsv").write_text("ordre\tespèce\ncat\tmanx\ncat\ttabby\ndog\tboxer\n", encoding=encoding)
+    assert read_tree(tmp_path / "t.tsv").to_nested() == PETS
+
+
+def test_other_encodings_are_refused_with_the_mend(tmp_path):
+    (tmp_path / "t.csv").write_text("genus,espèce\ncat,manx\n", encoding="latin-1")
+    with pytest.raises(TreeError, match=r"no text in UTF-8 \(line 1 has the byte 0xe8\); save it as UTF-8"):
+        read_tree(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -63,6 +89,7 @@ def test_read_as_meant_and_told(tmp_path, caplog, _, name, text, nested, words):
         ("t.json", '{"type": "FeatureCollection", "features": []}', "GeoJSON"),
         ("t.json", '[{"label": "a", "score": 1}]', "a format that is not known"),
         ("data.yaml", "path: x\ntrain: a\nval: b\nnc: 2\n", "without the 'names'"),
+        ("data.yaml", "path: x\ntrain: a\nval: a\n", "without the 'names'"),
     ],
 )
 def test_what_is_no_tree_is_refused_by_what_it_looks_like(tmp_path, name, text, words):

@@ -174,7 +174,7 @@ WRONG = {
     "paths' header alone": ("t.csv", "level 1\n", "no class"),
     "headings twice": ("t.csv", "parent,child,ID,id\n,a,x,y\n", "'ID' and 'id' head columns of one kind"),
     "two ids": ("t.csv", "wnid,synset,class\nn1,a.n.1,a\n", "'wnid' and 'synset' head columns of one kind"),
-    "no heading": ("t.csv", ",class\n0,a\n1,b\n", "column 1 has no heading"),
+    "no heading": ("t.csv", ",class\n5,a\n1,b\n", "column 1 has no heading"),
     "long row": ("t.csv", "class\na\nb,c\n", "row 3 has more cells"),
     "only an id": ("t.csv", "class,id\na,1\n,2\n", "row 3 names no class"),
     "class twice": ("t.csv", "class,index\na,1\na,2\n", "row 3: 'a' is the class of row 2"),
@@ -188,8 +188,8 @@ WRONG = {
     "slash": ("t.csv", "a,b/c\n", "b/c.*no name"),
     "line in a name": ("t.csv", '"a\nb",c\n"a\nb",d\n"a\nb"\n', "row 3"),
     "empty table": ("t.tsv", " \n\t\n", "empty"),
-    "binary table": ("t.csv", b"\x89PNG\xff\0", "CSV"),
-    "UTF-16": ("t.csv", "a,b\n".encode("utf-16"), "CSV"),
+    "binary table": ("t.csv", b"\x89PNG\xff\0", "no text in UTF-8"),
+    "UTF-16": ("t.csv", "a,b\n".encode("utf-16-le"), "a"),
 }  # fmt: skip
 
 
