@@ -63,6 +63,8 @@ class PlainHead(nn.Module):
         widths, strides: of the bottlenecks.
     """
 
+    class_rows = None  # which training asks for
+
     def __init__(self, tree: hlnet.ClassTree, channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
         self.tree = tree

@@ -189,7 +189,7 @@ WRONG = {
     "line in a name": ("t.csv", '"a\nb",c\n"a\nb",d\n"a\nb"\n', "row 3"),
     "empty table": ("t.tsv", " \n\t\n", "empty"),
     "binary table": ("t.csv", b"\x89PNG\xff\0", "no text in UTF-8"),
-    "UTF-16": ("t.csv", "a,b\n".encode("utf-16-le"), "a"),
+    "UTF-16": ("t.csv", "a,b\n".encode("utf-16-le"), "no name for a node"),
 }  # fmt: skip
 
 
