@@ -10,6 +10,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from hlnet.tree.nodes import normal_name
+
 
 def group_name(written: str) -> str:
     """The nearest name that a class tree takes; empty if nothing is left.
@@ -17,7 +19,7 @@ def group_name(written: str) -> str:
     >>> group_name(" cars/trucks ")
     'cars and trucks'
     """
-    printable = "".join(letter if letter.isprintable() else " " for letter in written)
+    printable = "".join(letter if letter.isprintable() else " " for letter in normal_name(written))
     return " ".join(" and ".join(part for part in printable.split("/") if part.strip()).split())
 
 
