@@ -15,6 +15,8 @@ from hlnet.expert.cut import cut_expert
 from hlnet.model.fast import chunks
 from hlnet.model.fast.chunks import RankChunk
 from hlnet.model.fast.optimize import optimize
+from hlnet.model.fast.select import SelectedTree
+from hlnet.model.fast.walk import FastTree
 from hlnet.tree.class_tree import ClassTree
 
 both_paths, path = kernel_paths.both_paths, kernel_paths.path
@@ -56,13 +58,15 @@ def test_logits_are_those_of_training(lean, tree):
 def test_selections_whatever_ran_together(monkeypatch, lean, tree):
     net = build_lean(tree, lean, torch.float32)
     some = [[0], [0, len(tree.classes) - 1], range(0, len(tree.classes), 3), range(1, len(tree.classes))]
+    features, expected = run(net.features, small(2)), []
+    for classes in map(list, some):
+        expert = cut_expert(net, classes)
+        expected += [(classes, gains, run(expert.head, features, *gains)) for gains in both_gains(expert, 2)]
     for cache in (1, 2000, 20_000, 2**20):
         monkeypatch.setattr(hlnet.model.fast.walk, "CACHE", cache)
-        fast = optimize(net)
-        for classes in some:
-            expert, selected = cut_expert(net, list(classes)), fast.select(list(classes))
-            for gains in both_gains(expert, 2):
-                assert_near(run(selected, small(2), *gains), run(expert, small(2), *gains), 2e-5)
+        full = FastTree(net.head, torch.float32)
+        for classes, gains, logits in expected:
+            assert_near(run(SelectedTree(full, classes), features, *gains), logits, 2e-5)
 
 
 @leans
