@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,8 @@ from hlnet.evaluation.descent import (
 from hlnet.model.base import Network
 from hlnet.model.fast.optimize import InferenceNet, optimize
 from hlnet.model.provenance import FittedDescent
+
+log = logging.getLogger("hlnet")
 
 
 def calibrate_descent(
@@ -190,6 +193,8 @@ def threshold_for(net: Network, agreement: float) -> float:
     fitted = sorted(net.provenance.descent, key=lambda one: one.agreement)
     for one in fitted:
         if one.agreement >= agreement - 1e-9:
+            if one.agreement > agreement + 1e-9:
+                log.info("descents stop as fitted for an agreement of %g (asked for: %g)", one.agreement, agreement)
             return one.threshold
     told = f"fitted for {', '.join(f'{one.agreement:g}' for one in fitted)}" if fitted else "not fitted for a descent"
     raise UsageError(

@@ -65,6 +65,13 @@ def test_predictions_and_evaluation_are_the_librarys(at):
     ]
 
 
+def test_another_agreement_than_was_fitted_is_told(at):
+    _, told = invoke("predict {net} {camera} --agreement 0.5 --json", **at)
+    assert "as fitted for an agreement of 0.9 (asked for: 0.5)" in told
+    _, told = invoke("predict {net} {camera} --agreement 0.9 --json", **at)
+    assert "as fitted" not in told
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
